@@ -1,0 +1,101 @@
+"""The formulas of Gemma 4: arrays in, arrays out, no weights and no state.  Read this file first.
+
+Axis letters, the same in einsum strings and prose throughout the project:
+b batch · t query/time · s key/slot · n query head · k KV head · g query heads per KV head · h head dim ·
+d model width · f MLP width · v vocabulary · e expert.
+
+Norms, angles and softmax are computed in float32 whatever the dtype of the weights, and rounded back where
+transformers 5.22.2 (`modeling_gemma4.py`) rounds.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+
+
+def rms_norm(x: Float[Array, "*batch d"], weight: Float[Array, " d"] | None, eps: float) -> Float[Array, "*batch d"]:
+    """x / rms(x) * weight.  The weight multiplies as it is (Gemma 1-3 used 1 + weight); None means no weight (V, router).
+
+    Source: Zhang & Sennrich 2019 (arXiv 1910.07467), eq. 4; `Gemma4RMSNorm` in transformers 5.22.2.
+    """
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    if weight is not None:
+        normed = normed * weight.astype(jnp.float32)
+    return normed.astype(x.dtype)
+
+
+def inverse_frequencies(head_dim: int, theta: float, rotary_factor: float = 1.0) -> np.ndarray:
+    """Radians per token of each of the head_dim/2 frequency pairs, float32 [head_dim/2].
+
+    Proportional RoPE: only the first `rotary_factor` of the pairs turn, the rest stand still (frequency 0); the exponent
+    still divides by the whole head_dim, and pairs still span the whole head.  Worked out in float64: half-precision
+    frequencies ruin long contexts.  Source: `_compute_proportional_rope_parameters`, transformers 5.22.2.
+    """
+    pairs = head_dim // 2
+    turning = int(rotary_factor * head_dim // 2)
+    frequencies = theta ** (-2.0 * np.arange(pairs, dtype=np.float64) / head_dim)
+    return np.where(np.arange(pairs) < turning, frequencies, 0.0).astype(np.float32)
+
+
+def rope_angles(
+    positions: Int[Array, "b t"], head_dim: int, theta: float, rotary_factor: float = 1.0
+) -> tuple[Float[Array, "b t pairs"], Float[Array, "b t pairs"]]:
+    """cos and sin of position x frequency, float32."""
+    frequencies = inverse_frequencies(head_dim, theta, rotary_factor)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+    x: Float[Array, "b t heads h"], angles: tuple[Float[Array, "b t pairs"], Float[Array, "b t pairs"]]
+) -> Float[Array, "b t heads h"]:
+    """Turn each pair (x[i], x[i + h/2]) by its angle.  Source: Su et al. 2021 (arXiv 2104.09864), eq. 34, split-half pairs."""
+    cos, sin = (angle[:, :, None, :].astype(x.dtype) for angle in angles)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def visible(
+    query_positions: Int[Array, "b t"], key_positions: Int[Array, "b s"], window: int | None
+) -> Bool[Array, "b t s"]:
+    """Which keys each query sees: itself and earlier ones and, in a sliding layer, only the last `window` of those.
+
+    Positions are absolute.  A negative key position means that the slot holds nothing.
+    """
+    query, key = query_positions[:, :, None], key_positions[:, None, :]
+    seen = (key >= 0) & (key <= query)
+    return seen if window is None else seen & (key > query - window)
+
+
+def attend(
+    query: Float[Array, "b t n h"],
+    key: Float[Array, "b k s h"],
+    value: Float[Array, "b k s h"],
+    seen: Bool[Array, "b t s"],
+) -> Float[Array, "b t n h"]:
+    """Grouped-query attention with scale 1.0 (Gemma 4 normalises q and k instead of dividing by sqrt(h)).
+
+    Query head i reads KV head i // (n/k).  Slots that no query sees may hold anything, NaN included: their scores are
+    replaced before the softmax and their values before the sum (0 x NaN would still be NaN).
+    A row that sees nothing gets a finite result without meaning.
+    """
+    grouped = rearrange(query, "b t (k g) h -> b k g t h", k=key.shape[1])
+    scores = jnp.einsum("bkgth,bksh->bkgts", grouped, key, preferred_element_type=jnp.float32)
+    scores = jnp.where(seen[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    probs = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    holds_a_key = seen.any(axis=1)[:, None, :, None]
+    out = jnp.einsum("bkgts,bksh->bkgth", probs, jnp.where(holds_a_key, value, 0))
+    return rearrange(out, "b k g t h -> b t (k g) h")
+
+
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The tanh approximation (`gelu_pytorch_tanh`), not the error function."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def softcap(logits: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*shape"]:
+    """cap * tanh(logits / cap): bounds logits to ±cap and keeps their order.  None leaves them as they are."""
+    return logits if cap is None else jnp.tanh(logits / cap) * cap
