@@ -1,0 +1,121 @@
+"""The KV cache: one rule for full and sliding layers, and rollback for free.
+
+The rule
+    The token at absolute position p lives in slot p % capacity of its layer.
+
+A full layer has a slot for every position, so there the rule is the identity.  A sliding layer has capacity
+window + chunk, where chunk is the most tokens that one forward may write: a ring that forgets what no query can see.
+
+Reading the rule backwards: with `last` the newest position written by the current forward, slot s holds position
+last - ((last - s) mod capacity).  `slot_positions` computes that; `functional.visible` does the rest.
+
+Why rollback is `length = n`, with nothing copied or cleared
+    A forward that starts at position a writes at most a .. a+chunk-1.  After rollback to n >= a the rejected ones occupy
+    slots of positions n .. a+chunk-1.  The next forward starts at n: whatever it does not overwrite is read as a position
+    of at most (a+chunk-1) - capacity.  In a full layer that is negative.  In a ring it is a - 1 - window at most, while
+    the oldest key that a query at n or later sees is n - window + 1.  So no mask ever shows a rejected slot, and the slot
+    of every visible position still holds that position.  `tests/unit/test_cache.py` fills all other slots with NaN.
+
+Padding is a draft that is always rejected, and prefill is a verify that accepts everything: both need no code here.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float, Int
+
+from gemma4.config import Config
+
+
+class LayerKV(NamedTuple):
+    """Keys (after norm and RoPE) and values (after norm) of one layer: [batch, kv_heads, capacity, head_dim]."""
+
+    key: Float[Array, "b k s h"]
+    value: Float[Array, "b k s h"]
+
+    @property
+    def capacity(self) -> int:
+        return self.key.shape[2]
+
+    @classmethod
+    def of(cls, key: Float[Array, "b t k h"], value: Float[Array, "b t k h"]) -> "LayerKV":
+        """The K/V of one forward without a cache: slot = position."""
+        return cls(rearrange(key, "b t k h -> b k t h"), rearrange(value, "b t k h -> b k t h"))
+
+
+class KVCache(NamedTuple):
+    """One `LayerKV` for each layer that owns K/V, None for layers that read another's; `length` counts committed tokens."""
+
+    layers: tuple[LayerKV | None, ...]
+    length: Int[Array, " b"]
+
+
+def init_cache(
+    config: Config, batch: int = 1, capacity: int = 512, *, chunk: int | None = None, dtype: jnp.dtype = jnp.float32
+) -> KVCache:
+    """An empty cache for sequences of up to `capacity` tokens, rejected drafts included.
+
+    chunk: the most tokens that one forward may write; None allows `capacity`, and then rings save nothing.
+    Memory: full layers hold `capacity` tokens, sliding ones min(capacity, sliding_window + chunk).
+    """
+    if batch < 1 or capacity < 1 or (chunk is not None and chunk < 1):
+        raise ValueError(f"init_cache: batch, capacity and chunk must be at least 1, got {batch}, {capacity}, {chunk}")
+    ring = min(capacity, config.sliding_window + (capacity if chunk is None else chunk))
+
+    def layer_kv(layer: int) -> LayerKV | None:
+        if config.kv_source[layer] != layer:
+            return None
+        slots = ring if config.is_sliding(layer) else capacity
+        shape = (batch, config.kv_heads(layer), slots, config.layer_head_dim(layer))
+        return LayerKV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))  # two buffers: each may be donated once
+
+    return KVCache(tuple(map(layer_kv, range(config.num_hidden_layers))), jnp.zeros(batch, jnp.int32))
+
+
+def write(kv: LayerKV, key: Float[Array, "b t k h"], value: Float[Array, "b t k h"], start: Int[Array, " b"]) -> LayerKV:
+    """Put tokens at positions start .. start+t-1 of each row into their slots."""
+    time = key.shape[1]
+    slots = (start[:, None] + jnp.arange(time)) % kv.capacity
+    rows = jnp.arange(key.shape[0])[:, None]
+    put = lambda buffer, new: buffer.at[rows, :, slots].set(new.astype(buffer.dtype), unique_indices=True)
+    return LayerKV(put(kv.key, key), put(kv.value, value))
+
+
+def slot_positions(last: Int[Array, " b"], capacity: int) -> Int[Array, "b s"]:
+    """The absolute position that each slot holds when `last` is the newest one written; negative: none yet.
+
+    Example: capacity 4, last 5 gives [4, 5, 2, 3]; last 1 gives [0, 1, -2, -1].
+    """
+    slots = jnp.arange(capacity)
+    return last[:, None] - (last[:, None] - slots) % capacity
+
+
+def rollback(cache: KVCache, length: Int[Array, " b"]) -> KVCache:
+    """Forget every token from position `length` on."""
+    return cache._replace(length=length)
+
+
+def check_room(config: Config, cache: KVCache, time: int) -> None:
+    """Refuse a write that would not fit, before it runs: under jit an index past the end would overwrite silently.
+
+    Errors: ValueError.  The length is checked where it is known (outside jit); shapes always.
+    """
+    capacities = [kv.capacity for layer, kv in enumerate(cache.layers) if kv and not config.is_sliding(layer)]
+    rings = [kv.capacity for layer, kv in enumerate(cache.layers) if kv and config.is_sliding(layer)]
+    for ring in rings:
+        chunk = ring if capacities and ring == min(capacities) else ring - config.sliding_window
+        if time > chunk:
+            raise ValueError(
+                f"{time} tokens in one forward, but this cache takes at most {chunk} at a time; "
+                f"feed them in chunks, or build the cache with init_cache(..., chunk={time})"
+            )
+    if isinstance(cache.length, jax.core.Tracer) or not capacities:
+        return
+    needed, capacity = int(cache.length.max()) + time, min(capacities)
+    if needed > capacity:
+        raise ValueError(
+            f"the cache holds {capacity} tokens, but {int(cache.length.max())} are in it and {time} more were given; "
+            f"build it with init_cache(..., capacity={needed}) or more"
+        )
