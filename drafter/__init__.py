@@ -1,0 +1,20 @@
+"""The MTP drafter of Gemma 4 in JAX.  Reading order: config, shared_cache, model, clustering, training."""
+
+from drafter.clustering import Clusters, cluster_recall, cluster_vocabulary, clustered_argmax, clustered_logits
+from drafter.config import PRESETS, Config
+from drafter.model import Drafter, forward
+from drafter.shared_cache import SharedCache, share_cache
+
+__all__ = [
+    "PRESETS",
+    "Clusters",
+    "Config",
+    "Drafter",
+    "SharedCache",
+    "cluster_recall",
+    "cluster_vocabulary",
+    "clustered_argmax",
+    "clustered_logits",
+    "forward",
+    "share_cache",
+]

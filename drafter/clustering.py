@@ -1,0 +1,143 @@
+"""The clustered vocabulary head, in both directions: score with clusters, and build them.
+
+A dense head scores every token: v x d multiplications.  The clustered head scores `num_centroids` centroids first and
+then only the tokens of the best `top_k` clusters (E2B: 2048 centroids, then 32 clusters of 128 tokens out of 262,144).
+All clusters have one size, so the tokens of cluster c are row c of `token_ordering.reshape(num_centroids, -1)`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+class Clusters(NamedTuple):
+    centroids: Float[Array, "clusters d"]
+    token_ordering: Int[Array, " v"]  # token ids, cluster after cluster
+
+
+def _candidates(
+    hidden: Float[Array, "b d"],
+    table: Float[Array, "v d"],
+    centroids: Float[Array, "clusters d"],
+    token_ordering: Int[Array, " v"],
+    top_k: int,
+) -> tuple[Int[Array, "b candidates"], Float[Array, "b candidates"]]:
+    """The tokens of the `top_k` clusters whose centroids score highest, and their logits (float32)."""
+    _, chosen = jax.lax.top_k(hidden @ centroids.T, top_k)
+    members = token_ordering.reshape(centroids.shape[0], -1)
+    tokens = members[chosen].reshape(hidden.shape[0], -1)
+    return tokens, jnp.einsum("bd,bcd->bc", hidden, table[tokens]).astype(jnp.float32)
+
+
+def clustered_logits(
+    hidden: Float[Array, "b d"],
+    table: Float[Array, "v d"],
+    centroids: Float[Array, "clusters d"],
+    token_ordering: Int[Array, " v"],
+    top_k: int,
+) -> Float[Array, "b v"]:
+    """Logits of the tokens in the `top_k` best clusters; every other token gets -inf, so its probability is exactly 0.
+
+    transformers 5.22.2 fills the others with min(selected) - 1 over the whole batch, which leaves them some probability:
+    the same argmax, but not a law that acceptance may use.
+    """
+    tokens, logits = _candidates(hidden, table, centroids, token_ordering, top_k)
+    rows = jnp.arange(hidden.shape[0])[:, None]
+    return jnp.full((hidden.shape[0], table.shape[0]), -jnp.inf, jnp.float32).at[rows, tokens].set(logits)
+
+
+def clustered_argmax(
+    hidden: Float[Array, "b d"],
+    table: Float[Array, "v d"],
+    centroids: Float[Array, "clusters d"],
+    token_ordering: Int[Array, " v"],
+    top_k: int,
+) -> Int[Array, " b"]:
+    """argmax of `clustered_logits` without writing the other logits down; the lowest id among equals, as argmax does."""
+    tokens, logits = _candidates(hidden, table, centroids, token_ordering, top_k)
+    is_best = logits == logits.max(axis=-1, keepdims=True)
+    return jnp.where(is_best, tokens, table.shape[0]).min(axis=-1).astype(jnp.int32)
+
+
+def cluster_vocabulary(table: Float[np.ndarray, "v d"], num_centroids: int, *, sweeps: int = 10) -> Clusters:
+    """Group the rows of an embedding table into `num_centroids` clusters of exactly v / num_centroids tokens.
+
+    Balanced k-means.  Start: halve the vocabulary along its principal direction, and the halves again (each group is cut in
+    proportion to the clusters it will hold).  Then sweep: centroids are means; tokens that have most to lose choose their
+    nearest centroid first, and a full one sends the rest to their next choice.  Deterministic.
+    Errors: ValueError unless num_centroids divides the number of rows.
+    """
+    table = np.asarray(table, np.float32)
+    vocabulary = len(table)
+    if num_centroids < 1 or vocabulary % num_centroids:
+        raise ValueError(f"{vocabulary} tokens do not divide into {num_centroids} clusters of one size")
+    assignment = np.empty(vocabulary, np.int64)
+    _bisect(table, np.arange(vocabulary), range(num_centroids), assignment)
+    best, best_cost = assignment, np.inf
+    for _ in range(sweeps):
+        centroids = _means(table, assignment, num_centroids)
+        cost = float(np.square(table - centroids[assignment]).sum())
+        if cost >= best_cost:
+            break
+        best, best_cost = assignment, cost
+        assignment = _assign(table, centroids)
+    ordering = np.lexsort((np.arange(vocabulary), best))
+    return Clusters(jnp.asarray(_means(table, best, num_centroids)), jnp.asarray(ordering, jnp.int32))
+
+
+def _bisect(table, tokens, clusters, assignment):
+    if len(clusters) == 1:
+        assignment[tokens] = clusters[0]
+        return
+    rows = table[tokens] - table[tokens].mean(axis=0)
+    principal = np.linalg.eigh(rows.T @ rows)[1][:, -1]
+    half = len(clusters) // 2
+    cut = len(tokens) * half // len(clusters)
+    order = tokens[np.argsort(rows @ principal, kind="stable")]
+    _bisect(table, order[:cut], clusters[:half], assignment)
+    _bisect(table, order[cut:], clusters[half:], assignment)
+
+
+def _means(table, assignment, num_centroids):
+    sums = np.zeros((num_centroids, table.shape[1]), np.float32)
+    np.add.at(sums, assignment, table)
+    return sums * (num_centroids / len(table))
+
+
+def _assign(table, centroids, choices: int = 32):
+    """Every cluster full, none over-full: tokens choose in rounds, and each cluster keeps those that would lose most."""
+    vocabulary, clusters = len(table), len(centroids)
+    size, choices = vocabulary // clusters, min(choices, clusters)
+    room, assignment = np.full(clusters, size), np.full(vocabulary, -1)
+    norms = np.square(centroids).sum(axis=1)
+    while (open_tokens := np.flatnonzero(assignment < 0)).size:
+        open_clusters = np.flatnonzero(room)
+        distance = norms[open_clusters] - 2 * table[open_tokens] @ centroids[open_clusters].T
+        nearest = np.argmin(distance, axis=1)
+        first = distance[np.arange(len(open_tokens)), nearest]
+        if len(open_clusters) > 1:
+            loss = np.partition(distance, 1, axis=1)[:, 1] - first
+        else:
+            loss = -first
+        for place, cluster in enumerate(open_clusters):
+            suitors = np.flatnonzero(nearest == place)
+            kept = suitors[np.argsort(-loss[suitors], kind="stable")][: room[cluster]]
+            assignment[open_tokens[kept]] = cluster
+            room[cluster] -= len(kept)
+    return assignment
+
+
+def cluster_recall(
+    hidden: Float[Array, "rows d"],
+    table: Float[Array, "v d"],
+    centroids: Float[Array, "clusters d"],
+    token_ordering: Int[Array, " v"],
+    top_k: int,
+) -> float:
+    """How often the dense head's argmax lies in the chosen clusters, over the given hidden rows: 0..1."""
+    dense = jnp.argmax(hidden @ table.T, axis=-1)
+    tokens, _ = _candidates(hidden, table, centroids, token_ordering, top_k)
+    return float((tokens == dense[:, None]).any(axis=1).mean())

@@ -1,0 +1,131 @@
+"""The shape of an MTP drafter, and which of the two conventions in the wild it follows.
+
+`PRESETS` holds the drafters of the five released sizes (figures: the released configurations, `tests/data/configs`).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from gemma4 import config as gemma4_config
+
+TRANSFORMERS = "transformers"
+VLLM = "vllm"
+CONVENTIONS = (TRANSFORMERS, VLLM)
+
+MODEL_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """`text` describes the drafter's own layers: all of them share K/V, so they own none and read the target's.
+
+    convention: with n tokens in the target's cache and the token to continue from at index n,
+        "transformers" (5.22.2, also KerasHub and mlx-swift-lm) stands at position n and sees the last window + 1 rows in
+        sliding layers; "vllm" (also SGLang, Ollama, tpu-inference) stands at n - 1 and sees the last window rows.
+        Google's documentation does not say which one the released drafters were trained with.
+    """
+
+    text: gemma4_config.Config
+    backbone_hidden_size: int  # the target's hidden_size
+    use_ordered_embeddings: bool = False  # the clustered head
+    num_centroids: int = 2048
+    centroid_intermediate_top_k: int = 32  # clusters scored for each token
+    convention: str = TRANSFORMERS
+
+    def __post_init__(self):
+        if self.convention not in CONVENTIONS:
+            raise ValueError(f"convention: expected one of {', '.join(CONVENTIONS)}, got {self.convention!r}")
+        if self.text.num_kv_shared_layers != self.text.num_hidden_layers:
+            raise ValueError(
+                f"a drafter's layers all read the target's K/V: expected num_kv_shared_layers = "
+                f"{self.text.num_hidden_layers}, got {self.text.num_kv_shared_layers}"
+            )
+        if self.use_ordered_embeddings and self.text.vocab_size % self.num_centroids:
+            raise ValueError(f"{self.text.vocab_size} tokens do not divide into {self.num_centroids} clusters of one size")
+        if self.use_ordered_embeddings and not 0 < self.centroid_intermediate_top_k <= self.num_centroids:
+            raise ValueError(
+                f"centroid_intermediate_top_k must lie in 1..{self.num_centroids}, got {self.centroid_intermediate_top_k}"
+            )
+
+    def check_fits(self, target: gemma4_config.Config) -> None:
+        """Errors: ValueError that names what differs, unless this drafter can read `target`'s cache and embeddings."""
+        pairs = {
+            "backbone_hidden_size / hidden_size": (self.backbone_hidden_size, target.hidden_size),
+            "vocab_size": (self.text.vocab_size, target.vocab_size),
+            "sliding_window": (self.text.sliding_window, target.sliding_window),
+        }
+        for layer, kind in enumerate(self.text.layer_types):
+            if kind not in target.donors:
+                raise ValueError(f"drafter and target do not fit: the target has no {kind} layer that owns K/V")
+            donor = target.donors[kind]
+            pairs[f"{kind} head_dim"] = (self.text.layer_head_dim(layer), target.layer_head_dim(donor))
+            pairs[f"{kind} KV heads"] = (self.text.kv_heads(layer), target.kv_heads(donor))
+            pairs[f"{kind} RoPE"] = (self.text.rope(kind), target.rope(kind))
+        wrong = [f"{name}: drafter {ours}, target {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
+        if wrong:
+            raise ValueError(f"drafter and target do not fit ({'; '.join(wrong)}); use the drafter made for this target")
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "Config":
+        """Read an assistant's `config.json`.  Errors: ValueError that names the field."""
+        if config.get("model_type") not in MODEL_TYPES:
+            raise ValueError(
+                f"model_type: expected one of {', '.join(MODEL_TYPES)}, got {config.get('model_type')!r}; "
+                "this is not the configuration of a Gemma 4 drafter"
+            )
+        for name in ("text_config", "backbone_hidden_size"):
+            if not config.get(name):
+                raise ValueError(f"{name}: missing from the configuration; a drafter's config.json has it")
+        optional = ("use_ordered_embeddings", "num_centroids", "centroid_intermediate_top_k", "convention")
+        return cls(
+            text=gemma4_config.from_text_config(gemma4_config.Config, config["text_config"]),
+            backbone_hidden_size=config["backbone_hidden_size"],
+            **{name: config[name] for name in optional if config.get(name) is not None},
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `config.json` that transformers reads as `Gemma4AssistantForCausalLM` (it ignores `convention`)."""
+        ours = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        text = {name: value for name, value in ours.pop("text").to_hf().items() if name != "architectures"}
+        return {
+            "architectures": ["Gemma4AssistantForCausalLM"],
+            "model_type": "gemma4_assistant",
+            "tie_word_embeddings": True,
+            **ours,
+            "text_config": text,
+        }
+
+
+def _released(target: gemma4_config.Config, *, width: int, mlp: int, heads: int, clustered: bool, context: int) -> Config:
+    """S S S F over `target`'s K/V: whatever concerns K/V is the target's, the rest is the drafter's own."""
+    text = dataclasses.replace(
+        target,
+        hidden_size=width,
+        intermediate_size=mlp,
+        layer_types=gemma4_config.interleave(3, 4),
+        num_attention_heads=heads,
+        num_kv_shared_layers=4,
+        use_double_wide_mlp=False,
+        hidden_size_per_layer_input=0,
+        vocab_size_per_layer_input=0,
+        enable_moe_block=False,
+        num_experts=0,
+        top_k_experts=0,
+        moe_intermediate_size=0,
+        final_logit_softcapping=None,
+        max_position_embeddings=context,
+    )
+    return Config(text=text, backbone_hidden_size=target.hidden_size, use_ordered_embeddings=clustered)
+
+
+PRESETS: dict[str, Config] = {
+    name: _released(gemma4_config.PRESETS[name], width=width, mlp=mlp, heads=heads, clustered=clustered, context=context)
+    for name, width, mlp, heads, clustered, context in (
+        ("E2B", 256, 2048, 4, True, 131_072),
+        ("E4B", 256, 2048, 4, True, 131_072),
+        ("12B", 1024, 8192, 16, False, 262_144),
+        ("26B-A4B", 1024, 8192, 16, False, 131_072),
+        ("31B", 1024, 8192, 32, False, 262_144),
+    )
+}

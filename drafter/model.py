@@ -1,0 +1,134 @@
+"""The MTP drafter: one draft step on one screen.
+
+    x       = pre_projection([embedding ; hidden])      the target's scaled embedding first, its hidden row second
+    x       = the layers, queries only, over the target's K/V, all at one constant position
+    y       = norm(x)
+    logits  = head(y)                                   dense (tied table) or clustered
+    hidden' = post_projection(y)                        the hidden input of the next draft step
+
+Source: `modeling_gemma4_assistant.py`, transformers 5.22.2.  Reads `gemma4`'s layers, `config.py`, `shared_cache.py` and
+`clustering.py`.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from drafter.clustering import clustered_argmax, clustered_logits
+from drafter.config import TRANSFORMERS, Config
+from drafter.shared_cache import SharedCache
+from gemma4.cache import LayerKV, slot_positions
+from gemma4.config import SLIDING
+from gemma4.functional import rope_angles, visible
+from gemma4.layers import Embedding, Linear, Place, RMSNorm, Tap, matmul, no_tap, scoped
+from gemma4.model import DecoderLayer
+
+
+class Drafter(nnx.Module):
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+        self.config = config
+        text, width, backbone = config.text, config.text.hidden_size, config.backbone_hidden_size
+        self.pre_projection = Linear(2 * backbone, width, rngs=rngs, dtype=dtype)
+        self.layers = nnx.List([DecoderLayer(text, i, rngs=rngs, dtype=dtype) for i in range(text.num_hidden_layers)])
+        self.norm = RMSNorm(width, text.rms_norm_eps, dtype=dtype)
+        self.post_projection = Linear(width, backbone, rngs=rngs, dtype=dtype)
+        self.embed_tokens = Embedding(text.vocab_size, width, rngs=rngs, dtype=dtype)  # only ever used as the head
+        if config.use_ordered_embeddings:
+            self.masked_embedding = ClusteredHead(config, rngs=rngs, dtype=dtype)
+
+    def __call__(
+        self,
+        embedding: Float[Array, "b t backbone"],
+        hidden: Float[Array, "b t backbone"],
+        donors: dict[str, LayerKV],
+        places: dict[str, Place],
+        tap: Tap = no_tap,
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t backbone"]]:
+        """The rows that the head reads, and the hidden rows of the next step.  t independent steps at once (1 in use)."""
+        x = tap("pre_projection", self.pre_projection(jnp.concatenate([embedding, hidden], axis=-1)))
+        for i, layer in enumerate(self.layers):
+            kind = self.config.text.layer_types[i]
+            x, _ = layer(x, None, donors[kind], places[kind], scoped(tap, f"layers.{i}"))
+        normed = tap("norm", self.norm(x))
+        return normed, tap("post_projection", self.post_projection(normed))
+
+    def places(self, lengths: Int[Array, "b t"], rows: dict[str, Int[Array, "b s"]]) -> dict[str, Place]:
+        """Where drafts stand when `lengths` tokens are committed and the slots of each type hold positions `rows`.
+
+        The same for every step of a round: nothing is written in between.
+        """
+        text, is_transformers = self.config.text, self.config.convention == TRANSFORMERS
+        last = lengths - 1  # the newest committed position; the token to continue from stands one later
+        position = last + 1 if is_transformers else last
+        window = text.sliding_window + 1 if is_transformers else text.sliding_window
+        return {
+            kind: Place(
+                start=None,
+                angles=rope_angles(position, *text.rope(kind)),
+                seen=visible(last, rows[kind], window if kind == SLIDING else None),
+            )
+            for kind in sorted(set(text.layer_types))
+        }
+
+    def logits(self, normed: Float[Array, "b d"]) -> Float[Array, "b v"]:
+        """Scores of the next token, float32, no soft cap; -inf outside the chosen clusters of a clustered head."""
+        table = self.embed_tokens.weight[...]
+        if self.config.use_ordered_embeddings:
+            return clustered_logits(normed, table, *self.masked_embedding.clusters())
+        return self.dense_logits(normed)
+
+    def dense_logits(self, normed: Float[Array, "*batch d"]) -> Float[Array, "*batch v"]:
+        return matmul(normed, self.embed_tokens.weight[...].T).astype(jnp.float32)
+
+    def argmax(self, normed: Float[Array, "b d"]) -> Int[Array, " b"]:
+        """The greedy draft token: argmax of `logits`."""
+        if self.config.use_ordered_embeddings:
+            return clustered_argmax(normed, self.embed_tokens.weight[...], *self.masked_embedding.clusters())
+        return jnp.argmax(self.dense_logits(normed), axis=-1).astype(jnp.int32)
+
+
+class ClusteredHead(nnx.Module):
+    """Centroids (a weight) and the token ids of each cluster (no weight: an optimizer must never touch them)."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+        self.top_k = config.centroid_intermediate_top_k
+        self.centroids = Linear(config.text.hidden_size, config.num_centroids, rngs=rngs, dtype=dtype)
+        self.token_ordering = nnx.Param(jnp.arange(config.text.vocab_size, dtype=jnp.int32))
+
+    def clusters(self) -> tuple[Float[Array, "clusters d"], Int[Array, " v"], int]:
+        return self.centroids.weight[...].T, self.token_ordering[...], self.top_k
+
+
+def forward(
+    drafter: Drafter,
+    embedding: Float[Array, "b backbone"],
+    hidden: Float[Array, "b backbone"],
+    shared: SharedCache,
+    *,
+    tap: Tap | None = None,
+) -> tuple[Float[Array, "b v"], Float[Array, "b backbone"]]:
+    """One draft step: logits of the next token [b, vocab] float32, and the hidden input of the step after it [b, d_target].
+
+    embedding: the target's scaled embedding of the token to continue from.
+    hidden:    the target's hidden row (after its final norm) that predicted that token; in later steps, what this returned.
+    tap:       called as tap(name, value) at every named point; the step then runs unjitted.
+    Errors:    ValueError if the widths are not the target's, or rows and cache differ in batch.
+    """
+    width, batch = drafter.config.backbone_hidden_size, shared.length.shape[0]
+    for name, value in (("embedding", embedding), ("hidden", hidden)):
+        if value.shape != (batch, width):
+            raise ValueError(f"{name}: expected shape ({batch}, {width}) (batch, the target's width), got {value.shape}")
+    if tap is None:
+        return _forward(drafter, embedding, hidden, shared)
+    return step(drafter, embedding, hidden, shared, tap)
+
+
+def step(drafter: Drafter, embedding, hidden, shared: SharedCache, tap: Tap = no_tap):
+    rows = {kind: slot_positions(shared.length - 1, kv.capacity) for kind, kv in shared.donors.items()}
+    places = drafter.places(shared.length[:, None], rows)
+    normed, chained = drafter(embedding[:, None], hidden[:, None], shared.donors, places, tap)
+    return tap("logits", drafter.logits(normed[:, 0])), chained[:, 0]
+
+
+_forward = jax.jit(step)
