@@ -1,0 +1,37 @@
+"""Speculative decoding with a Gemma 4 target and its MTP drafter.
+
+Reading order: sampling, state, prefill, draft, verify, accept, rollback, speculative, autoregressive, generate.
+"""
+
+from decoding.accept import Acceptance, accept
+from decoding.autoregressive import autoregressive_step
+from decoding.draft import Draft, draft
+from decoding.generate import Generation, generate, generate_autoregressive
+from decoding.prefill import prefill
+from decoding.rollback import rollback
+from decoding.sampling import Sampling
+from decoding.speculative import Options, speculative_step
+from decoding.state import DecodeState, Round
+from decoding.stats import Stats
+from decoding.verify import Verification, verify
+
+__all__ = [
+    "Acceptance",
+    "DecodeState",
+    "Draft",
+    "Generation",
+    "Options",
+    "Round",
+    "Sampling",
+    "Stats",
+    "Verification",
+    "accept",
+    "autoregressive_step",
+    "draft",
+    "generate",
+    "generate_autoregressive",
+    "prefill",
+    "rollback",
+    "speculative_step",
+    "verify",
+]

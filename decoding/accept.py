@@ -1,0 +1,67 @@
+"""Stage 3: keep the longest prefix of the draft that leaves the target's law exact, and add one token of the target's.
+
+Leviathan et al. 2023 (arXiv 2211.17192), algorithm 1; their p is target_probs here, their q draft_probs (Chen et al. 2023,
+arXiv 2302.01318, swap the letters).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from decoding.sampling import choose
+
+
+class Acceptance(NamedTuple):
+    num_accepted: Int[Array, " b"]  # 0..gamma
+    next_token: Int[Array, " b"]  # the target's own token, after the accepted ones
+
+
+def accept(
+    target_probs: Float[Array, "b gamma+1 v"],
+    draft_tokens: Int[Array, "b gamma"],
+    draft_probs: Float[Array, "b gamma v"],
+    key: jax.Array,
+) -> Acceptance:
+    """Accept or reject each draft with one uniform number, and draw the next token with one more.
+
+    The emitted tokens follow target_probs exactly, for every drafter, if draft_tokens were drawn from draft_probs; a greedy
+    draft was drawn from a one-hot law.  Rows are independent.
+    Errors:  ValueError if the shapes do not fit.
+    Example: draft_probs == target_probs[:, :-1] accepts everything.
+    """
+    batch, gamma = draft_tokens.shape
+    if draft_probs.shape[:2] != (batch, gamma) or target_probs.shape != (batch, gamma + 1, draft_probs.shape[-1]):
+        raise ValueError(
+            f"accept: expected draft_probs [b, gamma, v] and target_probs [b, gamma + 1, v] for {gamma} drafts in {batch} "
+            f"rows, got {draft_probs.shape} and {target_probs.shape}"
+        )
+    return decide(target_probs, draft_tokens, draft_probs, jax.random.uniform(key, (batch, gamma + 1)))
+
+
+def decide(
+    target_probs: Float[Array, "b gamma+1 v"],
+    draft_tokens: Int[Array, "b gamma"],
+    draft_probs: Float[Array, "b gamma v"],
+    uniforms: Float[Array, "b gamma+1"],
+) -> Acceptance:
+    """`accept` as a function of its random numbers, in [0, 1): one a draft, and the last one for the next token."""
+    at_draft = lambda probs: jnp.take_along_axis(probs, draft_tokens[..., None], axis=-1)[..., 0]
+    # u < p/q, written without a division so that q = 0 needs no care.
+    accepted = uniforms[:, :-1] * at_draft(draft_probs) < at_draft(target_probs[:, :-1])
+    num_accepted = jnp.cumprod(accepted, axis=1, dtype=jnp.int32).sum(axis=1)
+    # After the last draft nothing was proposed: q = 0 there, and the residual is the target's law itself.
+    proposed = jnp.pad(draft_probs, ((0, 0), (0, 1), (0, 0)))
+    at_stop = lambda probs: jnp.take_along_axis(probs, num_accepted[:, None, None], axis=1)[:, 0]
+    next_token = choose(residual(at_stop(target_probs), at_stop(proposed)), uniforms[:, -1])
+    return Acceptance(num_accepted, next_token)
+
+
+def residual(target_probs: Float[Array, "*batch v"], draft_probs: Float[Array, "*batch v"]) -> Float[Array, "*batch v"]:
+    """max(p - q, 0), up to its sum: where the target has more probability than the drafts already gave it.
+
+    Where p and q differ by rounding alone it can be zero everywhere; then p itself stands in.
+    """
+    rest = jnp.maximum(target_probs - draft_probs, 0)
+    return jnp.where(rest.sum(axis=-1, keepdims=True) > 0, rest, target_probs)

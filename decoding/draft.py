@@ -1,0 +1,45 @@
+"""Stage 1: the drafter proposes gamma tokens, one after the other, all from one constant position."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from decoding.sampling import Sampling, choose, law
+from drafter import Drafter, SharedCache
+from drafter.model import step
+from gemma4 import Gemma4
+
+
+class Draft(NamedTuple):
+    tokens: Int[Array, "b gamma"]
+    probs: Float[Array, "b gamma v"]  # the law that each token was drawn from: one-hot if it was taken greedily
+
+
+def draft(
+    target: Gemma4,
+    drafter: Drafter,
+    token: Int[Array, " b"],
+    hidden: Float[Array, "b d"],
+    shared: SharedCache,
+    key: jax.Array,
+    *,
+    draft_length: int,
+    sampling: Sampling = Sampling(),
+) -> Draft:
+    """Propose `draft_length` tokens to follow `token`.
+
+    token, hidden: the newest emitted token, and the target's hidden row that predicted it (one position earlier).
+    sampling:      how drafts are drawn from the drafter's law; greedy unless given.  Whatever it is, the law returned is
+                   the law that was drawn from: acceptance is exact only then.
+    """
+    uniforms = jax.random.uniform(key, (draft_length, token.shape[0]))
+    tokens, probs = [], []
+    for i in range(draft_length):
+        # The target's embedding, scaled; the drafter's own table is only its head.
+        logits, hidden = step(drafter, target.embed_tokens(token), hidden, shared)
+        probs.append(law(logits, sampling))
+        token = choose(probs[-1], uniforms[i])
+        tokens.append(token)
+    return Draft(jnp.stack(tokens, axis=1), jnp.stack(probs, axis=1))

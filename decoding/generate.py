@@ -1,0 +1,133 @@
+"""From prompts to text tokens: checks, prefill, rounds until every row is done.  The host sees each round as it ends."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from decoding.autoregressive import autoregressive_step
+from decoding.prefill import prefill
+from decoding.sampling import Sampling
+from decoding.speculative import Options, speculative_step
+from decoding.state import DecodeState, Round
+from decoding.stats import Stats
+from drafter import Drafter
+from gemma4 import Gemma4
+from gemma4.model import check_tokens
+
+Prompts = Sequence[int] | Sequence[Sequence[int]]
+OnRound = Callable[[Round], None]
+
+
+class Generation(NamedTuple):
+    tokens: list[np.ndarray]  # one 1-D int array a row: the new tokens only, the first EOS last
+    stats: Stats
+
+
+def generate(
+    target: Gemma4,
+    drafter: Drafter,
+    prompt_tokens: Prompts,
+    *,
+    max_new_tokens: int = 64,
+    draft_length: int = 4,
+    sampling: Sampling = Sampling(),
+    draft_sampling: Sampling | None = None,
+    key: jax.Array | None = None,
+    eos_ids: Sequence[int] = (),
+    on_round: OnRound | None = None,
+) -> Generation:
+    """Speculative decoding.  The text's law is the target's alone; the drafter decides only how fast it comes.
+
+    prompt_tokens:  ids of one prompt, or a batch of prompts of different lengths.
+    draft_length:   gamma, tokens proposed a round.
+    draft_sampling: how drafts are drawn; like `sampling` unless given.
+    key:            `jax.random.key`; needed only where something is sampled (default: key 0).
+    on_round:       called with each `Round` as it ends (the prefill's first), arrays on the host.
+    Errors:         ValueError for a bad prompt or setting, for prompt + max_new_tokens past the context, and if drafter and
+                    target do not fit each other.
+    """
+    drafter.config.check_fits(target.config)
+    if draft_length < 1:
+        raise ValueError(f"draft_length: expected at least 1, got {draft_length}")
+    draft_sampling = sampling if draft_sampling is None else draft_sampling
+    options = Options(draft_length, sampling.check(), draft_sampling.check(), tuple(eos_ids))
+    state = start(target, prompt_tokens, max_new_tokens, options, key)
+    return collect(rounds(state, lambda state: speculative_step(target, drafter, state, options)), on_round)
+
+
+def generate_autoregressive(
+    target: Gemma4,
+    prompt_tokens: Prompts,
+    *,
+    max_new_tokens: int = 64,
+    sampling: Sampling = Sampling(),
+    key: jax.Array | None = None,
+    eos_ids: Sequence[int] = (),
+    on_round: OnRound | None = None,
+) -> Generation:
+    """The baseline: the same without a drafter, one token a round.  Errors: as `generate`."""
+    options = Options(0, sampling.check(), eos_ids=tuple(eos_ids))
+    state = start(target, prompt_tokens, max_new_tokens, options, key)
+    step = lambda state: autoregressive_step(target, state, options.sampling, options.eos_ids)
+    return collect(rounds(state, step), on_round)
+
+
+def start(
+    target: Gemma4, prompt_tokens: Prompts, max_new_tokens: int, options: Options, key: jax.Array | None
+) -> DecodeState:
+    prompts = check_prompts(target, prompt_tokens, max_new_tokens)
+    return prefill(
+        target,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        draft_length=options.draft_length,
+        sampling=options.sampling,
+        key=jax.random.key(0) if key is None else key,
+        eos_ids=options.eos_ids,
+    )
+
+
+def rounds(state: DecodeState, step: Callable[[DecodeState], DecodeState]) -> Iterator[Round]:
+    """Run `step` until every row is done; yield the prefill's round, then each round, on the host."""
+    while True:
+        last, done = jax.device_get((state.last, state.done))
+        yield last
+        if done.all():
+            return
+        state = step(state)
+
+
+def collect(rounds: Iterator[Round], on_round: OnRound | None) -> Generation:
+    stats, rows = Stats(), None
+    for last in rounds:
+        if rows is None:
+            rows = [[] for _ in last.num_emitted]
+            stats.add_prefill(last)
+        else:
+            stats.add_round(last)
+        for row, tokens, count in zip(rows, last.tokens, last.num_emitted):
+            row.extend(tokens[:count])
+        if on_round:
+            on_round(last)
+    return Generation([np.array(row, np.int32) for row in rows], stats)
+
+
+def check_prompts(target: Gemma4, prompt_tokens: Prompts, max_new_tokens: int) -> list[list[int]]:
+    """A batch of non-empty prompts that fit the context.  Errors: ValueError that names the prompt and what is wrong."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+    is_batch = len(prompt_tokens) > 0 and all(np.ndim(item) == 1 for item in prompt_tokens)
+    prompts = [list(map(int, row)) for row in (prompt_tokens if is_batch else [prompt_tokens])]
+    context = target.config.max_position_embeddings
+    for row, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {row} is empty: expected at least one token (begin a text with the BOS token)")
+        check_tokens(target.config, np.array([prompt]))
+        if len(prompt) + max_new_tokens > context:
+            raise ValueError(
+                f"prompt {row} has {len(prompt)} tokens, and {max_new_tokens} new ones go past this model's context of "
+                f"{context}: shorten the prompt, or ask for at most {max(0, context - len(prompt))} new tokens"
+            )
+    return prompts

@@ -1,0 +1,84 @@
+"""Stage 0: read the prompts into the cache, and draw the first token.
+
+A prefill is a verify that accepts everything: chunks of tokens are written, and each row keeps as many as its prompt has.
+Prompts of different lengths are padded on the right; a pad is a draft that is always rejected.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from decoding.rollback import rollback
+from decoding.sampling import Sampling, choose, law
+from decoding.speculative import count_emitted
+from decoding.state import DecodeState, Round
+from gemma4 import Gemma4, KVCache, init_cache
+
+LONGEST_CHUNK = 512
+
+
+def prefill(
+    target: Gemma4,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    draft_length: int = 1,
+    sampling: Sampling = Sampling(),
+    key: jax.Array,
+    eos_ids: tuple[int, ...] = (),
+) -> DecodeState:
+    """The state before the first round: every prompt in the cache, one token of the target's emitted.
+
+    The cache has room for prompts, `max_new_tokens` and a last round's rejected drafts.  Prompts must have been checked.
+    """
+    longest = max(map(len, prompts))
+    chunk = min(LONGEST_CHUNK, _round_up(longest, 16))
+    num_chunks = -(-longest // chunk)
+    # One slot more than a forward writes: a row whose prompt is over still gets a chunk of pads, which must not reach the
+    # oldest row that a drafter sees (window + 1 of them in the transformers convention, one more than the target).
+    room = max(chunk, draft_length + 1) + 1
+    capacity = _round_up(max(num_chunks * chunk, longest + max_new_tokens + draft_length), 128) + chunk
+    dtype = target.embed_tokens.weight.dtype
+    cache = init_cache(target.config, len(prompts), capacity, chunk=room, dtype=dtype)
+
+    padded = np.zeros((len(prompts), num_chunks * chunk), np.int32)
+    for row, prompt in enumerate(prompts):
+        padded[row, : len(prompt)] = prompt
+    lengths = jnp.array([len(prompt) for prompt in prompts], jnp.int32)
+    hidden = jnp.zeros((len(prompts), target.config.hidden_size), dtype)
+    for start in range(0, num_chunks * chunk, chunk):
+        hidden, cache = _read_chunk(target, cache, jnp.asarray(padded[:, start : start + chunk]), lengths, hidden)
+    return _first_token(target, cache, hidden, key, max_new_tokens, sampling, eos_ids)
+
+
+@functools.partial(jax.jit, donate_argnames="cache")
+def _read_chunk(
+    target: Gemma4, cache: KVCache, tokens: Int[Array, "b t"], lengths: Int[Array, " b"], hidden: Float[Array, "b d"]
+) -> tuple[Float[Array, "b d"], KVCache]:
+    """Write one chunk, keep what belongs to the prompts, and take the hidden row of each prompt that ends in it."""
+    before = cache.length
+    rows, cache = target(tokens, cache)
+    kept = jnp.clip(lengths - before, 0, tokens.shape[1])
+    last = jnp.take_along_axis(rows, jnp.maximum(kept - 1, 0)[:, None, None], axis=1)[:, 0]
+    return jnp.where(kept[:, None] > 0, last, hidden), rollback(cache, before, kept)
+
+
+@functools.partial(jax.jit, static_argnames=("max_new_tokens", "sampling", "eos_ids"), donate_argnames="cache")
+def _first_token(target, cache, hidden, key, max_new_tokens, sampling, eos_ids) -> DecodeState:
+    key, draw_key = jax.random.split(key)
+    batch = hidden.shape[0]
+    token = choose(law(target.logits(hidden), sampling), jax.random.uniform(draw_key, (batch,)))
+    zeros = jnp.zeros(batch, jnp.int32)
+    nothing = Round(token[:, None][:, :0], zeros, token[:, None], zeros)
+    state = DecodeState(cache, token, hidden, key, zeros, zeros + max_new_tokens, zeros.astype(bool), nothing)
+    num_emitted, done = count_emitted(token[:, None], zeros + 1, state, eos_ids)
+    return state._replace(emitted=num_emitted, done=done, last=nothing._replace(num_emitted=num_emitted))
+
+
+def _round_up(number: int, multiple: int) -> int:
+    """Few different shapes mean few compilations."""
+    return -(-number // multiple) * multiple

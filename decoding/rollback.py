@@ -1,0 +1,13 @@
+"""Stage 4: forget the rejected drafts.  The cache's rule makes this one assignment (`gemma4/cache.py` has the proof)."""
+
+import gemma4
+from gemma4 import KVCache
+from jaxtyping import Array, Int
+
+
+def rollback(cache: KVCache, length_before: Int[Array, " b"], num_kept: Int[Array, " b"]) -> KVCache:
+    """Of the tokens that verify wrote from `length_before` on, keep `num_kept`: the one it was given, then accepted drafts.
+
+    That is num_accepted + 1 in a full round (the next token is not in the cache yet), fewer where a row ended earlier.
+    """
+    return gemma4.rollback(cache, length_before + num_kept)

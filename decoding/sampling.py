@@ -1,0 +1,60 @@
+"""From logits to a law: temperature, then top-k, then top-p.  Greedy is the one-hot law, not a special case downstream."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class Sampling(NamedTuple):
+    """How to choose from a law.  Hashable: jitted functions take it as a static argument.
+
+    temperature: 0 is greedy; 1 the model's own law.   top_k: keep the k most likely tokens; 0 keeps all.
+    top_p: keep the fewest tokens whose mass reaches top_p; 1.0 keeps all.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def check(self) -> "Sampling":
+        """Errors: ValueError that names the setting out of range."""
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature: expected a number from 0 (greedy) up, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: expected a share of probability in (0, 1], got {self.top_p}")
+        if self.top_k < 0 or int(self.top_k) != self.top_k:
+            raise ValueError(f"top_k: expected a number of tokens, or 0 for all, got {self.top_k}")
+        return self
+
+
+def law(logits: Float[Array, "*batch v"], sampling: Sampling) -> Float[Array, "*batch v"]:
+    """The probabilities that a token is drawn from, float32, summing to 1.
+
+    Greedy puts everything on the argmax (the lowest id among equals).  Tokens cut by top-k or top-p, and those whose logit
+    is -inf, have probability exactly 0; what remains is renormalised.
+    Source: the order and the edges of transformers 5.22.2's logits warpers (ties at the top-k edge are all kept).
+    """
+    if sampling.temperature == 0:
+        return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.float32)
+    logits = logits.astype(jnp.float32) / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        kth = jax.lax.top_k(logits, sampling.top_k)[0][..., -1:]
+        logits = jnp.where(logits < kth, -jnp.inf, logits)
+    if sampling.top_p < 1:
+        order = jnp.argsort(-logits, axis=-1)
+        probs = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
+        mass_before = jnp.cumsum(probs, axis=-1) - probs
+        cut = jnp.put_along_axis(jnp.zeros(logits.shape, bool), order, mass_before >= sampling.top_p, axis=-1, inplace=False)
+        logits = jnp.where(cut, -jnp.inf, logits)
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def choose(probs: Float[Array, "*batch v"], uniforms: Float[Array, "*batch"]) -> Int[Array, "*batch"]:
+    """The token at which the running sum of `probs` passes `uniforms` (in [0, 1)).  Weights need not sum to 1.
+
+    A token of probability 0 is never chosen, and a one-hot law chooses its token for every uniform.
+    """
+    running = jnp.cumsum(probs, axis=-1)
+    return jnp.argmax(running > uniforms[..., None] * running[..., -1:], axis=-1).astype(jnp.int32)

@@ -1,0 +1,58 @@
+"""What happened in a generation, counted from its rounds."""
+
+import dataclasses
+
+import numpy as np
+
+from decoding.state import Round
+
+
+@dataclasses.dataclass
+class Stats:
+    """Counts over all rows and rounds.  A row takes part in a round if it emitted something in it.
+
+    Only what was emitted counts: drafts that were accepted beyond an EOS or the budget are left out of `accepted`, so that
+    emitted == accepted + tokens of the target's own, to the token.
+    """
+
+    rounds: int = 0  # verify steps, summed over rows
+    drafted: int = 0  # tokens proposed
+    accepted: int = 0  # of them emitted
+    emitted: int = 0  # tokens of text in all, the prefill's token included
+    prompts: int = 0  # rows; each got its first token from the prefill, outside any round
+    reached: list[int] = dataclasses.field(default_factory=list)  # per draft position: rounds in which it was accepted
+
+    def add_prefill(self, last: Round) -> None:
+        self.prompts += len(last.num_emitted)
+        self.emitted += int(last.num_emitted.sum())
+
+    def add_round(self, last: Round) -> None:
+        took_part = last.num_emitted > 0
+        gamma = last.draft_tokens.shape[1]
+        accepted = np.minimum(last.num_accepted, last.num_emitted)[took_part]
+        self.rounds += int(took_part.sum())
+        self.drafted += gamma * int(took_part.sum())
+        self.accepted += int(accepted.sum())
+        self.emitted += int(last.num_emitted.sum())
+        reached = (accepted[:, None] > np.arange(gamma)).sum(axis=0)
+        self.reached = (reached + (self.reached or np.zeros(gamma, int))).tolist()
+
+    @property
+    def tokens_per_round(self) -> float:
+        """Tokens that one verify step yields, the target's own counted in: 1 .. gamma + 1."""
+        return (self.emitted - self.prompts) / self.rounds if self.rounds else 0.0
+
+    @property
+    def acceptance_per_position(self) -> list[float]:
+        """Share of rounds in which draft 1, 2, .. gamma was accepted (which needs all before it accepted)."""
+        return [count / self.rounds for count in self.reached] if self.rounds else []
+
+    def as_dict(self) -> dict:
+        return {
+            "rounds": self.rounds,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "emitted": self.emitted,
+            "tokens_per_round": round(self.tokens_per_round, 4),
+            "acceptance_per_position": [round(share, 4) for share in self.acceptance_per_position],
+        }

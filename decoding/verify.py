@@ -1,0 +1,25 @@
+"""Stage 2: one forward of the target over the newest token and all drafts says what the target thinks of each."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from gemma4 import Gemma4, KVCache
+
+
+class Verification(NamedTuple):
+    """Row i of `logits` is the target's view of the token after `[token, d1 .. dgamma][i]`; `hidden` is what it came from."""
+
+    logits: Float[Array, "b gamma+1 v"]
+    hidden: Float[Array, "b gamma+1 d"]
+    cache: KVCache  # all gamma + 1 tokens written; `rollback` takes back the rejected ones
+
+
+def verify(
+    target: Gemma4, cache: KVCache, token: Int[Array, " b"], draft_tokens: Int[Array, "b gamma"]
+) -> Verification:
+    """Score [token, d1 .. dgamma], which stand at positions cache.length .. cache.length + gamma."""
+    block = jnp.concatenate([token[:, None], draft_tokens], axis=1)
+    hidden, cache = target(block, cache)
+    return Verification(target.logits(hidden), hidden, cache)
