@@ -24,6 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from gemma4.config import Config
@@ -53,7 +54,7 @@ class KVCache(NamedTuple):
 
 
 def init_cache(
-    config: Config, batch: int = 1, capacity: int = 512, *, chunk: int | None = None, dtype: jnp.dtype = jnp.float32
+    config: Config, batch: int = 1, capacity: int = 512, *, chunk: int | None = None, dtype: DTypeLike = jnp.float32
 ) -> KVCache:
     """An empty cache for sequences of up to `capacity` tokens, rejected drafts included.
 
@@ -74,7 +75,9 @@ def init_cache(
     return KVCache(tuple(map(layer_kv, range(config.num_hidden_layers))), jnp.zeros(batch, jnp.int32))
 
 
-def write(kv: LayerKV, key: Float[Array, "b t k h"], value: Float[Array, "b t k h"], start: Int[Array, " b"]) -> LayerKV:
+def write(
+    kv: LayerKV, key: Float[Array, "b t k h"], value: Float[Array, "b t k h"], start: Int[Array, " b"]
+) -> LayerKV:
     """Put tokens at positions start .. start+t-1 of each row into their slots."""
     time = key.shape[1]
     slots = (start[:, None] + jnp.arange(time)) % kv.capacity

@@ -49,14 +49,14 @@ class Config:
     max_position_embeddings: int = 131_072  # the context: prompt and new tokens together
     bos_token_id: int | None = 2
     pad_token_id: int = 0
-    eos_token_ids: tuple[int, ...] = (1,)
+    eos_token_ids: tuple[int, ...] = (1, 106)  # <eos> and <turn|>
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            _check_kind(field, getattr(self, field.name))
         if not self.layer_types or set(self.layer_types) - {SLIDING, FULL} or self.layer_types[-1] != FULL:
             # transformers turns a last layer of the other type into a full one, with no more than a warning.
-            raise ValueError(f"layer_types must hold {SLIDING} and {FULL}, and end with the latter, got {self.layer_types}")
+            raise ValueError(
+                f"layer_types must hold {SLIDING} and {FULL}, and end with the latter, got {self.layer_types}"
+            )
         for name in ("head_dim", "global_head_dim"):
             if getattr(self, name) % 2:
                 raise ValueError(f"{name} must be even, for RoPE turns pairs, got {getattr(self, name)}")
@@ -155,7 +155,9 @@ class Config:
                 f"model_type: expected one of {', '.join(TEXT_MODEL_TYPES)}, got {outer_type or model_type!r}; "
                 "this is not the configuration of a Gemma 4 target"
             )
-        return from_text_config(cls, text)
+        # The released files name more end tokens outside text_config than inside; the outer ones end a text.
+        ends = config.get("eos_token_id", text.get("eos_token_id", 1))
+        return from_text_config(cls, {**text, "eos_token_id": ends})
 
     def to_hf(self) -> dict[str, Any]:
         """The plain `config.json` that transformers reads as `Gemma4ForCausalLM`."""
@@ -192,21 +194,25 @@ _MAY_BE_ZERO = {
     "num_experts",
     "top_k_experts",
     "moe_intermediate_size",
+    "bos_token_id",
     "pad_token_id",
 }
 
 
-def _check_kind(field: dataclasses.Field, value: Any) -> None:
+def check_kind(field: dataclasses.Field, value: Any) -> None:
     """A JSON file may hold anything: refuse here what would fail later without naming the field."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is None and field.type in (int | None, float | None):
+        return
     if field.type is bool and not isinstance(value, bool):
         raise ValueError(f"{field.name} must be true or false, got {value!r}")
-    if field.type is float and not (is_number and value > 0):
+    if field.type in (float, float | None) and not (is_number and value > 0):
         raise ValueError(f"{field.name} must be a positive number, got {value!r}")
-    if field.type is int:
-        least = 0 if field.name in _MAY_BE_ZERO else 1
-        if not (is_number and isinstance(value, int) and value >= least):
-            raise ValueError(f"{field.name} must be a whole number of at least {least}, got {value!r}")
+    least = 0 if field.name in _MAY_BE_ZERO else 1
+    if field.type in (int, int | None) and not (is_number and isinstance(value, int) and value >= least):
+        raise ValueError(f"{field.name} must be a whole number of at least {least}, got {value!r}")
+    if field.type == tuple[int, ...] and not all(isinstance(item, int) for item in value):
+        raise ValueError(f"{field.name} must be whole numbers, got {value!r}")
 
 
 def from_text_config(cls: type[Config], text: Mapping[str, Any]) -> Config:
@@ -230,6 +236,8 @@ def from_text_config(cls: type[Config], text: Mapping[str, Any]) -> Config:
     fields["full_rope_theta"] = rope[FULL].get("rope_theta", 1_000_000.0)
     # A file that leaves the factor out means the released value, not 1.0 (mlx-lm #1114 took 1.0).
     fields["partial_rotary_factor"] = rope[FULL].get("partial_rotary_factor", 0.25)
+    for field in dataclasses.fields(cls):
+        check_kind(field, fields.get(field.name, field.default))
     return cls(**fields)
 
 

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from gemma4.cache import LayerKV, write
 from gemma4.config import Config
-from gemma4.functional import attend, gelu, rms_norm, rotate
+from gemma4.functional import attend, gelu, rms_norm, rotate, scaled
 
 Tap = Callable[[str, jax.Array], jax.Array]
 
@@ -42,7 +43,7 @@ def scoped(tap: Tap, prefix: str) -> Tap:
 class Linear(nnx.Module):
     """x @ weight, no bias.  Initialised with standard deviation 1/sqrt(in)."""
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.weight = nnx.Param(jax.random.normal(rngs.params(), (inputs, outputs), dtype) * inputs**-0.5)
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
@@ -55,7 +56,7 @@ def matmul(x: Float[Array, "*batch inputs"], weight: Float[Array, "inputs output
 
 
 class RMSNorm(nnx.Module):
-    def __init__(self, size: int, eps: float, *, dtype: jnp.dtype):
+    def __init__(self, size: int, eps: float, *, dtype: DTypeLike):
         self.eps = eps
         self.weight = nnx.Param(jnp.ones(size, dtype))
 
@@ -66,7 +67,7 @@ class RMSNorm(nnx.Module):
 class Embedding(nnx.Module):
     """A table looked up by token id and multiplied by `scale`, sqrt(width) unless given, rounded to the table's dtype first."""
 
-    def __init__(self, vocabulary: int, width: int, *, rngs: nnx.Rngs, dtype: jnp.dtype, scale: float | None = None):
+    def __init__(self, vocabulary: int, width: int, *, rngs: nnx.Rngs, dtype: DTypeLike, scale: float | None = None):
         self.scale = width**0.5 if scale is None else scale
         self.weight = nnx.Param(jax.random.normal(rngs.params(), (vocabulary, width), dtype) / self.scale)
 
@@ -78,7 +79,7 @@ class Embedding(nnx.Module):
 class Attention(nnx.Module):
     """Grouped-query attention of one layer.  A layer that shares K/V holds the query side only."""
 
-    def __init__(self, config: Config, layer: int, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, config: Config, layer: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
         width, heads, head_dim = config.hidden_size, config.num_attention_heads, config.layer_head_dim(layer)
         self.head_dim = head_dim
         self.eps = config.rms_norm_eps
@@ -119,7 +120,7 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """Gated MLP: down(gelu(gate(x)) * up(x))."""
 
-    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.gate_proj = Linear(width, hidden, rngs=rngs, dtype=dtype)
         self.up_proj = Linear(width, hidden, rngs=rngs, dtype=dtype)
         self.down_proj = Linear(hidden, width, rngs=rngs, dtype=dtype)
@@ -134,7 +135,7 @@ class PerLayerInputs(nnx.Module):
     The mean (over sqrt 2) of a table row chosen by the token and of a projection of the token's embedding.
     """
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.width = config.hidden_size_per_layer_input
         self.projection_scale = config.hidden_size**-0.5
         total = config.num_hidden_layers * self.width
@@ -150,6 +151,6 @@ class PerLayerInputs(nnx.Module):
         split = lambda packed: rearrange(packed, "b t (layers p) -> b t layers p", p=self.width)
         identity = split(self.embed_tokens_per_layer(tokens))
         context = self.per_layer_projection_norm(
-            split(self.per_layer_model_projection(embedding) * self.projection_scale)
+            split(scaled(self.per_layer_model_projection(embedding), self.projection_scale))
         )
-        return tap("per_layer_inputs", (context + identity) * 2**-0.5)
+        return tap("per_layer_inputs", scaled(context + identity, 2**-0.5))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
 from gemma4.cache import KVCache, LayerKV, check_room, slot_positions
@@ -21,7 +22,11 @@ from gemma4.moe import Experts, Router
 class Gemma4(nnx.Module):
     """Token ids to hidden rows (after the final norm), and hidden rows to logits."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        if None in config.kv_source:
+            raise ValueError(
+                "a target needs a layer that owns K/V before every layer of the same type that shares them"
+            )
         self.config = config
         width, depth = config.hidden_size, config.num_hidden_layers
         self.embed_tokens = Embedding(config.vocab_size, width, rngs=rngs, dtype=dtype)
@@ -71,7 +76,7 @@ class Gemma4(nnx.Module):
 class DecoderLayer(nnx.Module):
     """Attention and MLP, each between two norms and added to the residual; then what the configuration adds."""
 
-    def __init__(self, config: Config, layer: int, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, config: Config, layer: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
         width, per_layer_width = config.hidden_size, config.hidden_size_per_layer_input
         norm = lambda: RMSNorm(width, config.rms_norm_eps, dtype=dtype)
         self.has_experts = config.enable_moe_block
@@ -127,7 +132,7 @@ class Output(NamedTuple):
     cache: KVCache | None
 
 
-def forward(target: Gemma4, tokens: Int[Array, "b t"], cache: KVCache | None = None, *, tap: Tap | None = None) -> Output:
+def forward(target: Gemma4, tokens: ArrayLike, cache: KVCache | None = None, *, tap: Tap | None = None) -> Output:
     """One forward pass over `tokens`, which stand after what the cache holds (or at position 0 without a cache).
 
     Shapes:  tokens [b, t] integers; logits [b, t, vocab] float32; hidden [b, t, d].
@@ -138,7 +143,9 @@ def forward(target: Gemma4, tokens: Int[Array, "b t"], cache: KVCache | None = N
     tokens = check_tokens(target.config, tokens)
     if cache is not None:
         if cache.length.shape[0] != tokens.shape[0]:
-            raise ValueError(f"the cache was built for batch {cache.length.shape[0]}, but tokens have batch {tokens.shape[0]}")
+            raise ValueError(
+                f"the cache was built for batch {cache.length.shape[0]}, but tokens have batch {tokens.shape[0]}"
+            )
         check_room(target.config, cache, tokens.shape[1])
     if tap is None:
         return _forward(target, tokens, cache)
@@ -158,7 +165,9 @@ def check_tokens(config: Config, tokens) -> jax.Array:
         return tokens
     array = np.asarray(tokens)
     if array.ndim != 2 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"tokens: expected integers of shape [batch, time], not empty, got {array.dtype} {array.shape}")
+        raise ValueError(
+            f"tokens: expected integers of shape [batch, time], not empty, got {array.dtype} {array.shape}"
+        )
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= config.vocab_size:
         bad = low if low < 0 else high

@@ -8,15 +8,16 @@ last each weight times its expert's `per_expert_scale`.
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from gemma4.config import Config
-from gemma4.functional import gelu, rms_norm
+from gemma4.functional import gelu, rms_norm, scaled
 from gemma4.layers import Linear, Tap, no_tap
 
 
 class Router(nnx.Module):
-    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.top_k = config.top_k_experts
         self.eps = config.rms_norm_eps
         self.proj = Linear(config.hidden_size, config.num_experts, rngs=rngs, dtype=dtype)
@@ -26,7 +27,7 @@ class Router(nnx.Module):
     def __call__(
         self, residual: Float[Array, "b t d"], tap: Tap = no_tap
     ) -> tuple[Float[Array, "b t top_k"], Int[Array, "b t top_k"]]:
-        x = rms_norm(residual, None, self.eps) * self.scale[...] * residual.shape[-1] ** -0.5
+        x = scaled(rms_norm(residual, None, self.eps) * self.scale[...], residual.shape[-1] ** -0.5)
         scores = tap("router_scores", self.proj(x))
         probs = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)
         weights, experts = jax.lax.top_k(probs, self.top_k)
@@ -41,7 +42,7 @@ class Experts(nnx.Module):
     This is the plain form: every expert computes every token and the router's weights, zero for most, add them up.
     """
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: DTypeLike):
         experts, width, hidden = config.num_experts, config.hidden_size, config.moe_intermediate_size
         normal = lambda *shape: jax.random.normal(rngs.params(), shape, dtype) * shape[-1] ** -0.5
         self.gate_up_proj = nnx.Param(normal(experts, 2 * hidden, width))
