@@ -1,0 +1,81 @@
+"""Checkpoints of a drafter: Hugging Face safetensors in and out, Orbax in and out.
+
+A checkpoint is a directory with `config.json` and either safetensors files or a folder `params` that Orbax wrote.
+This file knows the names of a drafter's tensors; `gemma4/storage.py` reads and writes them.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from drafter.config import Config
+from drafter.model import Drafter
+from gemma4 import storage
+from gemma4.storage import CheckpointError
+
+TIED = "lm_head.weight"  # the embedding table again, in files that hold it at all
+OUTSIDE = ("pre_projection", "post_projection", "masked_embedding")  # in a file, all else lies under `model.`
+# What `generate` of transformers reads beside an assistant: how many tokens to draft, and never to change that number.
+GENERATION_CONFIG = {"num_assistant_tokens": 4, "num_assistant_tokens_schedule": "constant", "is_assistant": True}
+
+
+def load(directory: str | os.PathLike, dtype: Any = jnp.float32) -> Drafter:
+    """A drafter from a Hugging Face directory, or from one that `save` wrote.
+
+    dtype:  of all floating parameters: float32, bfloat16 or float16, whatever the file has.
+    Errors: CheckpointError for files that are absent, damaged or of another architecture, for tensors that are missing,
+            unexpected or of another shape than config.json asks for, and for a `token_ordering` that is no permutation.
+    """
+    directory = Path(directory)
+    config = storage.read_config(directory, Config.from_hf)
+    blank = storage.abstract(Drafter, config, dtype)
+    if (directory / storage.ORBAX).is_dir():
+        drafter = storage.load_orbax(blank, directory / storage.ORBAX)
+    else:
+        tensors = {key: tensor for key, tensor in storage.read_tensors(directory).items() if key != TIED}
+        drafter = storage.fill(blank, tensors, directory, rename=hf_name)
+    if config.use_ordered_embeddings:
+        _check_ordering(np.asarray(drafter.masked_embedding.token_ordering[...]), directory)
+    return drafter
+
+
+def save(drafter: Drafter, directory: str | os.PathLike) -> None:
+    """Write config.json and, with Orbax, the parameters as they are.
+
+    Errors: CheckpointError unless the directory is empty or new.
+    """
+    with storage.new_directory(directory) as scratch:
+        storage.write_config(scratch, drafter.config.to_hf())
+        storage.save_orbax(drafter, scratch / storage.ORBAX)
+
+
+def export_hf(drafter: Drafter, directory: str | os.PathLike, dtype: Any = None) -> None:
+    """Write what transformers reads as `Gemma4AssistantForCausalLM`: both configurations and model.safetensors.
+
+    dtype:  float32, bfloat16 or float16; None keeps that of the parameters.
+    Errors: CheckpointError unless the directory is empty or new.
+    """
+    dtype = storage.float_dtype(drafter.embed_tokens.weight.dtype if dtype is None else dtype)
+    with storage.new_directory(directory) as scratch:
+        storage.write_config(scratch, {**drafter.config.to_hf(), "dtype": dtype.name})
+        (scratch / "generation_config.json").write_text(json.dumps(GENERATION_CONFIG, indent=2) + "\n")
+        storage.write_safetensors(drafter, scratch / storage.WEIGHTS, dtype, rename=hf_name)
+
+
+def hf_name(name: str) -> str:
+    """The name in a Hugging Face file."""
+    return name if name.split(".")[0] in OUTSIDE else f"model.{name}"
+
+
+def _check_ordering(ordering: np.ndarray, source: Path) -> None:
+    """Errors: CheckpointError unless each token is in exactly one place; else some could never be drafted, silently."""
+    counts = np.bincount(ordering[(ordering >= 0) & (ordering < ordering.size)], minlength=ordering.size)
+    if (wrong := np.flatnonzero(counts != 1)).size:
+        raise CheckpointError(
+            f"{source}: masked_embedding.token_ordering must hold every id of 0..{ordering.size - 1} once, but "
+            f"{wrong.size} ids are absent or repeated (id {wrong[0]}: {counts[wrong[0]]} times); fetch the file again"
+        )

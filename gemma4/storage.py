@@ -1,0 +1,255 @@
+"""Tensors on disk: safetensors and Orbax in and out, for any module.  Both packages' `checkpoint.py` build on it.
+
+A parameter is called by its path in the module, `layers.3.self_attn.q_proj.weight`.  Linear weights are [out, in] in
+safetensors files and [in, out] here; all else is stored alike.  Orbax keeps everything as it is here.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from gemma4.layers import Linear
+
+WEIGHTS, INDEX, ORBAX = "model.safetensors", "model.safetensors.index.json", "params"
+FLOATS, INTEGERS = ("F64", "F32", "BF16", "F16"), ("I64", "I32")  # dtypes by their safetensors names
+Module = TypeVar("Module", bound=nnx.Module)
+Leaf = jax.Array | jax.ShapeDtypeStruct
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or written; the message names the file or tensor and what to do."""
+
+
+def named_params(module: nnx.Module) -> dict[str, Leaf]:
+    """The parameters of a module by path."""
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
+
+
+def with_params(module: Module, params: Mapping[str, Any]) -> Module:
+    """A copy of the module with the parameters that `params` names replaced."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: params.get(_name(path), leaf), module)
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+
+
+def linear_weights(module: nnx.Module) -> set[str]:
+    """Names of the weights that files hold transposed."""
+    parts = nnx.iter_modules(module)
+    return {".".join(map(str, (*path, "weight"))) for path, part in parts if isinstance(part, Linear)}
+
+
+def abstract(build: Callable[..., Module], config: Any, dtype: Any) -> Module:
+    """The module with shapes and dtypes in place of parameters: costs no memory at any size."""
+    dtype = float_dtype(dtype)
+    return jax.eval_shape(lambda: build(config, rngs=nnx.Rngs(0), dtype=dtype))
+
+
+def float_dtype(dtype: Any) -> np.dtype:
+    """Errors: CheckpointError unless float32, bfloat16 or float16."""
+    with contextlib.suppress(TypeError):
+        if jnp.dtype(dtype).name in ("float32", "bfloat16", "float16"):
+            return jnp.dtype(dtype)
+    raise CheckpointError(f"dtype: expected float32, bfloat16 or float16, got {dtype}")
+
+
+def read_config(directory: Path, parse: Callable[[dict[str, Any]], Any]) -> Any:
+    """config.json through `parse`.  Errors: CheckpointError if absent, not JSON, or refused by `parse` (ValueError)."""
+    file = directory / "config.json"
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such directory; give a local one with config.json and weights")
+    if not file.is_file():
+        raise CheckpointError(f"{file}: missing; a checkpoint directory has config.json beside its weights")
+    try:
+        return parse(_read_json(file))
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def write_config(directory: Path, config: dict[str, Any]) -> None:
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not valid JSON ({error}); fetch the file again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, got a {type(content).__name__}")
+    return content
+
+
+class Stored(NamedTuple):
+    """One tensor in a safetensors file, not yet read."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str  # by its safetensors name
+    handle: Any
+
+    def read(self) -> np.ndarray:
+        return self.handle.get_tensor(self.key)
+
+
+def read_tensors(directory: Path) -> dict[str, Stored]:
+    """What the safetensors file of a directory, or the shards that its index names, hold.  Reads headers only.
+
+    Errors: CheckpointError that names the file which is missing or damaged, or the tensor that a shard lacks.
+    """
+    if (directory / WEIGHTS).is_file():
+        return _open(directory / WEIGHTS)
+    if not (directory / INDEX).is_file():
+        found = ", ".join(sorted(path.name for path in directory.iterdir())) or "nothing"
+        raise CheckpointError(
+            f"{directory}: no weights; expected {WEIGHTS}, {INDEX} with shards, or {ORBAX}/ (Orbax), found {found}"
+        )
+    placed = _read_json(directory / INDEX).get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(shard, str) for shard in placed.values()):
+        raise CheckpointError(f"{directory / INDEX}: weight_map must map tensors to shards; fetch the file again")
+    shards = {shard: _open(directory / shard) for shard in sorted(set(placed.values()))}
+    for key, shard in placed.items():
+        if key not in shards[shard]:
+            raise CheckpointError(f"{directory / shard}: lacks {key}, which {INDEX} places there; fetch both again")
+    return {key: shards[shard][key] for key, shard in placed.items()}
+
+
+def _open(file: Path) -> dict[str, Stored]:
+    if not file.is_file():
+        raise CheckpointError(f"{file}: missing, but {INDEX} names it; fetch this shard")
+    try:
+        handle = safe_open(file, "numpy")
+        slices = {key: handle.get_slice(key) for key in handle.keys()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file}: not a whole safetensors file ({error}); fetch it again (a few bytes only: a Git LFS pointer)"
+        ) from error
+    return {key: Stored(file, key, tuple(s.get_shape()), s.get_dtype(), handle) for key, s in slices.items()}
+
+
+def fill(
+    blank: Module, tensors: Mapping[str, Stored], source: Path, *, rename: Callable[[str], str] = lambda name: name
+) -> Module:
+    """The module that `blank` (see `abstract`) describes, read from `tensors` one at a time.
+
+    rename: from a parameter's name to its name in `tensors`.  Floats are converted to the dtype of `blank`.
+    Errors: CheckpointError that lists every tensor missing, unexpected, misshapen, or of a kind that it cannot convert.
+    """
+    params, transposed = named_params(blank), linear_weights(blank)
+    shapes = {rename(name): leaf.shape[::-1] if name in transposed else leaf.shape for name, leaf in params.items()}
+    check_tensors(shapes, _shapes(tensors), source)
+    for name, leaf in params.items():
+        tensor = tensors[rename(name)]
+        kinds = FLOATS if jnp.issubdtype(leaf.dtype, jnp.floating) else INTEGERS
+        if tensor.dtype not in kinds:
+            raise CheckpointError(
+                f"{tensor.file}: {tensor.key} is stored as {tensor.dtype}, expected one of {', '.join(kinds)}; "
+                "quantised checkpoints are not supported"
+            )
+
+    def read(name: str, leaf: Leaf) -> jax.Array:
+        array = tensors[rename(name)].read()
+        return jnp.asarray(array.T if name in transposed else array, leaf.dtype)
+
+    return with_params(blank, {name: read(name, leaf) for name, leaf in params.items()})
+
+
+def check_tensors(expected: Mapping[str, tuple], found: Mapping[str, tuple], source: Path) -> None:
+    """Compare names and shapes.  Errors: one CheckpointError with every kind of difference, its count and first few."""
+    shape = lambda name: list(expected[name])
+    problems = {
+        "missing": [f"{name} {shape(name)}" for name in expected if name not in found],
+        "unexpected": [f"{name} {list(found[name])}" for name in found if name not in expected],
+        "of another shape": [
+            f"{name} is {list(found[name])}, expected {shape(name)}"
+            for name in expected
+            if name in found and tuple(found[name]) != tuple(expected[name])
+        ],
+    }
+    if any(problems.values()):
+        lines = [f"{len(names)} {kind}: {_first_few(names)}" for kind, names in problems.items() if names]
+        raise CheckpointError(
+            f"{source}: the tensors do not fit config.json; are both files of the same model?\n  " + "\n  ".join(lines)
+        )
+
+
+def _first_few(names: list[str], count: int = 5) -> str:
+    return "; ".join(names[:count]) + ("; ..." if len(names) > count else "")
+
+
+def write_safetensors(
+    module: nnx.Module, file: Path, dtype: np.dtype | None = None, *, rename: Callable[[str], str] = lambda name: name
+) -> None:
+    """All parameters of a module in one safetensors file, linear weights [out, in]; floats as `dtype` if given."""
+    transposed = linear_weights(module)
+
+    def stored(name: str, leaf: jax.Array) -> np.ndarray:
+        array = np.asarray(leaf).T if name in transposed else np.asarray(leaf)
+        is_float = jnp.issubdtype(array.dtype, jnp.floating)
+        # Integers as torch has them.  Contiguous, for save_file writes the buffer with no eye to its strides.
+        return np.ascontiguousarray(array, dtype if is_float else np.int64)
+
+    arrays = {rename(name): stored(name, leaf) for name, leaf in named_params(module).items()}
+    save_file(arrays, file, metadata={"format": "pt"})  # transformers wants the format named
+
+
+def save_orbax(module: nnx.Module, path: Path) -> None:
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path.absolute(), named_params(module))
+
+
+def load_orbax(blank: Module, path: Path) -> Module:
+    """The module that `blank` describes, from what `save_orbax` wrote, in the dtypes of `blank`.  Errors: as `fill`."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    expected = {name: leaf.update(sharding=device) for name, leaf in named_params(blank).items()}
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            found = checkpointer.metadata(path.absolute()).item_metadata or {}
+            check_tensors(_shapes(expected), _shapes(dict(found)), path)
+            return with_params(blank, checkpointer.restore(path.absolute(), expected))
+        except CheckpointError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            raise CheckpointError(f"{path}: Orbax cannot read it, damaged or not written whole ({error})") from error
+
+
+def _shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in tree.items()}
+
+
+@contextlib.contextmanager
+def new_directory(directory: str | os.PathLike) -> Iterator[Path]:
+    """A temporary sibling that takes the name `directory` when the block ends well, and is removed when it does not.
+
+    Errors: CheckpointError if `directory` exists and is not an empty directory: nothing is ever overwritten.
+    """
+    directory = Path(directory).resolve()
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise CheckpointError(f"{directory}: exists and is not empty; give a new directory, or remove this one first")
+    scratch = directory.parent / f".{directory.name}.{uuid.uuid4().hex}"
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        if directory.exists():
+            directory.rmdir()  # empty, as checked above
+        scratch.rename(directory)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
