@@ -1,0 +1,100 @@
+"""Train a drafter for a frozen target.
+
+Every position of a text is an anchor: the drafter stands there as it would in a round whose last committed token it is,
+sees only the K/V rows before it, and drafts `steps` tokens.  All anchors train in parallel, since a mask hides later rows
+from each.  In step k the drafter is fed its own hidden row of step k-1 and the text's token; the target's law at that
+token is what it should match (cross-entropy, which is Kullback-Leibler up to a constant).
+
+Alignment, for an anchor at index t: step 1 gets the embedding of token t and the target's hidden row t-1, and learns the
+target's law of token t+1 (row t); step k gets the embedding of token t+k-1 and its own hidden row, and learns row t+k-1.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from drafter.clustering import cluster_vocabulary
+from drafter.config import Config
+from drafter.model import Drafter
+from drafter.shared_cache import share_cache
+from gemma4.cache import init_cache
+from gemma4.model import Gemma4
+from gemma4.storage import named_params, with_params
+
+
+class Teacher(NamedTuple):
+    """What the frozen target says about a batch of texts, at positions 0..t-1."""
+
+    embedding: Float[Array, "b t backbone"]
+    hidden: Float[Array, "b t backbone"]
+    probs: Float[Array, "b t v"]
+    donors: dict  # layer type -> LayerKV, slot = position
+
+
+def teach(target: Gemma4, tokens: Int[Array, "b t"]) -> Teacher:
+    batch, time = tokens.shape
+    hidden, cache = target(tokens, init_cache(target.config, batch, time))
+    probs = jax.nn.softmax(target.logits(hidden), axis=-1)
+    return Teacher(target.embed_tokens(tokens), hidden, probs, share_cache(cache, target.config).donors)
+
+
+def unroll(drafter: Drafter, teacher: Teacher, steps: int) -> list[tuple[Float[Array, "b a d"], Float[Array, "b a v"]]]:
+    """For each draft step, the rows that the drafter's head reads at every anchor, and the laws that it should match."""
+    batch, time, _ = teacher.hidden.shape
+    anchors = time - steps  # t = 1 .. time - steps: the last one's last step learns the last row
+    lengths = jnp.broadcast_to(jnp.arange(1, anchors + 1), (batch, anchors))
+    rows = jnp.broadcast_to(jnp.arange(time), (batch, time))
+    places = drafter.places(lengths, {kind: rows for kind in teacher.donors})
+    hidden, out = teacher.hidden[:, :anchors], []
+    for step in range(1, steps + 1):
+        normed, hidden = drafter(teacher.embedding[:, step : step + anchors], hidden, teacher.donors, places)
+        out.append((normed, teacher.probs[:, step : step + anchors]))
+    return out
+
+
+def draft_loss(drafter: Drafter, teacher: Teacher, steps: int) -> Float[Array, ""]:
+    """Mean cross-entropy in nats, over anchors and steps, of the head against the target's law.
+
+    With a clustered head also the centroids' against the law's mass in each cluster; that part trains centroids only, so
+    the head stays what it would be without clusters.
+    """
+    total = 0.0
+    for normed, probs in unroll(drafter, teacher, steps):
+        total += cross_entropy(probs, drafter.dense_logits(normed))
+        if drafter.config.use_ordered_embeddings:
+            centroids, ordering, _ = drafter.masked_embedding.clusters()
+            mass = probs[..., ordering].reshape(*probs.shape[:-1], centroids.shape[0], -1).sum(axis=-1)
+            total += cross_entropy(mass, jax.lax.stop_gradient(normed) @ centroids.T)
+    return total / steps
+
+
+def cross_entropy(probs: Float[Array, "*batch v"], logits: Float[Array, "*batch v"]) -> Float[Array, ""]:
+    return -jnp.mean(jnp.sum(probs * jax.nn.log_softmax(logits, axis=-1), axis=-1))
+
+
+def init_drafter(config: Config, target: Gemma4, seed: int = 0) -> Drafter:
+    """A drafter to start from: its head is the target's, projected on the directions that carry most of it.
+
+    Principal components of the target's table times its final norm (what the target's head really multiplies); clusters,
+    if any, are built from the same rows.  Errors: ValueError if the two do not fit each other.
+    """
+    config.check_fits(target.config)
+    drafter = Drafter(config, rngs=nnx.Rngs(seed))
+    rows = np.asarray(target.embed_tokens.weight[...] * target.norm.weight[...], np.float32)
+    principal = np.linalg.eigh(rows.T @ rows)[1][:, ::-1][:, : config.text.hidden_size]
+    table = rows @ principal
+    start = {"embed_tokens.weight": jnp.asarray(table)}
+    if config.use_ordered_embeddings:
+        centroids, ordering = cluster_vocabulary(table, config.num_centroids)
+        start["masked_embedding.centroids.weight"] = centroids.T
+        start["masked_embedding.token_ordering"] = ordering
+    return with_params(drafter, start)
+
+
+def trainable(drafter: Drafter) -> dict[str, jax.Array]:
+    """All weights; not the token ordering, which is an index (mlx-vlm #1194 let an optimizer turn it into floats)."""
+    return {name: value for name, value in named_params(drafter).items() if jnp.issubdtype(value.dtype, jnp.floating)}

@@ -1,0 +1,147 @@
+"""Train a decoder from nothing: the loss, the optimizer, and a resumable loop (which `drafter.training` uses too).
+
+Needs nothing beyond what Flax brings: Optax for the optimizer, Rich for the progress bar; Orbax keeps the checkpoints.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jaxtyping import Array, Float, Int
+from rich.progress import Progress
+
+from gemma4.model import Gemma4
+
+Params = dict[str, jax.Array]
+
+
+class Schedule(NamedTuple):
+    """Linear warm-up, a plateau, then linear decay to zero over the last `decay` of the steps."""
+
+    steps: int
+    matrix_rate: float = 7e-3  # Muon, for the weight matrices
+    other_rate: float = 5e-3  # AdamW, for tables, norms and scalars
+    warmup: int = 40
+    decay: float = 0.6
+    weight_decay: float = 0.1
+
+    def scale(self, step: jax.Array) -> jax.Array:
+        return jnp.minimum((step + 1) / self.warmup, jnp.clip((self.steps - step) / (self.decay * self.steps), 0, 1))
+
+
+def next_token_loss(target: Gemma4, tokens: Int[Array, "b t"]) -> Float[Array, ""]:
+    """Mean cross-entropy of each token given those before it, in nats."""
+    hidden, _ = target(tokens[:, :-1])
+    losses = optax.softmax_cross_entropy_with_integer_labels(target.logits(hidden), tokens[:, 1:])
+    return losses.mean()
+
+
+def make_optimizer(schedule: Schedule, params: Params) -> optax.GradientTransformation:
+    """Muon on matrices, with updates scaled to AdamW's size, and AdamW on everything else.
+
+    Source: Jordan et al. 2024 (Muon), the scaling of Liu et al. 2025 (arXiv 2502.16982), as in `optax.contrib.muon`.
+    """
+    is_matrix = {name: value.ndim == 2 and "embed" not in name for name, value in params.items()}
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.contrib.muon(
+            lambda step: schedule.matrix_rate * schedule.scale(step),
+            adam_learning_rate=lambda step: schedule.other_rate * schedule.scale(step),
+            weight_decay=schedule.weight_decay,
+            adam_b2=0.95,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers={
+                name: optax.contrib.MuonDimensionNumbers() if matrix else None for name, matrix in is_matrix.items()
+            },
+        ),
+    )
+
+
+def fit(
+    loss: Callable[[Params, Any], jax.Array],
+    params: Params,
+    batch_at: Callable[[int], Any],
+    schedule: Schedule,
+    directory: Path,
+    *,
+    label: str,
+    evaluate: Callable[[Params], dict[str, float]] | None = None,
+    evaluate_every: int = 100,
+    save_every: int = 50,
+) -> Params:
+    """Minimise `loss(params, batch)` over `schedule.steps` steps and return the trained parameters.
+
+    Resumable: `batch_at(step)` must depend on the step alone; parameters and optimizer state are kept under
+    `directory`/checkpoints every `save_every` steps, and a second call with the same arguments goes on from there.
+    The curve is appended to `directory`/log.jsonl, one JSON object a line: step, loss in nats, wall seconds, evaluations.
+    """
+    optimizer = make_optimizer(schedule, params)
+
+    @jax.jit(donate_argnums=(0, 1))
+    def step_fn(params, state, batch):
+        value, gradients = jax.value_and_grad(loss)(params, batch)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    directory.mkdir(parents=True, exist_ok=True)
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, save_interval_steps=save_every)
+    with ocp.CheckpointManager((directory / "checkpoints").absolute(), options=options) as manager, Progress() as bar:
+        carry, first = (params, optimizer.init(params)), 0
+        if manager.latest_step() is not None:
+            first = manager.latest_step()
+            carry = manager.restore(first, args=ocp.args.StandardRestore(carry))
+        task = bar.add_task(label, total=schedule.steps, completed=first)
+        started, recent = time.monotonic(), []
+        for step in range(first, schedule.steps):
+            params, state, value = step_fn(*carry, batch_at(step))
+            carry = (params, state)
+            recent.append(float(value))
+            done = step + 1
+            manager.save(done, args=ocp.args.StandardSave(carry))
+            bar.update(task, completed=done, description=f"{label} loss {np.mean(recent[-20:]):.3f}")
+            if done % evaluate_every == 0 or done == schedule.steps:
+                entry = {"step": done, "loss": float(np.mean(recent)), "seconds": round(time.monotonic() - started, 1)}
+                recent.clear()
+                entry |= evaluate(carry[0]) if evaluate else {}
+                with (directory / "log.jsonl").open("a") as log:
+                    log.write(json.dumps({"run": label, **entry}) + "\n")
+                bar.console.print(label, entry)
+        manager.wait_until_finished()
+    return carry[0]
+
+
+def windows(tokens: np.ndarray, length: int, batch: int, bos: int, seed: int) -> Callable[[int], np.ndarray]:
+    """batch_at: for each step, `batch` random windows of one stream of ids, each opened by BOS: int32 [batch, length + 1]."""
+
+    def batch_at(step: int) -> np.ndarray:
+        starts = np.random.default_rng([seed, step]).integers(0, len(tokens) - length, batch)
+        rows = tokens[starts[:, None] + np.arange(length)]
+        return np.concatenate([np.full((batch, 1), bos), rows], axis=1).astype(np.int32)
+
+    return batch_at
+
+
+def held_out_nats(target: Gemma4, documents: Iterable[np.ndarray], length: int, bos: int, batch: int = 8) -> float:
+    """Total nats of all tokens of `documents`, read in windows of `length`, each opened by BOS and blind to the one before."""
+    rows = []
+    for document in documents:
+        for start in range(0, len(document), length):
+            piece = document[start : start + length]
+            rows.append(np.pad(np.concatenate([[bos], piece]), (0, length - len(piece)), constant_values=-1))
+    rows += [np.full(length + 1, -1)] * (-len(rows) % batch)
+    groups = np.stack(rows).reshape(-1, batch, length + 1)
+    return sum(float(_window_nats(target, jnp.asarray(group, jnp.int32))) for group in groups)
+
+
+@jax.jit
+def _window_nats(target: Gemma4, rows: jax.Array) -> jax.Array:
+    tokens, labels = jnp.maximum(rows[:, :-1], 0), rows[:, 1:]
+    losses = optax.softmax_cross_entropy_with_integer_labels(target.logits(target(tokens)[0]), jnp.maximum(labels, 0))
+    return jnp.where(labels >= 0, losses, 0).sum()
