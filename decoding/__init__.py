@@ -1,12 +1,14 @@
 """Speculative decoding with a Gemma 4 target and its MTP drafter.
 
-Reading order: sampling, state, prefill, draft, verify, accept, rollback, speculative, autoregressive, generate.
+Reading order: sampling, state, prefill, draft, verify, accept, rollback, speculative, autoregressive, generate;
+then pair, and the command: timing, console, job, cli.
 """
 
-from decoding.accept import Acceptance, accept
+from decoding.accept import Acceptance, accept, accept_greedy
 from decoding.autoregressive import autoregressive_step
 from decoding.draft import Draft, draft
 from decoding.generate import Generation, generate, generate_autoregressive
+from decoding.pair import Pair, load_pair
 from decoding.prefill import prefill
 from decoding.rollback import rollback
 from decoding.sampling import Sampling
@@ -21,17 +23,22 @@ __all__ = [
     "Draft",
     "Generation",
     "Options",
+    "Pair",
     "Round",
     "Sampling",
     "Stats",
     "Verification",
     "accept",
+    "accept_greedy",
     "autoregressive_step",
     "draft",
     "generate",
     "generate_autoregressive",
+    "load_pair",
     "prefill",
     "rollback",
     "speculative_step",
     "verify",
 ]
+
+__distribution__ = "gemma4-mtp"  # tells this package from others of the name: gemma4/shadowing.py

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from decoding.sampling import choose
+from gemma4.functional import argmax
 
 
 class Acceptance(NamedTuple):
@@ -19,7 +20,7 @@ class Acceptance(NamedTuple):
 
 
 def accept(
-    target_probs: Float[Array, "b gamma+1 v"],
+    target_probs: Float[Array, "b t v"],  # t = gamma + 1
     draft_tokens: Int[Array, "b gamma"],
     draft_probs: Float[Array, "b gamma v"],
     key: jax.Array,
@@ -40,8 +41,18 @@ def accept(
     return decide(target_probs, draft_tokens, draft_probs, jax.random.uniform(key, (batch, gamma + 1)))
 
 
+def accept_greedy(target_logits: Float[Array, "b t v"], draft_tokens: Int[Array, "b gamma"]) -> Acceptance:
+    """`accept` where the target's law is one-hot: a draft is accepted if it is the target's argmax, however it was drawn.
+
+    The same result for every uniform number, without any (p is 1 or 0, so that u · q < p does not depend on u).
+    """
+    choices = argmax(target_logits)
+    num_accepted = jnp.cumprod(draft_tokens == choices[:, :-1], axis=1, dtype=jnp.int32).sum(axis=1)
+    return Acceptance(num_accepted, jnp.take_along_axis(choices, num_accepted[:, None], axis=1)[:, 0])
+
+
 def decide(
-    target_probs: Float[Array, "b gamma+1 v"],
+    target_probs: Float[Array, "b t v"],  # t = gamma + 1
     draft_tokens: Int[Array, "b gamma"],
     draft_probs: Float[Array, "b gamma v"],
     uniforms: Float[Array, "b gamma+1"],

@@ -6,22 +6,19 @@ import jax
 import jax.numpy as jnp
 
 from decoding.rollback import rollback
-from decoding.sampling import Sampling, choose, law
-from decoding.speculative import count_emitted, row_at
+from decoding.sampling import draw
+from decoding.speculative import Options, count_emitted, row_at
 from decoding.state import DecodeState, Round
 from gemma4 import Gemma4
 
 
-@functools.partial(jax.jit, static_argnames=("sampling", "eos_ids"), donate_argnames="state")
-def autoregressive_step(
-    target: Gemma4, state: DecodeState, sampling: Sampling = Sampling(), eos_ids: tuple[int, ...] = ()
-) -> DecodeState:
-    """Write the newest token, draw the next one.  The state is donated.  Rows that are done stand still."""
+def step_of(target: Gemma4, state: DecodeState, options: Options) -> DecodeState:
+    """Write the newest token, draw the next one.  Rows that are done stand still."""
     key, draw_key = jax.random.split(state.key)
     hidden, cache = target(state.token[:, None], state.cache)
-    probs = law(target.logits(hidden[:, 0]), sampling)
-    tokens = choose(probs, jax.random.uniform(draw_key, state.token.shape))[:, None]
-    num_emitted, done = count_emitted(tokens, jnp.ones_like(state.token), state, eos_ids)
+    uniforms = jax.random.uniform(draw_key, state.token.shape)
+    tokens = draw(target.logits(hidden[:, 0]), options.sampling, uniforms)[0][:, None]
+    num_emitted, done = count_emitted(tokens, jnp.ones_like(state.token), state, options.eos_ids)
     return DecodeState(
         cache=rollback(cache, state.cache.length, num_emitted),
         token=row_at(tokens, num_emitted - 1, state.token),
@@ -32,3 +29,9 @@ def autoregressive_step(
         done=done,
         last=Round(tokens[:, :0], jnp.zeros_like(num_emitted), tokens, num_emitted),
     )
+
+
+@functools.partial(jax.jit, static_argnames="options", donate_argnames="state")
+def autoregressive_step(target: Gemma4, state: DecodeState, options: Options = Options(draft_length=0)) -> DecodeState:
+    """`step_of` as one compiled call.  The state is donated."""
+    return step_of(target, state, options)

@@ -38,8 +38,16 @@ def draft(
     tokens, probs = [], []
     for i in range(draft_length):
         # The target's embedding, scaled; the drafter's own table is only its head.
-        logits, hidden = step(drafter, target.embed_tokens(token), hidden, shared)
-        probs.append(law(logits, sampling))
-        token = choose(probs[-1], uniforms[i])
+        normed, hidden = step(drafter, target.embed_tokens(token), hidden, shared)
+        token, law_of_token = _draw(drafter, normed, sampling, uniforms[i])
         tokens.append(token)
+        probs.append(law_of_token)
     return Draft(jnp.stack(tokens, axis=1), jnp.stack(probs, axis=1))
+
+
+def _draw(drafter, normed, sampling, uniforms):
+    if sampling.temperature == 0:  # a clustered head finds its best token without writing the others' logits down
+        token = drafter.argmax(normed)
+        return token, jax.nn.one_hot(token, drafter.config.text.vocab_size, dtype=jnp.float32)
+    probs = law(drafter.logits(normed), sampling)
+    return choose(probs, uniforms), probs

@@ -6,10 +6,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from decoding.autoregressive import autoregressive_step
+from decoding.autoregressive import step_of
+from decoding.compiled import compiled
 from decoding.prefill import prefill
 from decoding.sampling import Sampling
-from decoding.speculative import Options, speculative_step
+from decoding.speculative import Options, round_of
 from decoding.state import DecodeState, Round
 from decoding.stats import Stats
 from drafter import Drafter
@@ -18,6 +19,10 @@ from gemma4.model import check_tokens
 
 Prompts = Sequence[int] | Sequence[Sequence[int]]
 OnRound = Callable[[Round], None]
+
+# The steps of a draft are unrolled in the compiled round, so compilation takes time in proportion; and acceptance falls
+# with every position, so that no drafter gains from more.
+LONGEST_DRAFT = 32
 
 
 class Generation(NamedTuple):
@@ -41,7 +46,7 @@ def generate(
     """Speculative decoding.  The text's law is the target's alone; the drafter decides only how fast it comes.
 
     prompt_tokens:  ids of one prompt, or a batch of prompts of different lengths.
-    draft_length:   gamma, tokens proposed a round.
+    draft_length:   gamma, tokens proposed a round, 1 .. 32.
     draft_sampling: how drafts are drawn; like `sampling` unless given.
     key:            `jax.random.key`; needed only where something is sampled (default: key 0).
     on_round:       called with each `Round` as it ends (the prefill's first), arrays on the host.
@@ -49,12 +54,11 @@ def generate(
                     target do not fit each other.
     """
     drafter.config.check_fits(target.config)
-    if draft_length < 1:
-        raise ValueError(f"draft_length: expected at least 1, got {draft_length}")
+    check_draft_length(draft_length)
     draft_sampling = sampling if draft_sampling is None else draft_sampling
     options = Options(draft_length, sampling.check(), draft_sampling.check(), tuple(eos_ids))
     state = start(target, prompt_tokens, max_new_tokens, options, key)
-    return collect(rounds(state, lambda state: speculative_step(target, drafter, state, options)), on_round)
+    return collect(rounds(state, compiled(round_of, options, target, drafter)), on_round)
 
 
 def generate_autoregressive(
@@ -70,8 +74,7 @@ def generate_autoregressive(
     """The baseline: the same without a drafter, one token a round.  Errors: as `generate`."""
     options = Options(0, sampling.check(), eos_ids=tuple(eos_ids))
     state = start(target, prompt_tokens, max_new_tokens, options, key)
-    step = lambda state: autoregressive_step(target, state, options.sampling, options.eos_ids)
-    return collect(rounds(state, step), on_round)
+    return collect(rounds(state, compiled(step_of, options, target)), on_round)
 
 
 def start(
@@ -107,11 +110,17 @@ def collect(rounds: Iterator[Round], on_round: OnRound | None) -> Generation:
             stats.add_prefill(last)
         else:
             stats.add_round(last)
-        for row, tokens, count in zip(rows, last.tokens, last.num_emitted):
+        for row, tokens, count in zip(rows, last.tokens, last.num_emitted, strict=True):
             row.extend(tokens[:count])
         if on_round:
             on_round(last)
     return Generation([np.array(row, np.int32) for row in rows], stats)
+
+
+def check_draft_length(draft_length: int) -> None:
+    """Errors: ValueError unless 1 .. LONGEST_DRAFT."""
+    if not 1 <= draft_length <= LONGEST_DRAFT:
+        raise ValueError(f"draft_length: expected 1 to {LONGEST_DRAFT} tokens a round, got {draft_length}")
 
 
 def check_prompts(target: Gemma4, prompt_tokens: Prompts, max_new_tokens: int) -> list[list[int]]:
@@ -122,12 +131,13 @@ def check_prompts(target: Gemma4, prompt_tokens: Prompts, max_new_tokens: int) -
     prompts = [list(map(int, row)) for row in (prompt_tokens if is_batch else [prompt_tokens])]
     context = target.config.max_position_embeddings
     for row, prompt in enumerate(prompts):
+        name = f"prompt {row}" if is_batch else "the prompt"
         if not prompt:
-            raise ValueError(f"prompt {row} is empty: expected at least one token (begin a text with the BOS token)")
+            raise ValueError(f"{name} is empty: expected at least one token (begin a text with the BOS token)")
         check_tokens(target.config, np.array([prompt]))
         if len(prompt) + max_new_tokens > context:
             raise ValueError(
-                f"prompt {row} has {len(prompt)} tokens, and {max_new_tokens} new ones go past this model's context of "
+                f"{name} has {len(prompt)} tokens, and {max_new_tokens} new ones go past this model's context of "
                 f"{context}: shorten the prompt, or ask for at most {max(0, context - len(prompt))} new tokens"
             )
     return prompts

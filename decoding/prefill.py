@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from decoding.rollback import rollback
-from decoding.sampling import Sampling, choose, law
+from decoding.sampling import Sampling, draw
 from decoding.speculative import count_emitted
 from decoding.state import DecodeState, Round
 from gemma4 import Gemma4, KVCache, init_cache
@@ -26,7 +26,7 @@ def prefill(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    draft_length: int = 1,
+    draft_length: int = 4,
     sampling: Sampling = Sampling(),
     key: jax.Array,
     eos_ids: tuple[int, ...] = (),
@@ -52,7 +52,7 @@ def prefill(
     hidden = jnp.zeros((len(prompts), target.config.hidden_size), dtype)
     for start in range(0, num_chunks * chunk, chunk):
         hidden, cache = _read_chunk(target, cache, jnp.asarray(padded[:, start : start + chunk]), lengths, hidden)
-    return _first_token(target, cache, hidden, key, max_new_tokens, sampling, eos_ids)
+    return _first_token(target, cache, hidden, key, max_new_tokens, draft_length, sampling, eos_ids)
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
@@ -67,16 +67,17 @@ def _read_chunk(
     return jnp.where(kept[:, None] > 0, last, hidden), rollback(cache, before, kept)
 
 
-@functools.partial(jax.jit, static_argnames=("max_new_tokens", "sampling", "eos_ids"), donate_argnames="cache")
-def _first_token(target, cache, hidden, key, max_new_tokens, sampling, eos_ids) -> DecodeState:
+@functools.partial(jax.jit, static_argnames=("draft_length", "sampling", "eos_ids"), donate_argnames="cache")
+def _first_token(target, cache, hidden, key, max_new_tokens, draft_length, sampling, eos_ids) -> DecodeState:
     key, draw_key = jax.random.split(key)
-    batch = hidden.shape[0]
-    token = choose(law(target.logits(hidden), sampling), jax.random.uniform(draw_key, (batch,)))
-    zeros = jnp.zeros(batch, jnp.int32)
-    nothing = Round(token[:, None][:, :0], zeros, token[:, None], zeros)
-    state = DecodeState(cache, token, hidden, key, zeros, zeros + max_new_tokens, zeros.astype(bool), nothing)
-    num_emitted, done = count_emitted(token[:, None], zeros + 1, state, eos_ids)
-    return state._replace(emitted=num_emitted, done=done, last=nothing._replace(num_emitted=num_emitted))
+    zeros = jnp.zeros(hidden.shape[0], jnp.int32)
+    token, _ = draw(target.logits(hidden), sampling, jax.random.uniform(draw_key, zeros.shape))
+    # The prefill as a round that drafted nothing; shaped like later rounds, so that these compile once.
+    tokens = jnp.pad(token[:, None], ((0, 0), (0, draft_length)))
+    last = Round(tokens[:, 1:], zeros, tokens, zeros)
+    state = DecodeState(cache, token, hidden, key, zeros, zeros + max_new_tokens, zeros.astype(bool), last)
+    num_emitted, done = count_emitted(tokens, zeros + 1, state, eos_ids)
+    return state._replace(emitted=num_emitted, done=done, last=last._replace(num_emitted=num_emitted))
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -1,8 +1,9 @@
 """Stage 4: forget the rejected drafts.  The cache's rule makes this one assignment (`gemma4/cache.py` has the proof)."""
 
+from jaxtyping import Array, Int
+
 import gemma4
 from gemma4 import KVCache
-from jaxtyping import Array, Int
 
 
 def rollback(cache: KVCache, length_before: Int[Array, " b"], num_kept: Int[Array, " b"]) -> KVCache:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from gemma4.functional import argmax
+
 
 class Sampling(NamedTuple):
     """How to choose from a law.  Hashable: jitted functions take it as a static argument.
@@ -37,7 +39,7 @@ def law(logits: Float[Array, "*batch v"], sampling: Sampling) -> Float[Array, "*
     Source: the order and the edges of transformers 5.22.2's logits warpers (ties at the top-k edge are all kept).
     """
     if sampling.temperature == 0:
-        return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.float32)
+        return jax.nn.one_hot(argmax(logits), logits.shape[-1], dtype=jnp.float32)
     logits = logits.astype(jnp.float32) / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         kth = jax.lax.top_k(logits, sampling.top_k)[0][..., -1:]
@@ -46,7 +48,9 @@ def law(logits: Float[Array, "*batch v"], sampling: Sampling) -> Float[Array, "*
         order = jnp.argsort(-logits, axis=-1)
         probs = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
         mass_before = jnp.cumsum(probs, axis=-1) - probs
-        cut = jnp.put_along_axis(jnp.zeros(logits.shape, bool), order, mass_before >= sampling.top_p, axis=-1, inplace=False)
+        cut = jnp.put_along_axis(
+            jnp.zeros(logits.shape, bool), order, mass_before >= sampling.top_p, axis=-1, inplace=False
+        )
         logits = jnp.where(cut, -jnp.inf, logits)
     return jax.nn.softmax(logits, axis=-1)
 
@@ -56,5 +60,15 @@ def choose(probs: Float[Array, "*batch v"], uniforms: Float[Array, "*batch"]) ->
 
     A token of probability 0 is never chosen, and a one-hot law chooses its token for every uniform.
     """
-    running = jnp.cumsum(probs, axis=-1)
-    return jnp.argmax(running > uniforms[..., None] * running[..., -1:], axis=-1).astype(jnp.int32)
+    # A parallel cumsum rounds each sum in its own way, so at a token of probability 0 it may still rise: hide those.
+    running = jnp.where(probs > 0, jnp.cumsum(probs, axis=-1), 0)
+    total = running.max(axis=-1, keepdims=True)
+    return jnp.argmax(running > uniforms[..., None] * total, axis=-1).astype(jnp.int32)
+
+
+def draw(
+    logits: Float[Array, "*batch v"], sampling: Sampling, uniforms: Float[Array, "*batch"]
+) -> tuple[Int[Array, "*batch"], Float[Array, "*batch v"]]:
+    """A token from the law of `logits`, and that law."""
+    probs = law(logits, sampling)
+    return (argmax(logits) if sampling.temperature == 0 else choose(probs, uniforms)), probs

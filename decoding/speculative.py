@@ -1,6 +1,6 @@
 """One round of speculative decoding, and the loop over rounds.
 
-    share -> draft -> verify -> accept -> emit -> rollback
+share -> draft -> verify -> accept -> emit -> rollback
 """
 
 import functools
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from decoding.accept import accept
+from decoding.accept import accept, accept_greedy
 from decoding.draft import draft
 from decoding.rollback import rollback
 from decoding.sampling import Sampling, law
@@ -39,7 +39,10 @@ def round_of(target: Gemma4, drafter: Drafter, state: DecodeState, options: Opti
         draft_length=options.draft_length, sampling=options.draft_sampling,
     )  # fmt: skip
     verdict = verify(target, state.cache, state.token, block.tokens)
-    result = accept(law(verdict.logits, options.sampling), block.tokens, block.probs, accept_key)
+    if options.sampling.temperature == 0:
+        result = accept_greedy(verdict.logits, block.tokens)
+    else:
+        result = accept(law(verdict.logits, options.sampling), block.tokens, block.probs, accept_key)
 
     tokens = with_next_token(block.tokens, result.num_accepted, result.next_token)
     num_emitted, done = count_emitted(tokens, result.num_accepted + 1, state, options.eos_ids)

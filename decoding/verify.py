@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gemma4 import Gemma4, KVCache
+from gemma4.cache import check_room
 
 
 class Verification(NamedTuple):
@@ -19,7 +20,11 @@ class Verification(NamedTuple):
 def verify(
     target: Gemma4, cache: KVCache, token: Int[Array, " b"], draft_tokens: Int[Array, "b gamma"]
 ) -> Verification:
-    """Score [token, d1 .. dgamma], which stand at positions cache.length .. cache.length + gamma."""
+    """Score [token, d1 .. dgamma], which stand at positions cache.length .. cache.length + gamma.
+
+    Errors: ValueError if the cache takes fewer than gamma + 1 tokens at once, or (outside jit) has no room for them.
+    """
     block = jnp.concatenate([token[:, None], draft_tokens], axis=1)
+    check_room(target.config, cache, block.shape[1])
     hidden, cache = target(block, cache)
     return Verification(target.logits(hidden), hidden, cache)

@@ -1,5 +1,6 @@
-"""The MTP drafter of Gemma 4 in JAX.  Reading order: config, shared_cache, model, clustering, training."""
+"""The MTP drafter of Gemma 4 in JAX.  Reading order: config, shared_cache, model, clustering, checkpoint, training."""
 
+from drafter.checkpoint import export_hf, load, save
 from drafter.clustering import Clusters, cluster_recall, cluster_vocabulary, clustered_argmax, clustered_logits
 from drafter.config import PRESETS, Config
 from drafter.model import Drafter, forward
@@ -15,6 +16,11 @@ __all__ = [
     "cluster_vocabulary",
     "clustered_argmax",
     "clustered_logits",
+    "export_hf",
     "forward",
+    "load",
+    "save",
     "share_cache",
 ]
+
+__distribution__ = "gemma4-mtp"  # tells this package from others of the name: gemma4/shadowing.py

@@ -42,7 +42,9 @@ class Config:
                 f"{self.text.num_hidden_layers}, got {self.text.num_kv_shared_layers}"
             )
         if self.use_ordered_embeddings and self.text.vocab_size % self.num_centroids:
-            raise ValueError(f"{self.text.vocab_size} tokens do not divide into {self.num_centroids} clusters of one size")
+            raise ValueError(
+                f"{self.text.vocab_size} tokens do not divide into {self.num_centroids} clusters of one size"
+            )
         if self.use_ordered_embeddings and not 0 < self.centroid_intermediate_top_k <= self.num_centroids:
             raise ValueError(
                 f"centroid_intermediate_top_k must lie in 1..{self.num_centroids}, got {self.centroid_intermediate_top_k}"
@@ -64,7 +66,9 @@ class Config:
             pairs[f"{kind} RoPE"] = (self.text.rope(kind), target.rope(kind))
         wrong = [f"{name}: drafter {ours}, target {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
         if wrong:
-            raise ValueError(f"drafter and target do not fit ({'; '.join(wrong)}); use the drafter made for this target")
+            raise ValueError(
+                f"drafter and target do not fit ({'; '.join(wrong)}); use the drafter made for this target"
+            )
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "Config":
@@ -77,12 +81,13 @@ class Config:
         for name in ("text_config", "backbone_hidden_size"):
             if not config.get(name):
                 raise ValueError(f"{name}: missing from the configuration; a drafter's config.json has it")
-        optional = ("use_ordered_embeddings", "num_centroids", "centroid_intermediate_top_k", "convention")
-        return cls(
-            text=gemma4_config.from_text_config(gemma4_config.Config, config["text_config"]),
-            backbone_hidden_size=config["backbone_hidden_size"],
-            **{name: config[name] for name in optional if config.get(name) is not None},
-        )
+        if not isinstance(config["text_config"], Mapping):
+            raise ValueError(f"text_config: expected an object, got {config['text_config']!r}")
+        own = {field.name: field for field in dataclasses.fields(cls) if field.name != "text"}
+        given = {name: config[name] for name in own if config.get(name) is not None}
+        for name, value in given.items():
+            gemma4_config.check_kind(own[name], value)
+        return cls(text=gemma4_config.from_text_config(gemma4_config.Config, config["text_config"]), **given)
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` that transformers reads as `Gemma4AssistantForCausalLM` (it ignores `convention`)."""
@@ -97,7 +102,9 @@ class Config:
         }
 
 
-def _released(target: gemma4_config.Config, *, width: int, mlp: int, heads: int, clustered: bool, context: int) -> Config:
+def _released(
+    target: gemma4_config.Config, *, width: int, mlp: int, heads: int, clustered: bool, context: int
+) -> Config:
     """S S S F over `target`'s K/V: whatever concerns K/V is the target's, the rest is the drafter's own."""
     text = dataclasses.replace(
         target,
@@ -115,12 +122,15 @@ def _released(target: gemma4_config.Config, *, width: int, mlp: int, heads: int,
         moe_intermediate_size=0,
         final_logit_softcapping=None,
         max_position_embeddings=context,
+        eos_token_ids=(1,),
     )
     return Config(text=text, backbone_hidden_size=target.hidden_size, use_ordered_embeddings=clustered)
 
 
 PRESETS: dict[str, Config] = {
-    name: _released(gemma4_config.PRESETS[name], width=width, mlp=mlp, heads=heads, clustered=clustered, context=context)
+    name: _released(
+        gemma4_config.PRESETS[name], width=width, mlp=mlp, heads=heads, clustered=clustered, context=context
+    )
     for name, width, mlp, heads, clustered, context in (
         ("E2B", 256, 2048, 4, True, 131_072),
         ("E4B", 256, 2048, 4, True, 131_072),

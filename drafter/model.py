@@ -13,6 +13,7 @@ Source: `modeling_gemma4_assistant.py`, transformers 5.22.2.  Reads `gemma4`'s l
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from drafter.clustering import clustered_argmax, clustered_logits
@@ -20,13 +21,13 @@ from drafter.config import TRANSFORMERS, Config
 from drafter.shared_cache import SharedCache
 from gemma4.cache import LayerKV, slot_positions
 from gemma4.config import SLIDING
-from gemma4.functional import rope_angles, visible
+from gemma4.functional import argmax, rope_angles, visible
 from gemma4.layers import Embedding, Linear, Place, RMSNorm, Tap, matmul, no_tap, scoped
 from gemma4.model import DecoderLayer
 
 
 class Drafter(nnx.Module):
-    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.config = config
         text, width, backbone = config.text, config.text.hidden_size, config.backbone_hidden_size
         self.pre_projection = Linear(2 * backbone, width, rngs=rngs, dtype=dtype)
@@ -85,13 +86,13 @@ class Drafter(nnx.Module):
         """The greedy draft token: argmax of `logits`."""
         if self.config.use_ordered_embeddings:
             return clustered_argmax(normed, self.embed_tokens.weight[...], *self.masked_embedding.clusters())
-        return jnp.argmax(self.dense_logits(normed), axis=-1).astype(jnp.int32)
+        return argmax(self.dense_logits(normed))
 
 
 class ClusteredHead(nnx.Module):
     """Centroids (a weight) and the token ids of each cluster (no weight: an optimizer must never touch them)."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.top_k = config.centroid_intermediate_top_k
         self.centroids = Linear(config.text.hidden_size, config.num_centroids, rngs=rngs, dtype=dtype)
         self.token_ordering = nnx.Param(jnp.arange(config.text.vocab_size, dtype=jnp.int32))
@@ -118,17 +119,30 @@ def forward(
     width, batch = drafter.config.backbone_hidden_size, shared.length.shape[0]
     for name, value in (("embedding", embedding), ("hidden", hidden)):
         if value.shape != (batch, width):
-            raise ValueError(f"{name}: expected shape ({batch}, {width}) (batch, the target's width), got {value.shape}")
+            raise ValueError(
+                f"{name}: expected shape ({batch}, {width}) (batch, the target's width), got {value.shape}"
+            )
     if tap is None:
         return _forward(drafter, embedding, hidden, shared)
-    return step(drafter, embedding, hidden, shared, tap)
+    normed, chained = step(drafter, embedding, hidden, shared, tap)
+    return tap("logits", drafter.logits(normed)), chained
 
 
-def step(drafter: Drafter, embedding, hidden, shared: SharedCache, tap: Tap = no_tap):
+def step(
+    drafter: Drafter,
+    embedding: Float[Array, "b backbone"],
+    hidden: Float[Array, "b backbone"],
+    shared: SharedCache,
+    tap: Tap = no_tap,
+) -> tuple[Float[Array, "b d"], Float[Array, "b backbone"]]:
+    """`forward` up to the head: the rows that `Drafter.logits` and `Drafter.argmax` read, and the next step's hidden."""
     rows = {kind: slot_positions(shared.length - 1, kv.capacity) for kind, kv in shared.donors.items()}
     places = drafter.places(shared.length[:, None], rows)
     normed, chained = drafter(embedding[:, None], hidden[:, None], shared.donors, places, tap)
-    return tap("logits", drafter.logits(normed[:, 0])), chained[:, 0]
+    return normed[:, 0], chained[:, 0]
 
 
-_forward = jax.jit(step)
+@jax.jit
+def _forward(drafter, embedding, hidden, shared):
+    normed, chained = step(drafter, embedding, hidden, shared)
+    return drafter.logits(normed), chained

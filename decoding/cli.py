@@ -1,0 +1,153 @@
+"""The command `gemma4-mtp`: its arguments, its help, its exit codes.  `job.py` has what it does.
+
+Whatever a user can get wrong is found before the run, in `prepare`, and becomes one line on standard error and exit
+code 2.  An exception from the run itself is a bug, and keeps its traceback.
+"""
+
+import argparse
+import functools
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+
+from decoding.generate import LONGEST_DRAFT
+from decoding.job import UserError, prepare, run
+
+DTYPES = ("float32", "bfloat16", "float16")
+OK, MISTAKE, INTERRUPTED, READER_GONE = 0, 2, 130, 141
+
+DESCRIPTION = """\
+Continue a text with a Gemma 4 target and its MTP drafter: the drafter proposes a few tokens, the target checks them all
+in one forward pass and adds one of its own.  The text has the target's own law (greedy: the very same tokens); only the
+speed is the drafter's."""
+
+EXAMPLES = """\
+examples:
+  gemma4-mtp generate "In the beginning"                    the shipped pair, trained on the King James Bible
+  gemma4-mtp generate "In the beginning" --show-rejected    and what the target refused
+  gemma4-mtp generate "In the beginning" --temperature 1 --seed 7 --max-new-tokens 200
+  gemma4-mtp generate --prompt-ids 2,17,94 --json           ids in, one JSON object out
+  gemma4-mtp generate "In the beginning" --baseline         the target alone, one token a step
+  gemma4-mtp generate "Hello" --target DIR --drafter DIR    any other pair, in Hugging Face layout
+"""
+
+OUTPUT = """\
+what is shown:
+  First the prompt and the text, round by round as it comes.  On a terminal that has colours (unless NO_COLOR is set):
+    green         tokens that were drafted and that the target accepted
+    bold magenta  tokens of the target's own: the first, and one at the end of each round
+    red, struck   drafted tokens that it rejected (--show-rejected); they are not part of the text
+  Elsewhere accepted tokens are plain, [the target's own] stand in brackets and {rejected} ones in braces.
+  A character whose bytes come from several tokens belongs to the last of them.
+  Then a table, measured after the text on the same prompt: tokens per round, how often each draft position was
+  accepted, the time of each stage (compiled alone), and tokens/s of speculative and of autoregressive decoding
+  (compiled beforehand, without the prefill).
+
+  --json prints one object instead, with
+    tokens   ids of the new tokens          text     the same as text (null without a tokenizer)
+    stats    rounds, drafted, accepted, emitted, tokens_per_round, acceptance_per_position
+    timings  first_token_seconds (from the start of the command, compilation included), stage_seconds,
+             speculative and autoregressive (tokens_per_second and seconds_per_round each), speed_up
+             (null where there was nothing to measure)
+"""
+
+NOTES = """\
+The text ends at an end-of-sequence token of the target's configuration, or after --max-new-tokens.
+Compiled code is kept in $XDG_CACHE_HOME/gemma4-mtp (~/.cache/gemma4-mtp), so that a second start is quick; it may be
+deleted at any time.  JAX_COMPILATION_CACHE_DIR moves it.
+
+exit codes: 0 done; 2 a mistake in the arguments or in the files they name (one line on standard error says which);
+130 interrupted; 141 nobody reads the output any more.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `gemma4-mtp generate --help` shows what is possible")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    layout = lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=120)
+    parser = _Parser(
+        prog="gemma4-mtp",
+        description=DESCRIPTION,
+        epilog=f"{EXAMPLES}\nOptions, output and exit codes: gemma4-mtp generate --help",
+        formatter_class=layout,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    command = commands.add_parser(
+        "generate",
+        help="continue a text",
+        description=f"{DESCRIPTION}\n\nDefaults stand in parentheses.",
+        epilog="\n".join([EXAMPLES, OUTPUT, NOTES]),
+        formatter_class=layout,
+        allow_abbrev=False,
+    )
+    option, number = command.add_argument, functools.partial(_number, command)
+    option("text", metavar="TEXT", nargs="?", help="the prompt; the target's BOS token is put before it")
+    option("--prompt-ids", metavar="IDS", help="the prompt as token ids, taken as they are, such as 2,17,94")
+    option("--target", metavar="DIR", help="directory of the target: config.json, weights, tokenizer.json")
+    option("--drafter", metavar="DIR", help="directory of its drafter; give both, or neither for the shipped pair")
+    number("--draft-length", "N", 4, f"tokens drafted a round, 1 to {LONGEST_DRAFT}")
+    number("--max-new-tokens", "N", 64, "tokens to generate at most")
+    number("--temperature", "T", 0.0, "0 is greedy, 1 the model's own law")
+    number("--top-k", "K", 0, "sample from the K likeliest tokens; 0: from all")
+    number("--top-p", "P", 1.0, "sample from the fewest likeliest tokens that have probability P together")
+    number("--seed", "N", 0, "of the random numbers")
+    option("--dtype", choices=DTYPES, default=DTYPES[0], help="of weights and arithmetic (%(default)s)")
+    option("--baseline", action="store_true", help="the autoregressive loop alone, without a drafter")
+    option("--json", action="store_true", help="print one JSON object and nothing else")
+    option("--show-rejected", action="store_true", help="show rejected drafts too, before the token that replaced them")
+    option("--no-color", action="store_true", help="marks in place of colours")
+    return parser
+
+
+def _number(parser: argparse.ArgumentParser, name: str, metavar: str, default: int | float, what: str) -> None:
+    parser.add_argument(name, metavar=metavar, type=type(default), default=default, help=f"{what} ({default:g})")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is returned."""
+    began = time.perf_counter()
+    try:
+        try:
+            args = make_parser().parse_args(arguments)
+            keep_compiled_code()
+            job = prepare(args)
+        except (ValueError, OSError) as error:
+            print("gemma4-mtp: error:", " ".join(str(error).split()), file=sys.stderr)
+            return MISTAKE
+        run(job, args, began)
+        return OK
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes standard output once more as it exits, and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+
+
+def keep_compiled_code() -> None:
+    """JAX's compilation cache, in the user's cache directory.  If that cannot be written to, every start compiles."""
+    if jax.config.jax_compilation_cache_dir is None:
+        directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gemma4-mtp"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=directory).close()
+        except OSError:
+            return
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    warnings.filterwarnings("ignore", message=".*persistent compilation cache")  # a full disk is no reason to complain
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""What a generation looks like: text as it comes, each piece by where it came from, and a table of figures after it."""
+
+import os
+from collections.abc import Sequence
+from enum import Enum
+from io import TextIOBase
+
+from rich.color import ColorSystem
+from rich.console import Console
+from rich.style import Style
+from rich.table import Table
+from tokenizers import Tokenizer
+
+from decoding.state import Round
+from decoding.stats import Stats
+from decoding.timing import Figures, Speed
+
+INCOMPLETE = "\ufffd"  # what a decoder writes for bytes that are no whole character (yet)
+
+
+class Origin(Enum):
+    """Where a piece of text came from: its style in colour, and the marks around it without."""
+
+    PROMPT = ("dim", "", "")
+    ACCEPTED = ("green", "", "")
+    REJECTED = ("red strike", "{", "}")
+    OWN = ("bold magenta", "[", "]")
+
+    def __init__(self, style: str, opening: str, closing: str):
+        self.style, self.opening, self.closing = Style.parse(style), opening, closing
+
+
+class TextStream:
+    """Token ids in, text out, as soon as it is certain; the pieces joined are exactly `tokenizer.decode` of all ids.
+
+    Byte-level tokens may split a character: its bytes are held back until the token that completes it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._decode = tokenizer.decode
+        self._context: list[int] = []  # the ids that last gave text: a decoder may look at what stands before
+        self._held: list[int] = []
+
+    def push(self, token: int) -> str:
+        self._held.append(token)
+        text = self._text_of_held()
+        if not text or text.endswith(INCOMPLETE):
+            return ""
+        self._context, self._held = self._held, []
+        return text
+
+    def end(self) -> str:
+        """What is still held back: half a character, if the text stops inside one."""
+        text, self._held = self._text_of_held(), []
+        return text
+
+    def preview(self, tokens: Sequence[int]) -> str:
+        """What `tokens` would have added, had they come next."""
+        return self._text_of_held(tokens)
+
+    def _text_of_held(self, more: Sequence[int] = ()) -> str:
+        return self._decode([*self._context, *self._held, *more])[len(self._decode(self._context)) :]
+
+
+class IdStream:
+    """Without a tokenizer, the ids themselves."""
+
+    def push(self, token: int) -> str:
+        return f"{token} "
+
+    def end(self) -> str:
+        return ""
+
+    def preview(self, tokens: Sequence[int]) -> str:
+        return "".join(f"{token} " for token in tokens)
+
+
+def use_color(out: TextIOBase) -> bool:
+    """A terminal that can, and a user who does not object (https://no-color.org)."""
+    return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+class Printer:
+    """Writes rounds as they end.  Everything that is shown goes through `segment`."""
+
+    def __init__(
+        self,
+        out: TextIOBase,
+        tokenizer: Tokenizer | None,
+        *,
+        color: bool,
+        show_rejected: bool = False,
+        is_baseline: bool = False,  # all tokens are the target's own then, and not worth a mark
+    ):
+        self.out, self.color, self.show_rejected, self.is_baseline = out, color, show_rejected, is_baseline
+        self._stream = TextStream(tokenizer) if tokenizer else IdStream()
+        self._is_prefill = True
+        self._last = Origin.OWN
+
+    def prompt(self, text: str) -> None:
+        self._write(Origin.PROMPT, text)
+
+    def round(self, last: Round) -> None:
+        """The first row of a round: accepted drafts, rejected ones if asked for, and the target's own token."""
+        tokens = last.tokens[0, : last.num_emitted[0]].tolist()
+        num_accepted = int(last.num_accepted[0])
+        self._emit(Origin.ACCEPTED, tokens[:num_accepted])
+        rejected = last.draft_tokens[0, num_accepted:].tolist()
+        text_ended_before = len(tokens) <= num_accepted
+        if self.show_rejected and rejected and not self._is_prefill and not text_ended_before:
+            self._write(Origin.REJECTED, _one_line(self._stream.preview(rejected)))
+        self._emit(Origin.OWN, tokens[num_accepted:])
+        self._is_prefill = False
+        self.out.flush()
+
+    def end(self) -> None:
+        self._write(self._last, self._stream.end())
+        self.out.write("\n")
+        self.out.flush()
+
+    def _emit(self, origin: Origin, tokens: Sequence[int]) -> None:
+        """A character whose bytes came from several tokens goes with the last of them."""
+        if tokens:
+            self._last = origin
+        self._write(origin, "".join(map(self._stream.push, tokens)))
+
+    def _write(self, origin: Origin, text: str) -> None:
+        if text:
+            self.out.write(self.segment(origin, text))
+
+    def segment(self, origin: Origin, text: str) -> str:
+        text = _harmless(text)
+        if self.is_baseline and origin is Origin.OWN:
+            return text
+        if self.color:
+            return origin.style.render(text, color_system=ColorSystem.STANDARD)
+        inner = text.strip("\n")  # a mark at the start of a line, far from what it marks, would confuse
+        before = text[: len(text) - len(text.lstrip("\n"))] if inner else ""
+        return before + origin.opening + inner + origin.closing + text[len(before) + len(inner) :]
+
+    def legend(self) -> str:
+        origins = {Origin.ACCEPTED: "drafted and accepted", Origin.OWN: "the target's own"}
+        if self.show_rejected:
+            origins[Origin.REJECTED] = "drafted and rejected"
+        kind = "colours" if self.color else "marks"
+        return f"({kind}: " + ", ".join(self.segment(origin, name) for origin, name in origins.items()) + ")\n"
+
+
+def _harmless(text: str) -> str:
+    """Control characters spelt out: a model may write any, and a terminal would obey."""
+    is_control = lambda c: ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0
+    return "".join(f"\\x{ord(c):02x}" if is_control(c) and c not in "\n\t" else c for c in text)
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", "\\n").rstrip(INCOMPLETE)
+
+
+def print_table(out: TextIOBase, stats: Stats, draft_length: int, figures: Figures, *, color: bool) -> None:
+    table = Table.grid(padding=(0, 2))
+    table.add_row("tokens per round", f"{stats.tokens_per_round:.2f} of at most {draft_length + 1}")
+    shares = enumerate(stats.acceptance_per_position, start=1)
+    table.add_row("accepted, by draft position", "  ".join(f"{place}: {share:.0%}" for place, share in shares))
+    table.add_row("ms for each stage", "  ".join(f"{name} {_ms(seconds)}" for name, seconds in figures.stages.items()))
+    if figures.speculative:
+        table.add_row("ms for a whole round", _ms(figures.speculative.seconds_per_round))
+    table.add_row("speculative", _speed(figures.speculative))
+    table.add_row("autoregressive", _speed(figures.autoregressive))
+    if figures.speed_up:
+        table.add_row("speed-up", f"{figures.speed_up:.2f} x")
+    _print(out, table, color)
+    _print(out, CAPTION, color)
+
+
+CAPTION = (
+    "\nMeasured after the text, with the same prompt. Tokens/s: both loops compiled beforehand, without the prefill, "
+    "median of up to 3 runs. Stages: each compiled and run alone, median of up to 10; a whole round compiles them "
+    "together, so they need not add up to it."
+)
+
+
+def print_baseline(out: TextIOBase, stats: Stats, figures: Figures, *, color: bool) -> None:
+    speed = _speed(figures.autoregressive)
+    _print(out, f"\nautoregressive: {stats.emitted} tokens, {speed} (compiled beforehand, without the prefill)", color)
+
+
+def _print(out: TextIOBase, what, color: bool) -> None:
+    console = Console(file=out, highlight=False, force_terminal=color, color_system="standard" if color else None)
+    with console.capture() as captured:
+        console.print(what, style="dim" if what is CAPTION else None)
+    out.write(captured.get())
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.{2 if seconds < 0.01 else 0}f}"
+
+
+def _speed(speed: Speed | None) -> str:
+    return f"{speed.tokens_per_second:.0f} tokens/s" if speed else "not measured: the text ended with its first token"

@@ -1,0 +1,25 @@
+"""The Gemma 4 text decoder in JAX.  Reading order: functional, cache, layers, moe, model, checkpoint."""
+
+from gemma4.cache import KVCache, LayerKV, init_cache, rollback
+from gemma4.checkpoint import CheckpointError, export_hf, load, save
+from gemma4.config import PRESETS, Config
+from gemma4.model import Gemma4, Output, forward
+from gemma4.shadowing import check_not_shadowed
+
+__all__ = [
+    "PRESETS",
+    "CheckpointError",
+    "Config",
+    "Gemma4",
+    "KVCache",
+    "LayerKV",
+    "Output",
+    "export_hf",
+    "forward",
+    "init_cache",
+    "load",
+    "rollback",
+    "save",
+]
+
+check_not_shadowed("drafter", "decoding")  # here, because both of them, and the command, import this package first
