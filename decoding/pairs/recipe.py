@@ -1,0 +1,232 @@
+"""Make the shipped pair from nothing:  python -m decoding.pairs.recipe --out DIR   (about two hours on two cores)
+
+Stages: tokenizer, target, text sampled from the target, drafter (one draft step, then four), export.  Every stage keeps
+what it has done under DIR, so the same command goes on after an interruption.  `measure.py` says what came out.
+"""
+
+import argparse
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tokenizers import Tokenizer
+
+import drafter as drafter_package
+import gemma4
+from decoding.generate import generate_autoregressive
+from decoding.pairs import corpus
+from decoding.sampling import Sampling
+from drafter import Drafter
+from drafter.training import draft_loss, init_drafter, teach, trainable
+from gemma4 import Config, Gemma4
+from gemma4.config import interleave
+from gemma4.storage import named_params, with_params
+from gemma4.training import Schedule, fit, held_out_nats, next_token_loss, windows
+
+
+class Recipe(NamedTuple):
+    """Everything that decides what comes out."""
+
+    target: Config
+    drafter: drafter_package.Config
+    target_steps: int = 600
+    target_batch: int = 4096  # tokens in one step
+    lengthen: float = 0.7  # share of the steps after which windows are twice as long
+    drafter_steps: tuple[int, int] = (250, 600)  # with one draft step, with `unroll` of them
+    drafter_batch: int = 2048
+    unroll: int = 4
+    window: int = 256  # tokens of text in one training window
+    sampled_rows: int = 512  # windows of text by the target itself, greedy and at temperature 1 each
+    seed: int = 0
+
+
+def king_james_recipe() -> Recipe:
+    """E2B's layout in small: S S S F, the second half shares K/V and has MLPs of twice the width, per-layer embeddings."""
+    target = Config(
+        vocab_size=2048,
+        hidden_size=256,
+        intermediate_size=1024,
+        layer_types=interleave(3, 8),
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=64,
+        global_head_dim=128,
+        num_kv_shared_layers=4,
+        use_double_wide_mlp=True,
+        sliding_window=64,
+        hidden_size_per_layer_input=32,
+        vocab_size_per_layer_input=2048,
+        max_position_embeddings=2048,
+        bos_token_id=corpus.BOS,
+        pad_token_id=corpus.PAD,
+        eos_token_ids=(corpus.EOS,),
+    )
+    return Recipe(target, small_drafter(target, width=128, mlp=256, num_centroids=64, top_k=16))
+
+
+def small_drafter(target: Config, *, width: int, mlp: int, num_centroids: int, top_k: int) -> drafter_package.Config:
+    text = dataclasses.replace(
+        target,
+        hidden_size=width,
+        intermediate_size=mlp,
+        layer_types=interleave(3, 4),
+        num_kv_shared_layers=4,
+        use_double_wide_mlp=False,
+        hidden_size_per_layer_input=0,
+        vocab_size_per_layer_input=0,
+        final_logit_softcapping=None,
+    )
+    return drafter_package.Config(
+        text=text,
+        backbone_hidden_size=target.hidden_size,
+        use_ordered_embeddings=True,
+        num_centroids=num_centroids,
+        centroid_intermediate_top_k=top_k,
+    )
+
+
+def train_target(recipe: Recipe, tokenizer: Tokenizer, text: corpus.Corpus, out: Path) -> Gemma4:
+    stream = np.concatenate(corpus.encode_chapters(tokenizer, text.train))
+    blank = Gemma4(recipe.target, rngs=nnx.Rngs(recipe.seed))
+    short, long = (
+        windows(stream, length, recipe.target_batch // length, corpus.BOS, recipe.seed)
+        for length in (recipe.window, 2 * recipe.window)
+    )
+    params = fit(
+        lambda params, batch: next_token_loss(with_params(blank, params), batch),
+        named_params(blank),
+        lambda step: jnp.asarray((short if step < recipe.lengthen * recipe.target_steps else long)(step)),
+        Schedule(recipe.target_steps),
+        out / "target",
+        label="target",
+        evaluate=lambda params: {
+            "held_out_bits_per_byte": bits_per_byte(
+                with_params(blank, params), tokenizer, text.held_out, 2 * recipe.window
+            )
+        },
+    )
+    return with_params(blank, params)
+
+
+def bits_per_byte(target: Gemma4, tokenizer: Tokenizer, chapters: list[str], window: int) -> float:
+    """Cost of whole chapters, their EOS included, read in separate windows of `window` tokens, over their UTF-8 bytes."""
+    nats = held_out_nats(target, corpus.encode_chapters(tokenizer, chapters), window, corpus.BOS)
+    return round(float(nats / np.log(2) / sum(len(chapter.encode()) for chapter in chapters)), 4)
+
+
+def sample_text(recipe: Recipe, target: Gemma4, stream: np.ndarray, temperature: float, out: Path) -> np.ndarray:
+    """Windows of text that the target continued from 32 tokens of the corpus: int32 [sampled_rows, window + 1].
+
+    A drafter meets its target's text, not the corpus; and at temperature 0 that is a text of another kind.
+    """
+    path = out / f"sampled_{temperature:g}.npy"
+    if path.exists():
+        return np.load(path)
+    prompt, batch, rows = 32, min(64, recipe.sampled_rows), []
+    prompts_at = windows(stream, prompt, batch, corpus.BOS, recipe.seed + 1)
+    for step in range(recipe.sampled_rows // batch):
+        prompts = prompts_at(step)
+        continued = generate_autoregressive(
+            target,
+            prompts.tolist(),
+            max_new_tokens=recipe.window - prompt,
+            sampling=Sampling(temperature),
+            key=jax.random.key(step),
+        )
+        rows.append(np.concatenate([prompts, np.stack(continued.tokens)], axis=1))
+    np.save(path, np.concatenate(rows))
+    return np.concatenate(rows)
+
+
+def train_drafter(recipe: Recipe, target: Gemma4, stream: np.ndarray, out: Path) -> Drafter:
+    """Half of every batch is the corpus, a quarter the target's greedy text, a quarter its text at temperature 1."""
+    rows = recipe.drafter_batch // recipe.window
+    greedy, sampled = (sample_text(recipe, target, stream, temperature, out) for temperature in (0.0, 1.0))
+    corpus_rows = windows(stream, recipe.window, rows - 2 * (rows // 4), corpus.BOS, recipe.seed + 2)
+
+    def batch_at(step):
+        rng = np.random.default_rng([recipe.seed + 3, step])
+        own = [texts[rng.integers(0, len(texts), rows // 4)] for texts in (greedy, sampled)]
+        return target, jnp.asarray(np.concatenate([corpus_rows(step), *own]))
+
+    blank = init_drafter(recipe.drafter, target, recipe.seed)
+    params = trainable(blank)
+    one, many = recipe.drafter_steps
+    for steps, unroll, decay, label in ((one, 1, 0.0, "drafter-1"), (many, recipe.unroll, 0.6, "drafter")):
+        params = fit(
+            lambda params, batch, unroll=unroll: draft_loss(with_params(blank, params), teach(*batch), unroll),
+            params,
+            batch_at,
+            Schedule(steps, matrix_rate=6e-3, other_rate=4e-3, decay=decay, weight_decay=0.0),
+            out / label,
+            label=label,
+        )
+    return with_params(blank, params)
+
+
+def export(
+    recipe: Recipe, target: Gemma4, drafter: Drafter, tokenizer: Tokenizer, text: corpus.Corpus, out: Path
+) -> None:
+    """DIR/pair: what ships.  16-bit weights in Hugging Face layout, the tokenizer, and the held-out chapters."""
+    pair = out / "pair"
+    shutil.rmtree(pair, ignore_errors=True)
+    gemma4.export_hf(target, pair / "target", dtype=jnp.bfloat16)
+    drafter_package.export_hf(drafter, pair / "drafter", dtype=jnp.bfloat16)
+    tokenizer.save(str(pair / "target" / "tokenizer.json"))
+    (pair / "held_out.json").write_text(json.dumps(text.held_out, indent=0), encoding="utf-8")
+    logs = [out / name / "log.jsonl" for name in ("target", "drafter-1", "drafter")]
+    (pair / "training_log.jsonl").write_text("".join(log.read_text() for log in logs))
+
+
+def smoke_recipe() -> Recipe:
+    """The same stages on a model of a few thousand weights: seconds of training, for the tests."""
+    full = king_james_recipe()
+    target = dataclasses.replace(
+        full.target,
+        vocab_size=512,
+        vocab_size_per_layer_input=512,
+        hidden_size=32,
+        intermediate_size=64,
+        head_dim=16,
+        global_head_dim=32,
+        hidden_size_per_layer_input=8,
+        sliding_window=16,
+    )
+    small = small_drafter(target, width=16, mlp=32, num_centroids=32, top_k=8)
+    return full._replace(
+        target=target, drafter=small, target_steps=60, target_batch=512, drafter_steps=(20, 20), drafter_batch=512,
+        window=64, sampled_rows=8,
+    )  # fmt: skip
+
+
+def run(recipe: Recipe, out: Path, chapters: int | None = None) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    text = corpus.king_james()
+    text = corpus.Corpus(text.train[:chapters], text.held_out[:chapters])
+    tokenizer = corpus.train_tokenizer(text.train, recipe.target.vocab_size)
+    target = train_target(recipe, tokenizer, text, out)
+    stream = np.concatenate(corpus.encode_chapters(tokenizer, text.train))
+    drafter = train_drafter(recipe, target, stream, out)
+    export(recipe, target, drafter, tokenizer, text, out)
+    print(f"finished: {out / 'pair'} holds the pair; measure it with  python -m decoding.pairs.measure {out / 'pair'}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, logs and the finished pair")
+    parser.add_argument("--smoke", action="store_true", help="a tiny model on a few chapters, in about a minute")
+    args = parser.parse_args()
+    if args.smoke:
+        run(smoke_recipe(), args.out, chapters=20)
+    else:
+        run(king_james_recipe(), args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""The shipped pair: its size, what it knows of held-out text, and how much its drafter saves, counted by the live loop.
+
+Wall-clock time is not asserted here, since a busy machine would decide; `python -m decoding.pairs.measure` prints it.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import decoding
+from decoding.pair import SHIPPED
+from decoding.pairs import corpus
+from decoding.pairs.measure import held_out_prompts, live, with_dense_head
+from decoding.pairs.recipe import bits_per_byte, king_james_recipe
+from drafter import cluster_recall
+from drafter.training import teach, unroll
+
+LONG = 200  # new tokens: past three windows of 64
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return decoding.load_pair()
+
+
+@pytest.fixture(scope="module")
+def chapters():
+    return json.loads((SHIPPED / "held_out.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def greedy(pair, chapters):
+    target, drafter, tokenizer = pair
+    return live(target, drafter, held_out_prompts(tokenizer, chapters), 0.0)
+
+
+def test_it_is_small_and_16_bit():
+    files = [file for name in ("target", "drafter") for file in (SHIPPED / name).iterdir()]
+    assert sum(file.stat().st_size for file in files) < 32e6
+
+
+def test_it_is_what_the_recipe_describes(pair):
+    recipe = king_james_recipe()
+    assert pair[0].config == recipe.target
+    assert pair[1].config == recipe.drafter
+
+
+def test_its_weights_are_bfloat16_numbers(pair):
+    """Loaded in float32, nothing is rounded: float32 and bfloat16 runs have the same model."""
+    weights = [value for value in jax.tree.leaves(pair[:2]) if jnp.issubdtype(value.dtype, jnp.floating)]
+    assert len(weights) > 150
+    for value in weights:
+        assert (value.astype(jnp.bfloat16).astype(value.dtype) == value).all()
+
+
+def test_held_out_chapters_were_never_trained_on(chapters):
+    text = corpus.king_james()
+    assert chapters == text.held_out
+    assert not set(chapters) & set(text.train)
+    assert len(chapters) == 51
+
+
+def test_tokenizer_gives_back_every_byte(pair, chapters):
+    tokenizer = pair[2]
+    for text in [*chapters, "Zoë – naïve, 日本語, \x00\t\n  two  spaces"]:
+        assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+def test_bits_per_byte(pair, chapters):
+    target, _, tokenizer = pair
+    assert bits_per_byte(target, tokenizer, chapters, 512) <= 1.25
+
+
+def test_tokens_per_verify_greedy(greedy):
+    assert greedy["tokens_per_round"] >= 3.3
+
+
+def test_tokens_per_verify_at_temperature_1_and_the_dense_head_there(pair, chapters):
+    target, drafter, tokenizer = pair
+    prompts = held_out_prompts(tokenizer, chapters)
+    clustered, dense = (live(target, head, prompts, 1.0) for head in (drafter, with_dense_head(drafter)))
+    assert clustered["tokens_per_round"] >= 2.8
+    assert clustered["tokens_per_round"] >= 0.98 * dense["tokens_per_round"]
+
+
+def test_clustered_head_is_within_2_percent_of_the_dense_one(pair, chapters, greedy):
+    target, drafter, tokenizer = pair
+    dense = live(target, with_dense_head(drafter), held_out_prompts(tokenizer, chapters), 0.0)
+    assert greedy["tokens_per_round"] >= 0.98 * dense["tokens_per_round"]
+
+
+def test_true_argmax_lies_in_the_chosen_clusters(pair, chapters):
+    """Recall of the shipped clusters on held-out text, where the drafter's rows come from a first draft step."""
+    target, drafter, tokenizer = pair
+    tokens = jnp.array([[corpus.BOS, *tokenizer.encode(chapter).ids[:255]] for chapter in chapters[:4]])
+    rows, _ = unroll(drafter, teach(target, tokens), steps=1)[0]
+    head = drafter.masked_embedding
+    recall = cluster_recall(rows.reshape(-1, rows.shape[-1]), drafter.embed_tokens.weight[...], *head.clusters())
+    print(f"the dense argmax lies in the {head.top_k} chosen clusters of {len(head.clusters()[0])}: {recall:.4f}")
+    assert recall >= 0.97
+
+
+@pytest.fixture(scope="module")
+def ragged(pair, chapters):
+    """Four held-out prompts of different lengths, and what the target alone makes of them, past three windows."""
+    target, _, tokenizer = pair
+    prompts = [prompt[: 5 + 11 * row] for row, prompt in enumerate(held_out_prompts(tokenizer, chapters)[:4])]
+    return prompts, decoding.generate_autoregressive(target, prompts, max_new_tokens=LONG).tokens
+
+
+@pytest.mark.parametrize("draft_length", range(1, 9))
+def test_greedy_text_is_the_targets_own(pair, ragged, near_ties, draft_length):
+    """With the trained drafter, each row accepting its own number; float32, equal but for near-ties, which are printed."""
+    target, drafter, _ = pair
+    prompts, expected = ragged
+    fast = decoding.generate(target, drafter, prompts, max_new_tokens=LONG, draft_length=draft_length)
+    for row, prompt in enumerate(prompts):
+        near_ties.compare(target, prompt, fast.tokens[row], expected[row], f"gamma {draft_length}, row {row}")
+    assert fast.stats.tokens_per_round > 1.7
+
+
+@pytest.mark.parametrize("draft_length", [1, 4, 8])
+def test_greedy_text_of_one_prompt(pair, ragged, near_ties, draft_length):
+    target, drafter, _ = pair
+    prompts, expected = ragged
+    fast = decoding.generate(target, drafter, prompts[3], max_new_tokens=LONG, draft_length=draft_length)
+    near_ties.compare(target, prompts[3], fast.tokens[0], expected[3], f"gamma {draft_length}, alone")
