@@ -4,6 +4,10 @@ Reading order: sampling, state, prefill, draft, verify, accept, rollback, specul
 then pair, and the command: timing, console, job, cli.
 """
 
+from gemma4.shadowing import check_not_shadowed
+
+check_not_shadowed("drafter")  # before anything here imports it
+
 from decoding.accept import Acceptance, accept, accept_greedy
 from decoding.autoregressive import autoregressive_step
 from decoding.draft import Draft, draft

@@ -1,5 +1,5 @@
 import sys
 
-from decoding.cli import main
+from gemma4_mtp import main
 
 sys.exit(main())

@@ -147,7 +147,3 @@ def keep_compiled_code() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     warnings.filterwarnings("ignore", message=".*persistent compilation cache")  # a full disk is no reason to complain
-
-
-if __name__ == "__main__":
-    sys.exit(main())

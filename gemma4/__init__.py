@@ -4,7 +4,6 @@ from gemma4.cache import KVCache, LayerKV, init_cache, rollback
 from gemma4.checkpoint import CheckpointError, export_hf, load, save
 from gemma4.config import PRESETS, Config
 from gemma4.model import Gemma4, Output, forward
-from gemma4.shadowing import check_not_shadowed
 
 __all__ = [
     "PRESETS",
@@ -21,5 +20,3 @@ __all__ = [
     "rollback",
     "save",
 ]
-
-check_not_shadowed("drafter", "decoding")  # here, because both of them, and the command, import this package first

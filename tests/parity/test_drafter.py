@@ -1,0 +1,290 @@
+"""Single draft steps against transformers 5.22.2, live, and against a NumPy twin in float64, on identical inputs.
+
+Whole rounds are not compared: after a partial acceptance transformers' own loop shows its drafter one rejected K/V
+row, for `candidate_generator.py` cuts K/V at the length of the text, whose newest token has none yet.  Here it gets the
+right ones.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers.models.gemma4 import modeling_gemma4
+
+import drafter as drafter_package
+import gemma4
+from drafter import Drafter, SharedCache, share_cache
+from gemma4 import Gemma4, init_cache
+from gemma4.cache import LayerKV
+from gemma4.config import FULL, SLIDING
+from gemma4.storage import abstract, named_params, with_params
+from tests.parity.torch_models import torch_drafter, torch_target
+from tests.small_pair import CLUSTERED, TINY_DRAFTERS
+from tests.tiny import TINY, VOCAB, WINDOW, random_target, random_tokens
+from tests.tiny_pair import random_drafter
+
+LENGTHS = (WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3)  # committed tokens, one of these a row
+STEPS = 4
+CHUNK = 4  # rings of 13 slots: the longest row has wrapped
+TOLERANCE = 2e-5  # of the largest magnitude of what is compared; for every quantity in this file
+
+
+class Case(NamedTuple):
+    target: Gemma4
+    drafter: Drafter
+    shared: SharedCache  # one row for each of LENGTHS; the longest has wrapped its ring
+    hidden: np.ndarray  # [row, d]: the target's, at the last committed token
+    prompts: np.ndarray
+    drafted: np.ndarray  # [row, STEPS]: the token that each step is fed
+
+    def embedding(self, step: int) -> jnp.ndarray:
+        return self.target.embed_tokens(jnp.asarray(self.drafted[:, step]))
+
+    def row(self, index: int) -> "Case":
+        """The same for one row alone."""
+        cut = slice(index, index + 1)
+        donors = {kind: LayerKV(kv.key[cut], kv.value[cut]) for kind, kv in self.shared.donors.items()}
+        shared = SharedCache(donors, self.shared.length[cut])
+        return self._replace(shared=shared, hidden=self.hidden[cut], drafted=self.drafted[cut])
+
+    def rows(self, row: int) -> dict[str, list[np.ndarray]]:
+        """Keys and values of one row by position, [k, n, h]; zeros where a ring has forgotten: nothing may see them."""
+        n, out = LENGTHS[row], {}
+        for kind, kv in self.shared.donors.items():
+            held = np.arange(max(0, n - WINDOW - 1) if kind == SLIDING else 0, n)
+            out[kind] = [np.zeros((x.shape[1], n, x.shape[3]), np.float32) for x in kv]
+            for linear, x in zip(out[kind], kv, strict=True):
+                linear[:, held] = np.asarray(x)[row][:, held % kv.capacity]
+        return out
+
+
+@functools.cache
+def case(layout: str) -> Case:
+    target, drafter = random_target(TINY[layout], seed=3), random_drafter(TINY_DRAFTERS[layout], seed=4)
+    batch, longest, lengths = len(LENGTHS), -(-max(LENGTHS) // CHUNK) * CHUNK, np.array(LENGTHS)
+    prompts, drafted = random_tokens(batch, longest), random_tokens(batch, STEPS)
+    cache, hidden = init_cache(target.config, batch, longest, chunk=CHUNK + 1), []
+    for start in range(0, longest, CHUNK):
+        out = gemma4.forward(target, prompts[:, start : start + CHUNK], cache)
+        cache = gemma4.rollback(out.cache, jnp.clip(lengths, cache.length, cache.length + CHUNK))
+        hidden.append(out.hidden)
+    hidden = np.concatenate(hidden, axis=1)[np.arange(batch), lengths - 1]
+    return Case(target, drafter, share_cache(cache, target.config), hidden, prompts, drafted)
+
+
+@jax.jit
+def tapped_step(drafter: Drafter, embedding, hidden, shared: SharedCache):
+    """`drafter.forward`, and all that its taps show."""
+    taps = {}
+    record = lambda name, value: taps.setdefault(name, value)
+    return *drafter_package.forward(drafter, embedding, hidden, shared, tap=record), taps
+
+
+def our_steps(case: Case) -> list[tuple[np.ndarray, np.ndarray, dict]]:
+    """(logits, chained hidden, taps) of each step, all rows at once."""
+    hidden, out = jnp.asarray(case.hidden), []
+    for step in range(STEPS):
+        logits, hidden, taps = tapped_step(case.drafter, case.embedding(step), hidden, case.shared)
+        out.append((np.asarray(logits), np.asarray(hidden), taps))
+    return out
+
+
+def torch_inputs(case: Case, row: int) -> dict:
+    """Position and K/V of one row: exactly its committed rows, in their order."""
+    shared = {kind: tuple(torch.tensor(x)[None] for x in kv) for kind, kv in case.rows(row).items()}
+    return {"shared_kv_states": shared, "position_ids": torch.tensor([[LENGTHS[row]]])}
+
+
+def torch_embeds(case: Case, row: int, step: int, hidden: torch.Tensor) -> torch.Tensor:
+    embedding = torch.tensor(np.asarray(case.embedding(step)))[row].reshape(1, 1, -1)
+    return torch.cat([embedding, hidden.reshape(1, 1, -1)], dim=-1)
+
+
+def assert_near(ours, reference, what: str, tolerance: float = TOLERANCE) -> None:
+    ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
+    assert ours.shape == reference.shape, what
+    error, limit = np.abs(ours - reference).max(), tolerance * np.abs(reference).max()
+    assert error <= limit, f"{what}: {error:.2e} apart, at most {limit:.2e} expected"
+
+
+def assert_same_logits(ours: np.ndarray, reference: np.ndarray, is_clustered: bool, what: str) -> None:
+    """Dense: all logits.  Clustered: the same tokens are scored, and their logits; `reference` has a fill elsewhere."""
+    if is_clustered:
+        scored = reference > reference.min()
+        assert 0 < scored.sum() < VOCAB
+        np.testing.assert_array_equal(np.isfinite(ours), scored, err_msg=f"{what}: tokens scored")
+        ours, reference = ours[scored], reference[scored]
+    assert_near(ours, reference, f"{what}: logits")
+
+
+@pytest.mark.parametrize("layout", TINY)
+def test_steps_equal_transformers(layout):
+    """Logits and chained hidden of four draft steps, at every length, within 2e-5 of their largest magnitude.
+
+    From step 2 on each side is fed the hidden row that it chained itself.
+    """
+    this = case(layout)
+    model, ours = torch_drafter(this.drafter), our_steps(this)
+    for row, n in enumerate(LENGTHS):
+        hidden = torch.tensor(this.hidden[row])
+        for step, (logits, chained, _) in enumerate(ours):
+            with torch.no_grad():
+                out = model(inputs_embeds=torch_embeds(this, row, step, hidden), **torch_inputs(this, row))
+            hidden = out.last_hidden_state
+            what = f"{n} tokens, step {step + 1}"
+            assert_same_logits(logits[row], out.logits[0, 0].numpy(), layout in CLUSTERED, what)
+            assert_near(chained[row], hidden[0, 0], f"{what}: chained hidden")
+
+
+@pytest.mark.parametrize("layout", TINY)
+def test_sub_steps_equal_transformers(layout):
+    """What the taps of the first step show: each within 2e-5 of its largest magnitude."""
+    this = case(layout)
+    model, taps = torch_drafter(this.drafter), our_steps(this)[0][2]
+    for row, n in enumerate(LENGTHS):
+        seen = torch_taps(model, torch_embeds(this, row, 0, torch.tensor(this.hidden[row])), torch_inputs(this, row))
+        assert len(seen) == 3 + 6 * len(model.model.layers)
+        for name, value in seen.items():
+            assert_near(taps[name][row].squeeze(), value.squeeze(), f"{n} tokens, {name}")
+
+
+def torch_taps(model, embeds: torch.Tensor, inputs: dict) -> dict[str, torch.Tensor]:
+    """The same quantities under the same names, through hooks; queries are all that a drafter rotates."""
+    seen, rotated = {}, []
+    points = {name: getattr(model, name) for name in ("pre_projection", "post_projection")} | {"norm": model.model.norm}
+    for i, layer in enumerate(model.model.layers):
+        points[f"layers.{i}.output"] = layer
+        for name in ("input_layernorm", "self_attn", "pre_feedforward_layernorm", "mlp"):
+            points[f"layers.{i}.{name}"] = getattr(layer, name)
+
+    def keep(name):
+        return lambda module, args, out: seen.__setitem__(name, (out[0] if isinstance(out, tuple) else out).clone())
+
+    def rotate(*args, **kwargs):
+        rotated.append(plain_rotate(*args, **kwargs))
+        return rotated[-1]
+
+    hooks = [module.register_forward_hook(keep(name)) for name, module in points.items()]
+    plain_rotate = modeling_gemma4.apply_rotary_pos_emb
+    with torch.no_grad(), mock.patch.object(modeling_gemma4, "apply_rotary_pos_emb", rotate):
+        model(inputs_embeds=embeds, **inputs)
+    for hook in hooks:
+        hook.remove()
+    return seen | {f"layers.{i}.query": query for i, query in enumerate(rotated)}
+
+
+@pytest.mark.parametrize("layout", TINY)
+def test_donors_are_the_layers_that_transformers_shares(layout):
+    """What `share_cache` shows, position by position, is what transformers' target hands to its drafter (2e-5)."""
+    this, config = case(layout), TINY[layout]
+    model = torch_target(this.target)
+    for row, n in enumerate(LENGTHS):
+        with torch.no_grad():
+            tokens = torch.tensor(this.prompts[row : row + 1, :n])
+            out = model(tokens, use_cache=False, output_hidden_states=True, return_shared_kv_states=True)
+        assert_near(this.hidden[row], out.hidden_states[-1][0, -1], "hidden after the final norm")
+        assert set(out.shared_kv_states) == set(this.shared.donors) == set(config.donors)
+        for kind in config.donors:
+            held = slice(max(0, n - WINDOW - 1) if kind == SLIDING else 0, n)
+            for ours, theirs in zip(this.rows(row)[kind], out.shared_kv_states[kind], strict=True):
+                assert_near(ours[:, held], theirs[0][:, held], f"{n} tokens, {kind}")
+
+
+@pytest.mark.parametrize("convention", drafter_package.config.CONVENTIONS)
+@pytest.mark.parametrize("layout", TINY)
+def test_steps_equal_a_numpy_twin(layout, convention):
+    """Both conventions against a float64 twin that is told position and rows in so many words (2e-5).
+
+    This is the only check of "vllm", and shows that the twin is right where transformers can be asked.
+    """
+    this = case(layout)
+    config = dataclasses.replace(this.drafter.config, convention=convention)
+    drafter = with_params(abstract(Drafter, config, jnp.float32), named_params(this.drafter))
+    ours = our_steps(this._replace(drafter=drafter))
+    for row, n in enumerate(LENGTHS):
+        position, window_rows = {"transformers": (n, WINDOW + 1), "vllm": (n - 1, WINDOW)}[convention]
+        first = {SLIDING: max(0, n - window_rows), FULL: 0}
+        rows = {kind: [np.float64(x)[:, first[kind] :] for x in kv] for kind, kv in this.rows(row).items()}
+        hidden = np.float64(this.hidden[row])
+        for step, (logits, chained, _) in enumerate(ours):
+            embedding = np.float64(this.embedding(step)[row])
+            reference, hidden = twin_step(drafter, embedding, hidden, rows, position)
+            what = f"{n} tokens, step {step + 1}"
+            assert_same_logits(logits[row], reference, layout in CLUSTERED, what)
+            assert_near(chained[row], hidden, f"{what}: chained hidden")
+
+
+def twin_step(drafter: Drafter, embedding, hidden, rows: dict, position: int) -> tuple[np.ndarray, np.ndarray]:
+    """One draft step of one row, written out: `rows` holds just the keys and values that each layer type sees."""
+    config, text = drafter.config, drafter.config.text
+    weight = {name: np.float64(value) for name, value in named_params(drafter).items()}
+
+    def norm(x, name):
+        return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + text.rms_norm_eps) * weight[f"{name}.weight"]
+
+    x = np.concatenate([embedding, hidden]) @ weight["pre_projection.weight"]
+    for i, kind in enumerate(text.layer_types):
+        name = f"layers.{i}"
+        head_dim, theta, factor = text.rope(kind)
+        query = norm(x, f"{name}.input_layernorm") @ weight[f"{name}.self_attn.q_proj.weight"]
+        query = norm(query.reshape(-1, head_dim), f"{name}.self_attn.q_norm")
+        half = head_dim // 2
+        frequency = np.where(np.arange(half) < int(factor * half), theta ** (-np.arange(half) / half), 0)
+        turn = np.exp(1j * position * frequency) * (query[:, :half] + 1j * query[:, half:])
+        query = np.concatenate([turn.real, turn.imag], axis=-1)
+        heads = []
+        for head, q in enumerate(query):
+            key, value = (x[head * len(x) // len(query)] for x in rows[kind])
+            score = np.exp(key @ q - (key @ q).max())
+            heads.append(score / score.sum() @ value)
+        attended = np.concatenate(heads) @ weight[f"{name}.self_attn.o_proj.weight"]
+        x = x + norm(attended, f"{name}.post_attention_layernorm")
+        y = norm(x, f"{name}.pre_feedforward_layernorm")
+        gate, up = y @ weight[f"{name}.mlp.gate_proj.weight"], y @ weight[f"{name}.mlp.up_proj.weight"]
+        gelu = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+        update = gelu * up @ weight[f"{name}.mlp.down_proj.weight"]
+        x = (x + norm(update, f"{name}.post_feedforward_layernorm")) * weight[f"{name}.layer_scalar"]
+    y = norm(x, "norm")
+    logits = weight["embed_tokens.weight"] @ y
+    if config.use_ordered_embeddings:
+        best = np.argsort(-(y @ weight["masked_embedding.centroids.weight"]))[: config.centroid_intermediate_top_k]
+        members = np.int64(weight["masked_embedding.token_ordering"]).reshape(config.num_centroids, -1)[best]
+        others = np.setdiff1d(np.arange(len(logits)), members)
+        logits[others] = logits.min() - 1
+    return logits, y @ weight["post_projection.weight"]
+
+
+@pytest.mark.parametrize("layout", ["E4B", "31B"])
+def test_each_row_of_a_ragged_batch_is_its_own_batch(layout):
+    """Rows of one batch, each of its own length, against the same rows alone: within 1e-5."""
+    this = case(layout)
+    together = our_steps(this)
+    for row in range(len(LENGTHS)):
+        for step, (logits, chained, _) in enumerate(our_steps(this.row(row))):
+            what = f"row {row}, step {step + 1}"
+            finite = np.isfinite(logits[0])
+            np.testing.assert_array_equal(np.isfinite(together[step][0][row]), finite, err_msg=what)
+            assert_near(together[step][0][row][finite], logits[0][finite], what, tolerance=1e-5)
+            assert_near(together[step][1][row], chained[0], what, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["E2B", "12B"])
+def test_the_greedy_head_takes_the_argmax(layout):
+    """`Drafter.argmax` is argmax of `Drafter.logits` and of transformers' logits, for either kind of head."""
+    drafter = random_drafter(TINY_DRAFTERS[layout], seed=4)
+    model, width = torch_drafter(drafter), drafter.config.text.hidden_size
+    normed = np.random.default_rng(0).normal(size=(32, width)).astype(np.float32)
+    heads = jax.jit(lambda drafter, normed: (drafter.argmax(normed), drafter.logits(normed)))
+    best, logits = map(np.asarray, heads(drafter, normed))
+    with torch.no_grad():
+        rows = torch.tensor(normed)[None]
+        is_clustered = layout in CLUSTERED
+        reference = model.masked_embedding(rows, model.lm_head.weight) if is_clustered else model.lm_head(rows)
+    np.testing.assert_array_equal(best, logits.argmax(axis=-1))
+    np.testing.assert_array_equal(best, reference[0].argmax(dim=-1).numpy())

@@ -1,0 +1,54 @@
+"""Greedy text equals transformers' greedy text, token by token, for both of our loops, on 120 random prompts.
+
+Thirty prompt lengths, 1 to 30 (windows are 8), six for each of the five layouts, four prompts of each.  transformers
+reads prompts of one length at a time, unpadded; we read all twenty-four of a layout as one ragged batch.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import decoding
+from tests.parity.torch_models import torch_target
+from tests.small_pair import TINY_DRAFTERS, restless
+from tests.tiny import TINY, VOCAB, random_target, random_tokens
+from tests.tiny_pair import random_drafter
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+LAYOUTS = list(TINY)
+PROMPTS_PER_LENGTH, NEW_TOKENS, DRAFT_LENGTH = 4, 24, 3
+
+
+def torch_text(model, prompts: np.ndarray) -> list[np.ndarray]:
+    tokens = torch.tensor(prompts)
+    out = model.generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        do_sample=False,
+        max_new_tokens=NEW_TOKENS,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return list(out[:, prompts.shape[1] :].numpy())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_greedy_text_equals_transformers(layout, near_ties):
+    """Both loops, float32.  A difference is excused only where the two best logits lie within 1e-4, and counted."""
+    config = dataclasses.replace(TINY[layout], eos_token_ids=())
+    target, drafter = restless(random_target(config, seed=5)), random_drafter(TINY_DRAFTERS[layout], seed=6)
+    model, prompts, expected = torch_target(target), [], []
+    for length in range(LAYOUTS.index(layout) + 1, 31, len(LAYOUTS)):
+        tokens = random_tokens(PROMPTS_PER_LENGTH, length, seed=7)
+        prompts += tokens.tolist()
+        expected += torch_text(model, tokens)
+    plain = decoding.generate_autoregressive(target, prompts, max_new_tokens=NEW_TOKENS)
+    speculative = decoding.generate(target, drafter, prompts, max_new_tokens=NEW_TOKENS, draft_length=DRAFT_LENGTH)
+    for row, prompt in enumerate(prompts):
+        for what, ours in (("autoregressive", plain), ("speculative", speculative)):
+            near_ties.compare(target, prompt, ours.tokens[row], expected[row], f"{layout}, prompt {row}, {what}")
+    assert len(prompts) == 24 and all(len(text) == NEW_TOKENS for text in expected)
+    assert len(set(np.concatenate(expected).tolist())) > VOCAB / 2, "texts too monotonous to show a mistake"

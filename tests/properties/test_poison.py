@@ -1,0 +1,155 @@
+"""No mask ever shows what is not committed: filling every such slot with NaN, or with large numbers, changes nothing.
+
+Zeros would not do as poison: a zero key still adds e^0 to a softmax.  Slots of sliding layers that hold committed
+tokens too old for any query are filled, too, so that these tests also bound the windows from above.
+"""
+
+import functools
+import importlib
+from typing import NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import decoding
+import gemma4
+from decoding import DecodeState, Options, Sampling
+from drafter import Drafter, share_cache
+from drafter.config import CONVENTIONS, TRANSFORMERS
+from gemma4.cache import KVCache, LayerKV, slot_positions
+from tests.small_pair import CONTEXT, SMALL, VOCAB, WINDOW, script_of, scripted_step, small_drafter, small_target
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+LENGTHS = (WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW + 2)
+GAMMA, ROUNDS, NEW_TOKENS = 3, 8, 30
+OPTIONS = Options(GAMMA)
+POISONS = {"NaN": lambda sign: np.nan, "large": lambda sign: 1e9 * sign}
+
+
+class Case(NamedTuple):
+    target: gemma4.Gemma4
+    prompts: list[list[int]]
+    texts: list[list[int]]
+    script: np.ndarray  # partly right, so that rounds accept 0, 1, 2 or 3 drafts, and each row its own number
+
+
+@functools.cache
+def case() -> Case:
+    target, rng = small_target(), np.random.default_rng(5)
+    prompts = [rng.integers(0, VOCAB, length).tolist() for length in LENGTHS]
+    texts = [
+        text.tolist() for text in decoding.generate_autoregressive(target, prompts, max_new_tokens=NEW_TOKENS).tokens
+    ]
+    wrong = rng.random((len(prompts), NEW_TOKENS)) < 0.35
+    scripts = [
+        script_of(
+            prompts[row : row + 1], texts[row : row + 1], lambda i, token, row=row: (token + wrong[row, i]) % VOCAB
+        )
+        for row in range(len(prompts))
+    ]
+    return Case(target, prompts, texts, np.concatenate(scripts))
+
+
+def fresh_state() -> DecodeState:
+    """The state after a prefill in chunks of 8: the ring (15 slots) wraps in it, and short rows get chunks of pads."""
+    this, chunk = case(), mock.patch.object(importlib.import_module("decoding.prefill"), "LONGEST_CHUNK", 8)
+    with chunk:
+        state = decoding.prefill(
+            this.target, this.prompts, max_new_tokens=NEW_TOKENS, draft_length=GAMMA, key=jax.random.key(0)
+        )
+    assert state.cache.layers[0].capacity < max(LENGTHS)
+    return state
+
+
+def poisoned(state: DecodeState, poison, convention: str) -> DecodeState:
+    """Every slot that holds no committed row in anyone's sight is filled, keys and values."""
+    oldest_seen = {True: WINDOW + 1 if convention == TRANSFORMERS else WINDOW, False: CONTEXT}  # by is_sliding
+    layers, last = [], state.cache.length - 1
+    for layer, kv in enumerate(state.cache.layers):
+        positions = slot_positions(last, kv.capacity)
+        in_sight = (positions >= 0) & (positions > last[:, None] - oldest_seen[SMALL.is_sliding(layer)])
+        assert not in_sight.all(axis=1).any()
+        sign = np.where(np.random.default_rng(layer).random(kv.key.shape) < 0.5, -1, 1)
+        fill = lambda x, in_sight=in_sight, sign=sign: jnp.where(in_sight[:, None, :, None], x, poison(sign))
+        layers.append(LayerKV(fill(kv.key), fill(kv.value)))
+    return state._replace(cache=KVCache(tuple(layers), state.cache.length))
+
+
+@jax.jit
+def look(target: gemma4.Gemma4, drafter: Drafter, state: DecodeState):
+    """All that a round computes from the cache: drafts and their laws, the target's logits and hidden rows."""
+    shared = share_cache(state.cache, target.config)
+    drafting = {"draft_length": GAMMA, "sampling": Sampling(1.0)}
+    block = decoding.draft(target, drafter, state.token, state.hidden, shared, jax.random.key(3), **drafting)
+    verdict = decoding.verify(target, state.cache, state.token, block.tokens)
+    return block, verdict.logits, verdict.hidden
+
+
+def copied(state: DecodeState) -> DecodeState:
+    return jax.tree.map(jnp.copy, state)
+
+
+def assert_equal(ours, reference, what: str) -> None:
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other), err_msg=what)
+
+
+@pytest.mark.parametrize("poison", POISONS)
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_poison_changes_nothing(convention, poison):
+    """After the prefill and after each of eight rounds, in ragged rows around the window and past the ring's wrap.
+
+    Bit for bit: the drafts and their laws, the target's logits and hidden rows, and the rounds that follow.  The
+    poisoned state is carried on, and poisoned anew after every round.
+    """
+    this, drafter = case(), small_drafter(convention=convention)
+    script, accepted = jnp.asarray(this.script), []
+    clean = fresh_state()
+    dirty = poisoned(copied(clean), POISONS[poison], convention)
+    for number in range(ROUNDS):
+        what = f"before round {number + 1}, lengths {clean.cache.length}"
+        seen = look(this.target, drafter, clean)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(seen))
+        assert_equal(look(this.target, drafter, dirty), seen, what)
+        clean = scripted_step(this.target, drafter, script, clean, OPTIONS)
+        dirty = scripted_step(this.target, drafter, script, dirty, OPTIONS)
+        carried = lambda state: (state.last, state.token, state.hidden, state.emitted, state.cache.length)
+        assert_equal(carried(dirty), carried(clean), what)
+        accepted.append(np.asarray(clean.last.num_accepted))
+        dirty = poisoned(dirty, POISONS[poison], convention)
+    # The rounds were what they should be: every count occurs, and rows differ.
+    assert set(np.ravel(accepted).tolist()) == set(range(GAMMA + 1))
+    assert all(len(set(row)) > 1 for row in np.transpose(accepted)) and any(len(set(r)) > 1 for r in accepted)
+
+
+def test_the_cache_is_that_of_a_fresh_prefill():
+    """After every round, each row in sight equals (1e-5) that of one forward over the committed tokens, in every layer.
+
+    So does the hidden row that the next round gets; and, greedily, the token beside it is the best by that row.
+    """
+    this, drafter = case(), small_drafter()
+    tokens = [prompt + text for prompt, text in zip(this.prompts, this.texts, strict=True)]
+    whole = np.array(
+        [np.resize(row, max(LENGTHS) + NEW_TOKENS) for row in tokens]
+    )  # what follows a text does not matter
+    fresh = gemma4.forward(this.target, whole, gemma4.init_cache(SMALL, len(whole), whole.shape[1]))
+    fresh, state = jax.device_get(fresh), fresh_state()
+    for number in range(ROUNDS):
+        on_host = jax.device_get(state._replace(key=None))
+        for row, length in enumerate(on_host.cache.length):
+            what = f"round {number}, row {row}"
+            for layer, kv in enumerate(on_host.cache.layers):
+                first = max(0, length - WINDOW - 1) if SMALL.is_sliding(layer) else 0
+                positions = np.arange(first, length)
+                for ring, linear in zip(kv, fresh.cache.layers[layer], strict=True):
+                    ours, reference = ring[row][:, positions % kv.capacity], linear[row][:, positions]
+                    np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-5, err_msg=f"{what}, layer {layer}")
+            np.testing.assert_allclose(
+                on_host.hidden[row], fresh.hidden[row, length - 1], rtol=0, atol=1e-5, err_msg=what
+            )
+            assert whole[row, length] == on_host.token[row] == np.argmax(fresh.logits[row, length - 1]), what
+        state = scripted_step(this.target, drafter, jnp.asarray(this.script), state, OPTIONS)

@@ -1,0 +1,108 @@
+"""Sampled text follows the target's law: one statistical test of the whole of `generate`, with a fixed seed.
+
+4096 equal prompts in one batch, three new tokens each: the first is the prefill's, the others come from one round or
+two.  Their joint law is computed exactly from the target; Pearson's chi-square compares.
+
+Power: at a level of 1e-3, any law whose chi-square distance from the true one (sum of difference^2 / p) is at least
+0.02 is caught with a probability of 99%; `test_power` computes this.  The commonest mistake, drafts taken greedily but
+accepted as if drawn from the softmax, is caught in fact.
+"""
+
+import functools
+import importlib
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+
+import decoding
+import gemma4
+from decoding import Draft, Sampling
+from decoding.sampling import law
+from tests.small_pair import VOCAB, small_drafter, small_target
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+ROWS, LEVEL = 4096, 1e-3
+PROMPT = [3, 14, 0, 7, 7, 2, 9, 1]
+SAMPLING = Sampling(1.0, top_k=6, top_p=0.9)
+DRAFTING = Sampling(0.7, top_k=8)
+NEW_TOKENS = 3
+
+
+@functools.cache
+def true_law() -> np.ndarray:
+    """[v, v, v], float64: the target's joint law of the first three tokens."""
+    joint = np.ones(())
+    for length in range(NEW_TOKENS):
+        prefixes = np.array([[*PROMPT, *prefix] for prefix in np.ndindex((VOCAB,) * length)])
+        logits = gemma4.forward(small_target(), prefixes).logits[:, -1]
+        probs = np.float64(law(logits, SAMPLING))
+        joint = joint[..., None] * (probs / probs.sum(axis=-1, keepdims=True)).reshape((VOCAB,) * (length + 1))
+    return joint
+
+
+def cells() -> tuple[np.ndarray, np.ndarray]:
+    """Expected counts, and for each text the cell that it falls in: those expected less than 5 times share one."""
+    expected = ROWS * true_law().reshape(-1)
+    often = expected >= 5
+    index = np.where(often, np.cumsum(often), 0)
+    return np.bincount(index, expected), index
+
+
+def chi_square(texts: np.ndarray) -> float:
+    expected, index = cells()
+    place = np.ravel_multi_index(tuple(texts.T), (VOCAB,) * NEW_TOKENS)
+    assert (true_law().reshape(-1)[place] > 0).all(), "a text that the target cannot write"
+    return float((np.square(np.bincount(index[place], minlength=len(expected)) - expected) / expected).sum())
+
+
+def sample(draft_length: int, draft_sampling: Sampling) -> decoding.Generation:
+    return decoding.generate(
+        small_target(),
+        small_drafter(seed=13),  # of the first sixteen the one that is accepted most
+        [PROMPT] * ROWS,
+        max_new_tokens=NEW_TOKENS,
+        draft_length=draft_length,
+        sampling=SAMPLING,
+        draft_sampling=draft_sampling,
+        key=jax.random.key(1),
+    )
+
+
+def limit() -> float:
+    return scipy.stats.chi2.isf(LEVEL, len(cells()[0]) - 1)
+
+
+@pytest.mark.parametrize(("draft_length", "draft_sampling"), [(1, DRAFTING), (2, DRAFTING), (1, Sampling())], ids=str)
+def test_sampled_text_follows_the_targets_law(draft_length, draft_sampling):
+    """Chi-square below its 1e-3 quantile.  Drafts are sampled or greedy, accepted and rejected, and more follows."""
+    out = sample(draft_length, draft_sampling)
+    statistic = chi_square(np.stack(out.tokens))
+    print(f"chi-square {statistic:.1f}, limit {limit():.1f}; {out.stats}")
+    assert all(0.01 < share < 0.5 for share in out.stats.acceptance_per_position)
+    assert statistic < limit()
+
+
+def test_power():
+    """What the docstring promises about laws that are caught."""
+    degrees = len(cells()[0]) - 1
+    assert scipy.stats.ncx2.sf(limit(), degrees, ROWS * 0.02) > 0.99
+
+
+def test_greedy_drafts_accepted_as_if_drawn_are_caught():
+    """Drafts by argmax, acceptance told their softmax, as transformers 5.22.2 and KerasHub 0.32 do: far off."""
+    speculative = importlib.import_module("decoding.speculative")
+
+    def mistaken_draft(*args, sampling, **settings) -> Draft:
+        block = decoding.draft(*args, sampling=sampling, **settings)
+        return block._replace(tokens=block.probs.argmax(axis=-1).astype(block.tokens.dtype))
+
+    importlib.import_module("decoding.compiled")._jitted.cache_clear()
+    with mock.patch.object(speculative, "draft", mistaken_draft):
+        statistic = chi_square(np.stack(sample(1, DRAFTING).tokens))
+    importlib.import_module("decoding.compiled")._jitted.cache_clear()
+    print(f"chi-square {statistic:.1f}, limit {limit():.1f}")
+    assert statistic > 3 * limit()

@@ -1,0 +1,137 @@
+"""Drafters for the five tiny layouts, a pair small enough to compile in seconds, and drafts by script.
+
+The properties of decoding hold for every target and every drafter, so they are tested where a mistake shows soonest:
+texts of `restless` targets hang on all that the cache holds, and a script decides which drafts are accepted.
+"""
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import decoding
+import drafter as drafter_package
+from decoding import DecodeState, Draft, Generation, Options
+from drafter import Drafter
+from gemma4 import Config, Gemma4
+from gemma4.storage import named_params, with_params
+from tests.tiny import TINY, random_target
+from tests.tiny_pair import drafter_config, random_drafter
+
+CLUSTERED = ("E2B", "E4B")
+
+TINY_DRAFTERS: dict[str, drafter_package.Config] = {}
+for _layout, _heads in {"E2B": 2, "E4B": 6, "12B": 6, "26B-A4B": 4, "31B": 8}.items():
+    _config = drafter_config(TINY[_layout], clustered=_layout in CLUSTERED)
+    TINY_DRAFTERS[_layout] = dataclasses.replace(
+        _config,
+        text=dataclasses.replace(_config.text, num_attention_heads=_heads),
+        num_centroids=16,
+        centroid_intermediate_top_k=3,
+    )
+
+WINDOW, CONTEXT, VOCAB = 6, 64, 16
+SMALL = Config(
+    vocab_size=VOCAB,
+    hidden_size=12,
+    intermediate_size=16,
+    layer_types=TINY["12B"].layer_types[1:],  # one sliding layer, one full layer
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=4,
+    global_head_dim=8,
+    sliding_window=WINDOW,
+    max_position_embeddings=CONTEXT,
+)
+
+
+def restless(target: Gemma4, factor: float = 10.0) -> Gemma4:
+    """The same target with stronger layers: without this the residual stream repeats the newest token for ever."""
+    post_norms = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
+    params = named_params(target)
+    return with_params(target, {name: params[name] * factor for name in params if name.endswith(post_norms)})
+
+
+def small_target(seed: int = 18) -> Gemma4:
+    """Of the first forty seeds this one writes the most varied texts."""
+    return restless(random_target(SMALL, seed))
+
+
+def small_drafter(seed: int = 0, convention: str = "transformers") -> Drafter:
+    config = drafter_config(SMALL, clustered=False)
+    text = dataclasses.replace(config.text, layer_types=SMALL.layer_types, num_kv_shared_layers=2)
+    return random_drafter(dataclasses.replace(config, text=text, convention=convention), seed)
+
+
+# -- drafts by script --------------------------------------------------------------------------------------------------
+
+BY_ITSELF = -1
+
+
+def script_of(prompts: list[list[int]], texts: list[list[int]], propose: Callable[[int, int], int]) -> np.ndarray:
+    """[row, position]: the token to draft there; propose(index in the text, its token) is it.
+
+    BY_ITSELF, which also stands at all positions outside the texts, leaves the choice to the drafter.
+    """
+    longest = max(len(prompt) + len(text) for prompt, text in zip(prompts, texts, strict=True))
+    script = np.full((len(prompts), max(longest, CONTEXT) + 16), BY_ITSELF, np.int32)
+    for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        tokens = [propose(index, int(token)) for index, token in enumerate(text)]
+        script[row, len(prompt) : len(prompt) + len(text)] = tokens
+    return script
+
+
+@functools.partial(jax.jit, static_argnames="options", donate_argnames="state")
+def scripted_step(
+    target: Gemma4, drafter: Drafter, script: jax.Array, state: DecodeState, options: Options
+) -> DecodeState:
+    """`decoding.speculative_step`, but where the script has a token for a position the draft stage proposes that."""
+
+    def scripted_draft(target, drafter, token, hidden, shared, *rest, draft_length, **settings) -> Draft:
+        block = decoding.draft(target, drafter, token, hidden, shared, *rest, draft_length=draft_length, **settings)
+        positions = shared.length[:, None] + 1 + jnp.arange(draft_length)
+        proposed = jnp.take_along_axis(script, positions, axis=1)
+        certain = jax.nn.one_hot(proposed, block.probs.shape[-1], dtype=jnp.float32)
+        is_scripted = proposed != BY_ITSELF
+        return Draft(
+            jnp.where(is_scripted, proposed, block.tokens), jnp.where(is_scripted[..., None], certain, block.probs)
+        )
+
+    speculative = importlib.import_module("decoding.speculative")
+    with mock.patch.object(speculative, "draft", scripted_draft):
+        return speculative.round_of(target, drafter, state, options)
+
+
+def generate_scripted(
+    target: Gemma4,
+    drafter: Drafter,
+    script: np.ndarray,
+    prompts: list[list[int]],
+    *,
+    on_state: Callable[[DecodeState], None] = lambda state: None,
+    **settings,
+) -> Generation:
+    """`decoding.generate` with drafts by script.  `on_state` sees the state after the prefill and after every round."""
+    module = importlib.import_module("decoding.generate")
+    start = module.start
+
+    def seen_start(*args) -> DecodeState:
+        state = start(*args)
+        on_state(state)
+        return state
+
+    def compiled(round_of, options, target, drafter) -> Callable[[DecodeState], DecodeState]:
+        def step(state):
+            state = scripted_step(target, drafter, jnp.asarray(script), state, options)
+            on_state(state)
+            return state
+
+        return step
+
+    with mock.patch.object(module, "start", seen_start), mock.patch.object(module, "compiled", compiled):
+        return decoding.generate(target, drafter, prompts, **settings)

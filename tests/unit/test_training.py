@@ -1,0 +1,76 @@
+"""The training loop resumes as if it had never stopped; the held-out measure counts every token once."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gemma4.training import Schedule, fit, held_out_nats, next_token_loss, windows
+from tests.tiny import TINY, random_target
+
+SCHEDULE = Schedule(steps=12, warmup=3)
+
+
+def square_loss(params, batch):
+    return jnp.mean((batch @ params["matrix"] - params["embed_target"]) ** 2)
+
+
+def start():
+    return {"matrix": jnp.full((4, 3), 0.5), "embed_target": jnp.arange(3.0)}
+
+
+def batch_at(step):
+    return jnp.asarray(np.random.default_rng(step).normal(size=(8, 4)), jnp.float32)
+
+
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path):
+    def interrupted(step):
+        if step == 7:
+            raise KeyboardInterrupt
+        return batch_at(step)
+
+    whole = fit(square_loss, start(), batch_at, SCHEDULE, tmp_path / "whole", label="whole", save_every=4)
+    with pytest.raises(KeyboardInterrupt):
+        fit(square_loss, start(), interrupted, SCHEDULE, tmp_path / "parts", label="parts", save_every=4)
+    parts = fit(square_loss, start(), batch_at, SCHEDULE, tmp_path / "parts", label="parts", save_every=4)
+    assert jax.tree.map(lambda a, b: bool((a == b).all()), whole, parts) == {"matrix": True, "embed_target": True}
+    assert not (whole["matrix"] == start()["matrix"]).any()
+
+
+def test_the_curve_is_logged(tmp_path):
+    evaluate = lambda params: {"size": float(jnp.abs(params["matrix"]).sum())}
+    schedule = SCHEDULE._replace(steps=45, matrix_rate=0.1, other_rate=0.1)
+    fit(square_loss, start(), batch_at, schedule, tmp_path, label="run", evaluate=evaluate, evaluate_every=20)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [20, 40, 45]
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert all({"run", "loss", "seconds", "size"} <= set(entry) for entry in log)
+
+
+def test_schedule_warms_up_stays_and_decays_to_zero():
+    scale = lambda step: float(SCHEDULE._replace(steps=100, warmup=10).scale(jnp.array(step)))
+    assert scale(0) == pytest.approx(0.1) and scale(20) == 1 and scale(40) == 1
+    assert scale(70) == pytest.approx(0.5) and scale(100) == 0
+
+
+def test_held_out_nats_are_the_sum_over_tokens():
+    """Against one forward per window, on documents of lengths around the window's."""
+    target = random_target(TINY["E2B"], 0)
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(3, 64, length) for length in (1, 9, 10, 11, 25)]
+    expected = 0.0
+    for document in documents:
+        for begin in range(0, len(document), 10):
+            piece = document[begin : begin + 10]
+            expected += len(piece) * float(next_token_loss(target, jnp.array([[2, *piece]], jnp.int32)))
+    assert held_out_nats(target, documents, length=10, bos=2, batch=4) == pytest.approx(expected, rel=1e-5)
+
+
+def test_windows_depend_on_the_step_alone():
+    batches = windows(np.arange(100), length=5, batch=3, bos=7, seed=0)
+    first, again, other = batches(3), batches(3), batches(4)
+    assert first.shape == (3, 6) and (first[:, 0] == 7).all()
+    assert (np.diff(first[:, 1:]) == 1).all()
+    assert (first == again).all() and (first != other).any()
