@@ -53,11 +53,18 @@ def live(target: Gemma4, drafter: Drafter, prompts: list[list[int]], temperature
     return run.stats.as_dict()
 
 
-def wall_clock(target: Gemma4, drafter: Drafter, prompts: list[list[int]], temperature: float, repeats: int) -> dict:
+def wall_clock(
+    target: Gemma4,
+    drafter: Drafter,
+    prompts: list[list[int]],
+    temperature: float,
+    repeats: int,
+    draft_length: int = DRAFT_LENGTH,
+) -> dict:
     """Tokens per second of both loops at batch 1, compiled beforehand, prompt by prompt in turn; the ratio is per pair."""
     settings = {"max_new_tokens": NEW_TOKENS, "sampling": Sampling(temperature), "key": jax.random.key(0)}
     loops = {
-        "speculative": lambda prompt: generate(target, drafter, prompt, draft_length=DRAFT_LENGTH, **settings),
+        "speculative": lambda prompt: generate(target, drafter, prompt, draft_length=draft_length, **settings),
         "autoregressive": lambda prompt: generate_autoregressive(target, prompt, **settings),
     }
     rates = {name: [] for name in loops}
@@ -96,6 +103,7 @@ def measure(directory: Path, clock_prompts: int = 8, repeats: int = 3) -> dict:
         "greedy_dense_head": live(target, dense, prompts, 0.0),
         "temperature_1_dense_head": live(target, dense, prompts, 1.0),
         "wall_clock_greedy": wall_clock(target, drafter, prompts[:clock_prompts], 0.0, repeats),
+        "wall_clock_greedy_gamma_6": wall_clock(target, drafter, prompts[:clock_prompts], 0.0, repeats, 6),
         "wall_clock_temperature_1": wall_clock(target, drafter, prompts[:clock_prompts], 1.0, repeats),
     }
 
