@@ -4,17 +4,21 @@ It stands in `gemma4`, a name that is nobody else's, so that it runs and explain
 imports upwards, as nothing else here does, only once that has been ruled out.
 """
 
+import os
+import signal
 import sys
 
 from gemma4.shadowing import check_not_shadowed
 
 
 def main() -> int:
+    """Look whether all three packages are ours, then `decoding.cli.main`."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as under nohup
+        # Not as an exception: that may come up inside a callback of JAX's, and be lost there.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     try:
         check_not_shadowed("drafter", "decoding")
         from decoding.cli import main
-    except KeyboardInterrupt:  # while packages are being imported
-        return 130
     except ImportError as error:
         if error.name not in ("drafter", "decoding"):
             raise
