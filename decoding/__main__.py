@@ -1,5 +1,5 @@
 import sys
 
-from gemma4_mtp import main
+from gemma4.__main__ import main
 
 sys.exit(main())
