@@ -364,6 +364,8 @@ def start(pair_dir, cache: Path, *arguments, **settings) -> subprocess.Popen:
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     command = [sys.executable, "-m", *arguments, "--target", pair_dir / "target", "--drafter", pair_dir / "drafter"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # A run of the tests in the background hands on an ignored SIGINT, and the command respects that.
+    settings = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **settings}
     return subprocess.Popen(command, env=environment, **pipes, **settings)
 
 
