@@ -127,7 +127,7 @@ def test_poison_changes_nothing(convention, poison):
 
 
 def test_the_cache_is_that_of_a_fresh_prefill():
-    """After every round, each row in sight equals (2e-4; rounding alone was seen to make 6e-5, jax 0.12) that of one forward over the committed tokens, in every layer.
+    """After every round, each row in sight equals that of one forward over the committed tokens, in every layer (2e-4).
 
     So does the hidden row that the next round gets; and, greedily, the token beside it is the best by that row.
     """
