@@ -16,6 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import transformers
+from transformers.models.gemma4 import modeling_gemma4 as modeling
 
 import gemma4
 from gemma4 import PRESETS, init_cache, rollback
@@ -23,9 +26,6 @@ from gemma4.config import FULL, SLIDING
 from gemma4.functional import inverse_frequencies
 from tests.tiny import TINY, WINDOW, random_target, random_tokens
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-modeling = pytest.importorskip("transformers.models.gemma4.modeling_gemma4")
 transformers.utils.logging.disable_progress_bar()
 
 LOGITS = 2e-5

@@ -77,6 +77,7 @@ def generate(pair: Pair, script: np.ndarray, prompts: Prompts, **settings) -> de
     def check(state: decoding.DecodeState) -> None:
         np.testing.assert_array_equal(state.cache.length, lengths + np.asarray(state.emitted) - 1)
         emitted.append(np.asarray(state.last.num_emitted))
+        assert len(emitted) <= settings["max_new_tokens"], "a round emitted nothing"
 
     out = generate_scripted(pair.target, pair.drafter, script, prompts, on_state=check, **settings)
     assert np.sum(emitted, axis=0).tolist() == [len(text) for text in out.tokens]

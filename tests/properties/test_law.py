@@ -4,8 +4,8 @@ How it is exact.  A toy target and a toy drafter are tables: for each prefix a l
 draft, `choose` and `decide` are functions of uniform numbers, which `jax.random.uniform` takes from a grid of 2^23
 values; they step at thresholds, which bisection finds to the grid point.  Counting grid points gives every probability
 without sampling and without looking inside.  A round emits 1 .. gamma + 1 tokens; let the target itself complete each
-run to gamma + 1 tokens: the joint law of those must be the target's.  What is left is the grid: each threshold is off by
-at most 2^-23 = 1.2e-7.
+run to gamma + 1 tokens: the joint law of those must be the target's.  What is left is the grid: each threshold is off
+by at most 2^-23 = 1.2e-7.
 
 Rows must not know of each other: every row is decided beside another one, whose first draft is rejected.
 """

@@ -6,6 +6,8 @@ two.  Their joint law is computed exactly from the target; Pearson's chi-square 
 Power: at a level of 1e-3, any law whose chi-square distance from the true one (sum of difference^2 / p) is at least
 0.02 is caught with a probability of 99%; `test_power` computes this.  The commonest mistake, drafts taken greedily but
 accepted as if drawn from the softmax, is caught in fact.
+
+A batch of equal rows does not show every dependence between the random numbers of one row: batches of one do.
 """
 
 import functools
@@ -21,6 +23,7 @@ import decoding
 import gemma4
 from decoding import Draft, Sampling
 from decoding.sampling import law
+from decoding.speculative import round_of
 from tests.small_pair import VOCAB, small_drafter, small_target
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -84,6 +87,42 @@ def test_sampled_text_follows_the_targets_law(draft_length, draft_sampling):
     print(f"chi-square {statistic:.1f}, limit {limit():.1f}; {out.stats}")
     assert all(0.01 < share < 0.5 for share in out.stats.acceptance_per_position)
     assert statistic < limit()
+
+
+def test_random_numbers_of_a_round_are_independent():
+    """One row, one draft, 16384 keys: the first token, and the second after an acceptance, follow the target's law.
+
+    Chi-square each below its 1e-3 quantile.  If drawing the draft and accepting it shared a uniform number, the first
+    would not; in a batch each row would then share it with another row, and every row alone would look right.
+    """
+    target, drafter, keys = small_target(), small_drafter(seed=13), jax.random.split(jax.random.key(2), 4 * ROWS)
+    options = decoding.Options(1, SAMPLING, DRAFTING)
+    state = decoding.prefill(target, [PROMPT], max_new_tokens=NEW_TOKENS, draft_length=1, key=jax.random.key(0))
+    prefix = [*PROMPT, int(state.token[0])]
+
+    def last_round(key, state):
+        last = round_of(target, drafter, state._replace(key=key), options).last
+        return last.tokens[0], last.num_accepted[0]
+
+    def statistic(tokens, prefixes) -> tuple[float, float]:
+        """Chi-square, and its limit, of the tokens after each of the prefixes (with the law of each)."""
+        kinds, index = np.unique(np.array(prefixes), axis=0, return_inverse=True)
+        probs = np.float64(law(gemma4.forward(target, kinds).logits[:, -1], SAMPLING))
+        expected = probs * np.bincount(index.ravel())[:, None]
+        seen = np.zeros_like(expected)
+        np.add.at(seen, (index.ravel(), tokens), 1)
+        assert not seen[expected == 0].any()
+        often = expected >= 5
+        degrees = often.sum() - often.any(axis=1).sum()
+        return (np.square(seen - expected)[often] / expected[often]).sum(), scipy.stats.chi2.isf(LEVEL, degrees)
+
+    tokens, num_accepted = map(np.asarray, jax.jit(jax.vmap(last_round, in_axes=(0, None)))(keys, state))
+    first, limit_of_first = statistic(tokens[:, 0], [prefix] * len(tokens))
+    went_on = tokens[num_accepted == 1]
+    second, limit_of_second = statistic(went_on[:, 1], [[*prefix, token] for token in went_on[:, 0]])
+    print(f"chi-square {first:.1f} and {second:.1f}, limits {limit_of_first:.1f} and {limit_of_second:.1f}")
+    assert 0.02 < len(went_on) / len(tokens) < 0.98
+    assert first < limit_of_first and second < limit_of_second
 
 
 def test_power():
