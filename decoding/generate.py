@@ -1,4 +1,4 @@
-"""From prompts to text tokens: checks, prefill, rounds until every row is done.  The host sees each round as it ends."""
+"""From prompts to text tokens: checks, prefill, rounds until every row is done."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from decoding.autoregressive import step_of
-from decoding.compiled import compiled
+from decoding.loops import rounds, rounds_on_device
 from decoding.prefill import prefill
 from decoding.sampling import Sampling
 from decoding.speculative import Options, round_of
@@ -42,6 +42,7 @@ def generate(
     key: jax.Array | None = None,
     eos_ids: Sequence[int] = (),
     on_round: OnRound | None = None,
+    on_device: bool = False,
 ) -> Generation:
     """Speculative decoding.  The text's law is the target's alone; the drafter decides only how fast it comes.
 
@@ -50,6 +51,8 @@ def generate(
     draft_sampling: how drafts are drawn; like `sampling` unless given.
     key:            `jax.random.key`; needed only where something is sampled (default: key 0).
     on_round:       called with each `Round` as it ends (the prefill's first), arrays on the host.
+    on_device:      run all rounds in one call: faster where a round takes a millisecond or so, the same tokens.  Nothing is
+                    seen before the end: `on_round` gets all rounds then.
     Errors:         ValueError for a bad prompt or setting, for prompt + max_new_tokens past the context, and if drafter and
                     target do not fit each other.
     """
@@ -58,7 +61,8 @@ def generate(
     draft_sampling = sampling if draft_sampling is None else draft_sampling
     options = Options(draft_length, sampling.check(), draft_sampling.check(), tuple(eos_ids))
     state = start(target, prompt_tokens, max_new_tokens, options, key)
-    return collect(rounds(state, compiled(round_of, options, target, drafter)), on_round)
+    loop = rounds_on_device if on_device else rounds
+    return collect(loop(state, round_of, options, target, drafter), on_round)
 
 
 def generate_autoregressive(
@@ -70,11 +74,13 @@ def generate_autoregressive(
     key: jax.Array | None = None,
     eos_ids: Sequence[int] = (),
     on_round: OnRound | None = None,
+    on_device: bool = False,
 ) -> Generation:
     """The baseline: the same without a drafter, one token a round.  Errors: as `generate`."""
     options = Options(0, sampling.check(), eos_ids=tuple(eos_ids))
     state = start(target, prompt_tokens, max_new_tokens, options, key)
-    return collect(rounds(state, compiled(step_of, options, target)), on_round)
+    loop = rounds_on_device if on_device else rounds
+    return collect(loop(state, step_of, options, target), on_round)
 
 
 def start(
@@ -90,16 +96,6 @@ def start(
         key=jax.random.key(0) if key is None else key,
         eos_ids=options.eos_ids,
     )
-
-
-def rounds(state: DecodeState, step: Callable[[DecodeState], DecodeState]) -> Iterator[Round]:
-    """Run `step` until every row is done; yield the prefill's round, then each round, on the host."""
-    while True:
-        last, done = jax.device_get((state.last, state.done))
-        yield last
-        if done.all():
-            return
-        state = step(state)
 
 
 def collect(rounds: Iterator[Round], on_round: OnRound | None) -> Generation:

@@ -117,7 +117,7 @@ def generate_scripted(
     **settings,
 ) -> Generation:
     """`decoding.generate` with drafts by script.  `on_state` sees the state after the prefill and after every round."""
-    module = importlib.import_module("decoding.generate")
+    module, loops = (importlib.import_module(f"decoding.{name}") for name in ("generate", "loops"))
     start = module.start
 
     def seen_start(*args) -> DecodeState:
@@ -133,5 +133,5 @@ def generate_scripted(
 
         return step
 
-    with mock.patch.object(module, "start", seen_start), mock.patch.object(module, "compiled", compiled):
+    with mock.patch.object(module, "start", seen_start), mock.patch.object(loops, "compiled", compiled):
         return decoding.generate(target, drafter, prompts, **settings)
