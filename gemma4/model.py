@@ -34,6 +34,7 @@ class Gemma4(nnx.Module):
             self.per_layer_inputs = PerLayerInputs(config, rngs=rngs, dtype=dtype)
         self.layers = nnx.List([DecoderLayer(config, layer, rngs=rngs, dtype=dtype) for layer in range(depth)])
         self.norm = RMSNorm(width, config.rms_norm_eps, dtype=dtype)
+        self.head = nnx.data(None)  # see `with_head`
 
     def __call__(
         self, tokens: Int[Array, "b t"], cache: KVCache | None = None, tap: Tap = no_tap
@@ -60,8 +61,14 @@ class Gemma4(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*batch d"]) -> Float[Array, "*batch v"]:
         """Scores of the next token, float32: the embedding table again (tied), then the soft cap."""
-        scores = matmul(hidden, self.embed_tokens.weight[...].T)
-        return softcap(scores.astype(jnp.float32), self.config.final_logit_softcapping)
+        head = self.embed_tokens.weight[...].T if self.head is None else self.head[...]
+        return softcap(matmul(hidden, head).astype(jnp.float32), self.config.final_logit_softcapping)
+
+    def with_head(self) -> "Gemma4":
+        """The same weights, and beside them the table laid out as `logits` reads it.  To run on a CPU, not to be saved."""
+        twin = nnx.merge(*nnx.split(self))
+        twin.head = nnx.Variable(jnp.array(self.embed_tokens.weight[...].T))
+        return twin
 
     def _place(self, kind: str, tokens: Int[Array, "b t"], cache: KVCache | None) -> Place:
         config, (batch, time) = self.config, tokens.shape

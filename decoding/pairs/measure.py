@@ -60,9 +60,11 @@ def wall_clock(
     temperature: float,
     repeats: int,
     draft_length: int = DRAFT_LENGTH,
+    on_device: bool = False,
 ) -> dict:
-    """Tokens per second of both loops at batch 1, compiled beforehand, prompt by prompt in turn; the ratio is per pair."""
+    """Tokens per second of both decoders at batch 1, compiled beforehand, prompt by prompt in turn; the ratio is per pair."""
     settings = {"max_new_tokens": NEW_TOKENS, "sampling": Sampling(temperature), "key": jax.random.key(0)}
+    settings["on_device"] = on_device
     loops = {
         "speculative": lambda prompt: generate(target, drafter, prompt, draft_length=draft_length, **settings),
         "autoregressive": lambda prompt: generate_autoregressive(target, prompt, **settings),
@@ -102,9 +104,13 @@ def measure(directory: Path, clock_prompts: int = 8, repeats: int = 3) -> dict:
         "temperature_1": live(target, drafter, prompts, 1.0),
         "greedy_dense_head": live(target, dense, prompts, 0.0),
         "temperature_1_dense_head": live(target, dense, prompts, 1.0),
-        "wall_clock_greedy": wall_clock(target, drafter, prompts[:clock_prompts], 0.0, repeats),
-        "wall_clock_greedy_gamma_6": wall_clock(target, drafter, prompts[:clock_prompts], 0.0, repeats, 6),
-        "wall_clock_temperature_1": wall_clock(target, drafter, prompts[:clock_prompts], 1.0, repeats),
+        "wall_clock": {
+            f"{loop}, temperature {temperature:g}, gamma {gamma}": wall_clock(
+                target, drafter, prompts[:clock_prompts], temperature, repeats, gamma, on_device=loop == "on the device"
+            )
+            for loop in ("streaming", "on the device")
+            for temperature, gamma in ((0.0, 4), (0.0, 5), (1.0, 3), (1.0, 4))
+        },
     }
 
 

@@ -53,3 +53,14 @@ def test_rows_end_at_their_own_eos():
 def test_autoregressive():
     out, rounds = both_ways(decoding.generate_autoregressive, small_target(), PROMPTS, max_new_tokens=9)
     assert len(rounds) == 9
+
+
+def test_head_laid_out_for_the_cpu():
+    """The same logits, from the copy; the model itself stays as it was."""
+    target = small_target()
+    twin = target.with_head()
+    hidden = jax.random.normal(jax.random.key(0), (3, target.config.hidden_size))
+    np.testing.assert_allclose(twin.logits(hidden), target.logits(hidden), rtol=1e-6)
+    twin.head[...] *= 2
+    assert np.abs(twin.logits(hidden) - target.logits(hidden)).max() > 0.1  # it is what `logits` reads
+    assert target.head is None
