@@ -61,10 +61,9 @@ def _read_chunk(
 ) -> tuple[Float[Array, "b d"], KVCache]:
     """Write one chunk, keep what belongs to the prompts, and take the hidden row of each prompt that ends in it."""
     before = cache.length
-    rows, cache = target(tokens, cache)
     kept = jnp.clip(lengths - before, 0, tokens.shape[1])
-    last = jnp.take_along_axis(rows, jnp.maximum(kept - 1, 0)[:, None, None], axis=1)[:, 0]
-    return jnp.where(kept[:, None] > 0, last, hidden), rollback(cache, before, kept)
+    last, cache = target(tokens, cache, only=jnp.maximum(kept - 1, 0))
+    return jnp.where(kept[:, None] > 0, last[:, 0], hidden), rollback(cache, before, kept)
 
 
 @functools.partial(jax.jit, static_argnames=("draft_length", "sampling", "eos_ids"), donate_argnames="cache")

@@ -18,6 +18,7 @@ from decoding.state import DecodeState, Round
 from decoding.verify import verify
 from drafter import Drafter, share_cache
 from gemma4 import Gemma4
+from gemma4.model import one_row
 
 
 class Options(NamedTuple):
@@ -90,5 +91,5 @@ def count_emitted(
 
 def row_at(rows: Array, index: Int[Array, " b"], otherwise: Array) -> Array:
     """rows[i, index[i]] of each batch row i; `otherwise[i]` where the index is negative (a row that stood still)."""
-    chosen = jnp.take_along_axis(rows, index.reshape(-1, *[1] * (rows.ndim - 1)), axis=1)[:, 0]
+    chosen = one_row(rows, index)[:, 0]
     return jnp.where((index < 0).reshape(-1, *[1] * (otherwise.ndim - 1)), otherwise, chosen)

@@ -37,8 +37,17 @@ class Gemma4(nnx.Module):
         self.head = nnx.data(None)  # see `with_head`
 
     def __call__(
-        self, tokens: Int[Array, "b t"], cache: KVCache | None = None, tap: Tap = no_tap
-    ) -> tuple[Float[Array, "b t d"], KVCache | None]:
+        self,
+        tokens: Int[Array, "b t"],
+        cache: KVCache | None = None,
+        tap: Tap = no_tap,
+        *,
+        only: Int[Array, " b"] | None = None,
+    ) -> tuple[Float[Array, "b rows d"], KVCache | None]:
+        """Hidden rows (of all tokens, or of the one at index `only`) and the cache with all tokens written.
+
+        A layer that shares K/V writes nothing, so with `only` it runs for that token alone: 20 of E2B's 35 layers.
+        """
         config = self.config
         places = {kind: self._place(kind, tokens, cache) for kind in config.donors}
         kvs: list[LayerKV] = []  # what each layer read
@@ -46,14 +55,19 @@ class Gemma4(nnx.Module):
         x = tap("embedding", self.embed_tokens(tokens))
         own_inputs = [None] * config.num_hidden_layers
         if config.hidden_size_per_layer_input:
-            own_inputs = jnp.moveaxis(self.per_layer_inputs(tokens, x, tap), 2, 0)
+            own_inputs = list(jnp.moveaxis(self.per_layer_inputs(tokens, x, tap), 2, 0))
 
         for i, layer in enumerate(self.layers):
+            if only is not None and i == config.first_kv_shared_layer:
+                places = {kind: place._replace(start=None) for kind, place in places.items()}
+                x, own_inputs, places = jax.tree.map(lambda rows: one_row(rows, only), (x, own_inputs, places))
             source = config.kv_source[i]
             past = kvs[source] if source < i else cache.layers[i] if cache else None
             x, kv = layer(x, own_inputs[i], past, places[config.layer_types[i]], scoped(tap, f"layers.{i}"))
             kvs.append(kv)
 
+        if only is not None and not config.num_kv_shared_layers:
+            x = one_row(x, only)
         if cache:
             owned = tuple(kv if config.kv_source[i] == i else None for i, kv in enumerate(kvs))
             cache = KVCache(owned, cache.length + tokens.shape[1])
@@ -131,6 +145,11 @@ class DecoderLayer(nnx.Module):
         weights, chosen = self.router(residual, tap)  # the router sees the raw residual, the experts a normed one
         out = tap("experts", self.experts(self.pre_feedforward_layernorm_2(residual), weights, chosen))
         return self.post_feedforward_layernorm_2(out)
+
+
+def one_row(rows: Array, index: Int[Array, " b"]) -> Array:
+    """[b, t, ...] to [b, 1, ...]: row `index` of each batch row."""
+    return jnp.take_along_axis(rows, index.reshape(-1, *[1] * (rows.ndim - 1)), axis=1)
 
 
 class Output(NamedTuple):

@@ -1,0 +1,44 @@
+"""A prefill runs the layers that share K/V for one token a row, and leaves the same hidden row and the same cache."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gemma4 import init_cache
+from tests.tiny import TINY, WINDOW, random_target, random_tokens
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+TIME = 2 * WINDOW + 3
+LAST = np.array([0, TIME - 1, WINDOW])  # the row of each prompt that is wanted
+
+
+@pytest.mark.parametrize("layout", list(TINY))
+def test_only_one_row(layout):
+    config = TINY[layout]
+    target, tokens = random_target(config), random_tokens(len(LAST), TIME)
+    cache = init_cache(config, len(LAST), 2 * TIME)
+    rows, expected_cache = jax.jit(lambda *args: target(*args))(tokens, cache)
+    only, cache = jax.jit(lambda *args: target(*args, only=jnp.asarray(LAST)))(tokens, cache)
+    expected = np.asarray(rows)[np.arange(len(LAST)), LAST]
+    assert only.shape == (len(LAST), 1, config.hidden_size)
+    np.testing.assert_allclose(only[:, 0], expected, atol=2e-5 * np.abs(expected).max())
+    close = lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    jax.tree.map(close, cache, expected_cache)
+
+
+@pytest.mark.parametrize("layout", ["E2B", "31B"])
+def test_layers_that_share_kv_run_for_that_row_alone(layout):
+    config, times = TINY[layout], {}
+
+    def tap(name, value):
+        times[name] = value.shape[1]
+        return value
+
+    tokens = random_tokens(len(LAST), TIME)
+    random_target(config)(jnp.asarray(tokens), init_cache(config, len(LAST), TIME), tap, only=jnp.asarray(LAST))
+    first = config.first_kv_shared_layer
+    expected = [1 if layer >= first else TIME for layer in range(config.num_hidden_layers)]
+    assert [times[f"layers.{layer}.output"] for layer in range(config.num_hidden_layers)] == expected
+    assert times["hidden"] == 1
