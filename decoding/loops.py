@@ -1,6 +1,6 @@
 """The loop over rounds, twice: one call a round, so that the host sees each as it ends; or one call for all of them.
 
-Both yield the same rounds.  The host's loop costs a call and a copy to the host a round (0.3 to 0.6 ms on a laptop's CPU:
+Both yield the same rounds.  The host's loop costs a call and a copy to the host a round (about 0.5 ms on a laptop's CPU:
 `python -m decoding.pairs.measure` prints both loops' speed), which a large model does not notice.
 """
 
