@@ -129,7 +129,14 @@ def test_poison_changes_nothing(convention, poison):
 def test_the_cache_is_that_of_a_fresh_prefill():
     """After every round, each row in sight equals that of one forward over the committed tokens, in every layer (2e-4).
 
-    So does the hidden row that the next round gets; and, greedily, the token beside it is the best by that row.
+    So does the hidden row that the next round gets (2e-3); and, greedily, the token beside it is the best by that row.
+
+    Largest differences seen, between rounding (jax 0.10 and 0.12, and the norm of a restless target blows it up) and the
+    least that any of fourteen deliberate mistakes showed in the first round that it reached:
+        rows of the cache    5e-6    0.8  (RoPE of the last token of a block one position off; a rejected row kept: 2)
+        hidden row           6e-5    0.08 (one empty slot seen; another token of the block seen: 0.5; all others: 0.7 and more)
+    The others: RoPE off in layers of one type, a row in the slot of another, a window off by one either way, position 0
+    not seen, slots read for other positions than theirs, the hidden row of the token before.
     """
     this, drafter = case(), small_drafter()
     tokens = [prompt + text for prompt, text in zip(this.prompts, this.texts, strict=True)]
@@ -149,7 +156,7 @@ def test_the_cache_is_that_of_a_fresh_prefill():
                     ours, reference = ring[row][:, positions % kv.capacity], linear[row][:, positions]
                     np.testing.assert_allclose(ours, reference, rtol=0, atol=2e-4, err_msg=f"{what}, layer {layer}")
             np.testing.assert_allclose(
-                on_host.hidden[row], fresh.hidden[row, length - 1], rtol=0, atol=2e-4, err_msg=what
+                on_host.hidden[row], fresh.hidden[row, length - 1], rtol=0, atol=2e-3, err_msg=what
             )
             assert whole[row, length] == on_host.token[row] == np.argmax(fresh.logits[row, length - 1]), what
         state = scripted_step(this.target, drafter, jnp.asarray(this.script), state, OPTIONS)

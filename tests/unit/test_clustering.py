@@ -82,8 +82,11 @@ def test_planted_clusters_are_found():
 
 @pytest.mark.parametrize("num_centroids", [1, VOCAB])
 def test_one_cluster_and_one_token_a_cluster(num_centroids):
-    ordering = cluster_vocabulary(table(), num_centroids).token_ordering
+    """A permutation, and centroids that are the means of its groups (1e-5): an over-full cluster shows in these alone."""
+    centroids, ordering = cluster_vocabulary(table(), num_centroids)
     np.testing.assert_array_equal(np.sort(ordering), np.arange(VOCAB))
+    groups = table()[np.asarray(ordering).reshape(num_centroids, -1)]
+    np.testing.assert_allclose(centroids, groups.mean(axis=1), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_centroids", [0, -4, 5, 1000])
