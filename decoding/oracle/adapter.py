@@ -118,8 +118,9 @@ class Engine(Protocol):
     ) -> list[Tensors]:
         """The engine's own greedy loop, with drafts by script: verify `script[row, position]` where that is not -1.
 
-        For each round: `own_drafts` [b, gamma] (what the drafter proposed before the script replaced it), `num_accepted`,
-        `tokens` [b, gamma + 1], `num_emitted`, `hidden` [b, d] for the next round, `length` of the cache.
+        Until every row has ended, by EOS or budget, and for each round: `own_drafts` [b, gamma] (what the drafter proposed
+        before the script replaced it), `tokens` [b, gamma + 1] and how many of them count in `num_emitted` [b] (0 for a row
+        that had ended), `hidden` [b, d] for the next round, `length` [b] of the cache.
         """
 
 

@@ -32,7 +32,8 @@ ROWS, LONGEST = len(LENGTHS), max(LENGTHS)
 GAMMA = 4  # drafts a round
 CHUNK = GAMMA + 1  # tokens a forward
 ROUNDS = 6  # of the rollback stage: rows move on by 2 to 26 tokens, past three windows
-EOS = 7  # of the emission and round stages
+MAX_NEW_TOKENS = 24  # of the round stage
+EOS = 7  # of the emission stage
 RESTLESS = 4.0  # how much stronger layers are: enough for texts that hang on all of the cache
 POISON = 40.0  # what lies in K/V rows that nothing may read: large, so that one look at them shows
 FAR = (0, 1, 777, 10_000, 100_003, 131_071)  # positions for RoPE, up to the end of a context
@@ -77,9 +78,12 @@ class Case:
         if target.config.num_kv_shared_layers:
             write_with_unused_kv(target, directory / "target_with_unused_kv", self.seed)
 
+    def rng(self, stage: str) -> np.random.Generator:
+        return np.random.default_rng([self.seed, *stage.encode()])
+
     def inputs(self) -> Inputs:
         """Every stage's inputs by name; see the functions below."""
-        rng = lambda stage: np.random.default_rng([self.seed, *stage.encode()])
+        rng = self.rng
         parts = {
             "rope": rope_inputs(),
             "forward": {"tokens": tokens(rng("forward"), ROWS, LONGEST), "lengths": np.array(LENGTHS, np.int32)},
@@ -166,23 +170,43 @@ def rollback_inputs(rng: np.random.Generator) -> Inputs:
 
 
 def round_inputs(rng: np.random.Generator, layout: str) -> Inputs:
-    """Two prompts, and a script that is right for 0, 2, 4, 1, 3, .. drafts a round and then wrong (rows out of step).
+    """Two prompts, a script of drafts that is right but for some places, and an EOS inside a run of right ones.
 
-    Positions with no token in the script are the drafter's own.
+    The rows go out of step at once.  Where the script has -1 the drafter's own draft stands.
     """
-    prompts, lengths = tokens(rng, 2, 12), np.array([5, 12], np.int32)
+    prompts, lengths = round_prompts(rng)
+    texts = np.array(greedy_texts()[layout])
+    wrong = np.zeros(texts.shape, bool)
+    for row in range(2):
+        wrong[row, np.cumsum([1 + row, 3, 5, 2, 4, 1])] = True
     script = np.full((2, 64), BY_ITSELF, np.int32)
-    for row, text in enumerate(greedy_texts()[layout]):
-        wrong_at = np.zeros(len(text), bool)
-        wrong_at[np.cumsum([1 + row, 3, 5, 2, 4, 1])] = True
-        proposed = np.where(wrong_at, (np.array(text) + 1) % VOCAB, text)
-        script[row, lengths[row] : lengths[row] + len(text)] = proposed
-    return {"prompts": prompts, "lengths": lengths, "script": script}
+    for row, proposed in enumerate(np.where(wrong, (texts + 1) % VOCAB, texts)):
+        script[row, lengths[row] : lengths[row] + len(proposed)] = proposed
+    return {"prompts": prompts, "lengths": lengths, "script": script, "eos": end_of(texts, wrong[0])}
+
+
+def round_prompts(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    return tokens(rng, 2, 12), np.array([5, 12], np.int32)
+
+
+def end_of(texts: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """A token to end the first text with: new to it, accepted as a draft, with accepted drafts after it.
+
+    If there is one, one that the second text has not: that one ends with its budget.
+    """
+    first, second = texts
+    places = [
+        place
+        for place in range(6, MAX_NEW_TOKENS - 3)
+        if first[place] not in first[:place] and not wrong[place : place + 2].any() and first[place] not in second[:6]
+    ]
+    best = min(places, key=lambda place: (first[place] in second, place))
+    return np.int32(first[best : best + 1])
 
 
 @functools.cache
 def greedy_texts() -> dict[str, list[list[int]]]:
-    return json.loads(TEXTS.read_text()) if TEXTS.exists() else dict.fromkeys(TINY, [])
+    return json.loads(TEXTS.read_text())
 
 
 def write_with_unused_kv(target: Gemma4, directory: Path, seed: int) -> None:

@@ -13,7 +13,19 @@ import numpy as np
 
 from decoding.oracle.adapter import Engine, Load, SharedRows, Tensors
 from decoding.oracle.adapters import ours
-from decoding.oracle.cases import CHUNK, EOS, GAMMA, LENGTHS, LONGEST, ROUNDS, ROWS, SETTINGS, Case, Inputs
+from decoding.oracle.cases import (
+    CHUNK,
+    EOS,
+    GAMMA,
+    LENGTHS,
+    LONGEST,
+    MAX_NEW_TOKENS,
+    ROUNDS,
+    ROWS,
+    SETTINGS,
+    Case,
+    Inputs,
+)
 from decoding.oracle.tiny import TINY, WINDOW
 from gemma4.config import SLIDING
 
@@ -167,14 +179,17 @@ class Recorder:
         return out | {"next_logits": taps["logits"]}
 
     def rounds(self) -> Tensors:
-        """The engine's own loop, greedy, drafts by script."""
+        """The engine's own loop, greedy, drafts by script, to the end: one row ends with an EOS, the other with its budget."""
         given = self.given("rounds")
         prompts = [row[:length].tolist() for row, length in zip(given["prompts"], given["lengths"], strict=True)]
-        rounds = self.engine.rounds(prompts, given["script"], GAMMA, MAX_NEW_TOKENS, ())
-        return {f"round{i}/{name}": value for i, it in enumerate(rounds) for name, value in it.items()}
+        rounds = self.engine.rounds(prompts, given["script"], GAMMA, MAX_NEW_TOKENS, (int(given["eos"][0]),))
+        room = np.full(len(prompts), MAX_NEW_TOKENS - 1)  # the prefill emitted one
+        out = {}
+        for i, it in enumerate(rounds):
+            out |= {f"round{i}/{name}": value for name, value in without_the_meaningless(it, room).items()}
+            room = np.where(it["num_emitted"] > 0, room - it["num_emitted"], room)
+        return out
 
-
-MAX_NEW_TOKENS = 24
 
 STAGES: dict[str, Callable[[Recorder], Tensors]] = {
     name: getattr(Recorder, name)
@@ -185,6 +200,21 @@ STAGES: dict[str, Callable[[Recorder], Tensors]] = {
 }  # fmt: skip
 # What the drafter's convention changes; all else is the same in both cases of a layout.
 OF_THE_CONVENTION = ("load", "draft", "rollback", "rounds")
+
+
+def without_the_meaningless(round: Tensors, room: np.ndarray) -> Tensors:
+    """-1 for tokens after the emitted ones and for drafts that no budget had room for; zeros for the hidden of ended rows."""
+    num_emitted, drafts = np.asarray(round["num_emitted"]), round["own_drafts"]
+    is_live = (num_emitted > 0)[:, None]
+    emitted = np.arange(round["tokens"].shape[1]) < num_emitted[:, None]
+    has_room = np.arange(drafts.shape[1]) < room[:, None] - 1
+    return {
+        "own_drafts": np.where(has_room & is_live, drafts, -1),
+        "tokens": np.where(emitted, round["tokens"], -1),
+        "num_emitted": num_emitted,
+        "hidden": np.where(is_live, round["hidden"], 0),
+        "length": round["length"],
+    }
 
 
 def padded(rows: list[Tensors]) -> Tensors:

@@ -3,7 +3,7 @@
 import json
 
 import decoding
-from decoding.oracle.cases import CASES, TEXTS
+from decoding.oracle.cases import CASES, TEXTS, round_prompts
 from decoding.oracle.tiny import TINY
 
 LENGTH = 28
@@ -14,8 +14,7 @@ def texts() -> dict[str, list[list[int]]]:
     out = {}
     for layout in TINY:
         case = CASES[layout]
-        given = case.inputs()
-        rows = zip(given["rounds/prompts"], given["rounds/lengths"], strict=True)
+        rows = zip(*round_prompts(case.rng("rounds")), strict=True)
         prompts = [row[:length].tolist() for row, length in rows]
         out[layout] = [
             text.tolist()

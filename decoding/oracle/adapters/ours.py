@@ -178,7 +178,6 @@ class Ours:
                 out.append(
                     {
                         "own_drafts": seen.pop().tokens,
-                        "num_accepted": last.num_accepted,
                         "tokens": last.tokens,
                         "num_emitted": last.num_emitted,
                         "hidden": state.hidden,
