@@ -140,9 +140,12 @@ class Recorder:
         return self.engine.verify(cache, given["token"], given["drafts"])[0]
 
     def law(self) -> Tensors:
-        """The target's law under each setting."""
-        logits = self.given("law")["logits"]
-        return {name: self.engine.law(logits, sampling) for name, sampling in SETTINGS.items()}
+        """The target's law under each setting; and the laws that drafts are drawn from, in truth and by what is told."""
+        logits, out = self.given("law")["logits"], {}
+        for name, sampling in SETTINGS.items():
+            drawn, told = self.engine.draft_laws(logits, sampling)
+            out |= {name: self.engine.law(logits, sampling), f"{name}.drawn": drawn, f"{name}.told": told}
+        return out
 
     def accept(self) -> Tensors:
         """Sampled drafts, greedy drafts (a one-hot law) under a sampled target, and a greedy target."""

@@ -7,6 +7,7 @@ Every function of the reference is looked up through its module when it is calle
 import collections
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
 
@@ -18,7 +19,7 @@ import drafter as drafter_package
 import gemma4
 from decoding import Options, Sampling
 from decoding.oracle.adapter import Decision, DraftBlock, SharedRows, Tensors
-from decoding.oracle.modules import accept, draft, drafter_model, functional, generate, sampling, speculative, verify
+from decoding.oracle.modules import accept, draft, drafter_model, functional, generate, prefill, sampling, speculative, verify
 from decoding.oracle.modules import rollback as rollback_module
 from decoding.oracle.script import scripted
 from decoding.state import DecodeState
@@ -26,6 +27,8 @@ from drafter import Drafter, SharedCache
 from gemma4 import Gemma4, KVCache
 from gemma4.cache import LayerKV
 from gemma4.config import SLIDING
+
+GRID = 2**23  # the values that `jax.random.uniform` takes
 
 
 class Written(NamedTuple):
@@ -147,8 +150,22 @@ class Ours:
         return np.asarray(sampling.law(jnp.asarray(logits), settings))
 
     def draft_laws(self, logits: np.ndarray, settings: Sampling) -> tuple[np.ndarray, np.ndarray]:
-        law = self.law(logits, settings)
-        return law, law
+        """What `draft._draw` says it draws from, and what it does draw from: counted over the uniforms, exact to 2^-23."""
+        count, vocabulary = logits.shape
+        text = SimpleNamespace(vocab_size=vocabulary)
+        scores_are_given = SimpleNamespace(
+            logits=lambda rows: rows, argmax=functional.argmax, config=SimpleNamespace(text=text)
+        )
+        rows, tokens = jnp.repeat(jnp.asarray(logits), vocabulary, axis=0), np.tile(np.arange(vocabulary), count)
+        draw = lambda uniforms: draft._draw(scores_are_given, rows, settings, jnp.asarray(uniforms, jnp.float32))
+        below, above = np.zeros(len(tokens), np.int64), np.full(len(tokens), GRID)  # uniforms that draw at most `token`
+        while (below < above).any():
+            middle = (below + above) // 2
+            yes = (np.asarray(draw(middle / GRID)[0]) <= tokens) & (below < above)
+            below, above = np.where(yes, middle + 1, below), np.where(yes, above, np.minimum(above, middle))
+        drawn = np.diff(below.reshape(count, vocabulary), axis=1, prepend=0) / GRID
+        told = draw(np.zeros(len(tokens)))[1].reshape(count, vocabulary, vocabulary)[:, 0]
+        return np.float32(drawn), np.asarray(told)
 
     def accept(self, target_probs, drafts, draft_probs, uniforms) -> Decision:
         result = accept.decide(*map(jnp.asarray, (target_probs, drafts, draft_probs, uniforms)))
@@ -169,7 +186,7 @@ class Ours:
     def rounds(self, prompts, script, draft_length, max_new_tokens, eos_ids) -> list[Tensors]:
         options, seen, out = Options(draft_length, eos_ids=eos_ids), [], []
         by_script = scripted(speculative.draft, jnp.asarray(script), seen.append)
-        with jax.disable_jit():  # the prefill is compiled otherwise
+        with unjitted(prefill, "_read_chunk", "_first_token"):
             state = generate.start(self.target, prompts, max_new_tokens, options, None)
         with mock.patch.object(speculative, "draft", by_script):
             while not np.asarray(state.done).all():
@@ -185,6 +202,14 @@ class Ours:
                     }
                 )
         return [{name: np.asarray(value) for name, value in round.items()} for round in out]
+
+
+@contextlib.contextmanager
+def unjitted(module: ModuleType, *names: str) -> Iterator[None]:
+    """The functions that these jitted ones compile, in their place: what was compiled before would hide a replacement."""
+    plain = {name: getattr(getattr(module, name), "__wrapped__", getattr(module, name)) for name in names}
+    with mock.patch.multiple(module, **plain):
+        yield
 
 
 def load(target_dir: Path, drafter_dir: Path, convention: str) -> Ours:
