@@ -171,6 +171,7 @@ TINY_DRAFTERS: dict[str, DrafterConfig] = {
 }
 
 
+@functools.cache
 def random_drafter(config: DrafterConfig, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> Drafter:
     """A drafter drawn as `random_target` draws.  Its token ordering is a random permutation that is not its own inverse."""
     blank = abstract(Drafter, config, dtype)
