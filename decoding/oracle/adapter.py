@@ -7,7 +7,7 @@ the engine.  `adapters/ours.py` is the shortest example.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -36,6 +36,7 @@ class Decision(NamedTuple):
     next_token: Int[np.ndarray, " b"]
 
 
+@runtime_checkable
 class Engine(Protocol):
     """An implementation under test.  Tokens are int32; `cache` and `shared` are opaque."""
 

@@ -12,6 +12,7 @@ They are chosen to show mistakes:
 import dataclasses
 import functools
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,17 @@ class Case:
         }
         return {f"{stage}/{name}": value for stage, inputs in parts.items() for name, value in inputs.items()}
 
+    def inputs_of(self, stages: Collection[str]) -> Inputs:
+        """The inputs that these stages read."""
+        read = {name for stage in stages for name in (stage, *ALSO_GIVEN.get(stage, ()))}
+        return {name: value for name, value in self.inputs().items() if name.split("/")[0] in read}
+
+
+# Stages that read another's inputs beside their own.
+ALSO_GIVEN = {
+    "load": ("forward", "draft"),
+    **dict.fromkeys(("prefill", "chunked", "stepwise", "share", "verify", "rollback"), ("forward",)),
+}
 
 CASES: dict[str, Case] = {}
 for _seed, _layout in enumerate(TINY):

@@ -5,6 +5,7 @@ import importlib
 accept = importlib.import_module("decoding.accept")
 draft = importlib.import_module("decoding.draft")
 generate = importlib.import_module("decoding.generate")
+prefill = importlib.import_module("decoding.prefill")
 rollback = importlib.import_module("decoding.rollback")
 sampling = importlib.import_module("decoding.sampling")
 speculative = importlib.import_module("decoding.speculative")

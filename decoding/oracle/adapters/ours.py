@@ -5,9 +5,10 @@ Every function of the reference is looked up through its module when it is calle
 """
 
 import collections
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
 
