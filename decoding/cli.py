@@ -19,6 +19,7 @@ import jax
 
 from decoding.generate import LONGEST_DRAFT
 from decoding.job import UserError, prepare, run
+from decoding.oracle import cli as oracle
 
 DTYPES = ("float32", "bfloat16", "float16")
 OK, MISTAKE, INTERRUPTED, READER_GONE = 0, 2, 130, 141
@@ -106,6 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
     option("--json", action="store_true", help="print one JSON object and nothing else")
     option("--show-rejected", action="store_true", help="show rejected drafts too, before the token that replaced them")
     option("--no-color", action="store_true", help="marks in place of colours")
+    oracle.add_command(commands, layout)
     return parser
 
 
@@ -120,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             args = make_parser().parse_args(arguments)
             keep_compiled_code()
+            if args.command == "oracle":
+                return oracle.run(args)
             job = prepare(args)
         except (ValueError, OSError) as error:
             print("gemma4-mtp: error:", " ".join(str(error).split()), file=sys.stderr)

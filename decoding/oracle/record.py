@@ -14,6 +14,7 @@ import numpy as np
 from decoding.oracle.adapter import Engine, Load, SharedRows, Tensors
 from decoding.oracle.adapters import ours
 from decoding.oracle.cases import (
+    CASES,
     CHUNK,
     EOS,
     GAMMA,
@@ -38,20 +39,21 @@ def record(
     load:      the adapter's entry (`adapter.Load`); without one, the reference, whose models are built in memory.
     directory: where `Case.write` wrote the checkpoints; a temporary one unless given.
     """
+    stages = [name for name in STAGES if stages is None or name in stages]
     with tempfile.TemporaryDirectory() as scratch:
-        if directory is None and (load is not None or stages is None or "load" in stages):
+        if directory is None and (load is not None or "load" in stages):
             directory = Path(scratch)
             case.write(directory)
-        open_engine = lambda target="target": (load or ours.load)(
-            directory / target, directory / "drafter", case.convention
-        )
-        engine = ours.Ours(case.target(), case.drafter()) if load is None else open_engine()
-        recorder = Recorder(case, engine, open_engine, case.inputs())
-        return {
-            f"{stage}/{name}": np.asarray(value)
-            for stage in (STAGES if stages is None else [name for name in STAGES if name in stages])
-            for name, value in STAGES[stage](recorder).items()
-        }
+        this = recorder(case.name, load=load, directory=directory)
+        return {name: value for stage in stages for name, value in this.stage(stage).items()}
+
+
+def recorder(case_name: str, *, load: Load | None, directory: Path | None) -> "Recorder":
+    """A recorder of one case: of the engine that `load` opens, or of the reference with its models in memory."""
+    case, load_any = CASES[case_name], load or ours.load
+    open_engine = lambda target="target": load_any(directory / target, directory / "drafter", case.convention)
+    engine = ours.Ours(case.target(), case.drafter()) if load is None else open_engine()
+    return Recorder(case, engine, open_engine, case.inputs())
 
 
 class Recorder:
@@ -60,6 +62,10 @@ class Recorder:
     def __init__(self, case: Case, engine: Engine, open_engine: Callable[..., Engine], inputs: Inputs):
         self.case, self.engine, self.open_engine, self.inputs = case, engine, open_engine, inputs
         self.config = TINY[case.layout]
+
+    def stage(self, name: str) -> dict[str, np.ndarray]:
+        """The tensors of one stage, `stage/what`."""
+        return {f"{name}/{what}": np.asarray(value) for what, value in STAGES[name](self).items()}
 
     def given(self, stage: str) -> Inputs:
         return {

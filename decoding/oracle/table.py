@@ -58,10 +58,11 @@ def size_of(result: Result) -> str:
 
 def conclusion(report: Report) -> str:
     count = lambda status: sum(result.status is status for result in report.results)
-    found = f"{count(Status.AGREES)} tensors agree, {count(Status.DIFFERS)} differ, {count(Status.MISSING)} required are missing"
+    agree, differ, missing = map(count, (Status.AGREES, Status.DIFFERS, Status.MISSING))
+    found = f"{agree} tensors agree, {differ} differ, {missing} required are missing"
     if report.agrees:
         return f"agrees: {found}"
-    if count(Status.DIFFERS):
+    if differ:
         return f"differs: {found}"
     return f"incomplete: {found}; --stage and --case narrow what is asked for"
 

@@ -20,7 +20,17 @@ import drafter as drafter_package
 import gemma4
 from decoding import Options, Sampling
 from decoding.oracle.adapter import Decision, DraftBlock, SharedRows, Tensors
-from decoding.oracle.modules import accept, draft, drafter_model, functional, generate, prefill, sampling, speculative, verify
+from decoding.oracle.modules import (
+    accept,
+    draft,
+    drafter_model,
+    functional,
+    generate,
+    prefill,
+    sampling,
+    speculative,
+    verify,
+)
 from decoding.oracle.modules import rollback as rollback_module
 from decoding.oracle.script import scripted
 from decoding.state import DecodeState

@@ -1,0 +1,107 @@
+"""`gemma4-mtp oracle dump` and `gemma4-mtp oracle check`: arguments, help, exit codes."""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+
+from decoding.oracle.cases import CASES
+from decoding.oracle.compare import Report, check, read_theirs
+from decoding.oracle.errors import OracleError
+from decoding.oracle.golden import Dump, dump, read_dump
+from decoding.oracle.live import check_adapter
+from decoding.oracle.record import STAGES
+from decoding.oracle.table import as_json, lines
+
+AGREES, DIFFERS = 0, 1
+
+DESCRIPTION = """\
+What every named tensor of Gemma 4 and its drafter should be: for authors of other engines.  `dump` writes tiny checkpoints
+of the five layouts, inputs, and the expected tensors of every stage; `check` compares yours with them and says where the
+first difference is.  tutorials/oracle_format.md explains the files."""
+
+EPILOG = """\
+examples:
+  gemma4-mtp oracle dump --out golden
+  gemma4-mtp oracle check golden mine.safetensors                a file with tensors such as E2B/forward/logits
+  gemma4-mtp oracle check golden mine/ --case E2B --stage forward --stage draft
+  gemma4-mtp oracle check golden --adapter my_module:load        a Python implementation, live
+  gemma4-mtp oracle check --adapter decoding.oracle.adapters.hf:load --json
+
+One unit of error is the tolerance.  exit codes: 0 all that was given agrees and nothing required is missing; 1 something
+differs or is missing; 2 a mistake in the arguments, or in the files or the adapter that they name.
+"""
+
+
+def add_command(commands: argparse._SubParsersAction, layout) -> None:
+    """`oracle` and its two commands."""
+    kind = {"formatter_class": layout, "allow_abbrev": False}
+    oracle = commands.add_parser("oracle", help="check another engine", description=DESCRIPTION, epilog=EPILOG, **kind)
+    actions = oracle.add_subparsers(dest="action", metavar="ACTION", required=True)
+    write = actions.add_parser("dump", help="write checkpoints, inputs and expected tensors", epilog=EPILOG, **kind)
+    write.add_argument("--out", metavar="DIR", required=True, help="a directory that is new or empty")
+    look = actions.add_parser("check", help="compare an engine's tensors with a dump", epilog=EPILOG, **kind)
+    look.add_argument("dump", metavar="DIR", nargs="?", help="a dump; with --adapter it may be left out")
+    look.add_argument("theirs", metavar="THEIRS", nargs="?", help="a safetensors file, or a directory of such files")
+    look.add_argument("--adapter", metavar="MODULE:NAME", help="run a Python implementation in place of THEIRS")
+    look.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    look.add_argument("--every-layer", action="store_true", help="a line for each layer, also where all agrees")
+    for command in (write, look):
+        command.add_argument("--case", action="append", default=[], metavar="CASE", help=f"of {', '.join(CASES)}")
+    look.add_argument("--stage", action="append", default=[], metavar="STAGE", help=f"of {', '.join(STAGES)}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """The exit code.  Errors: OracleError, which is a ValueError, for every mistake that a user can make."""
+    check_choices("--case", args.case, CASES)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    if args.action == "dump":
+        dump(args.out, args.case or tuple(CASES))
+        print(f"{args.out}: {', '.join(args.case or CASES)}")
+        return AGREES
+    check_choices("--stage", args.stage, STAGES)
+    report = report_of(args)
+    print(json.dumps(as_json(report)) if args.json else "\n".join(lines(report, every_layer=args.every_layer)))
+    return AGREES if report.agrees else DIFFERS
+
+
+def report_of(args: argparse.Namespace) -> Report:
+    if (args.theirs is None) == (args.adapter is None):
+        got = "neither" if args.adapter is None else "both"
+        raise OracleError(f"expected tensors to check, either DIR THEIRS or --adapter MODULE:NAME, got {got}")
+    if args.adapter is None:
+        golden = known(read_dump(args.dump), args.case)
+        theirs = read_theirs(Path(args.theirs))
+        return check(golden, theirs, cases=args.case, stages=args.stage, source=args.theirs)
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = args.dump
+        if directory is None:
+            directory = Path(scratch) / "dump"
+            dump(directory, args.case or tuple(CASES))
+        golden = known(read_dump(directory), args.case)
+        return check_adapter(golden, args.adapter, cases=args.case, stages=args.stage, on_stage=progress)
+
+
+def known(golden: Dump, cases: list[str]) -> Dump:
+    """Errors: OracleError if a case that was asked for is not in this dump."""
+    check_choices("--case", cases, golden.manifest["cases"])
+    return golden
+
+
+def check_choices(option: str, given: list[str], known) -> None:
+    for name in given:
+        if name not in known:
+            raise OracleError(f"{option} {name}: expected one of {', '.join(known)}")
+
+
+def progress(name: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{name}", end="" if name else "\r", file=sys.stderr, flush=True)
+
+
+def wants_traceback() -> bool:
+    return bool(os.environ.get("ORACLE_TRACEBACK"))
