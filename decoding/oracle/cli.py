@@ -1,6 +1,7 @@
 """`gemma4-mtp oracle dump` and `gemma4-mtp oracle check`: arguments, help, exit codes."""
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -51,22 +52,27 @@ def add_command(commands: argparse._SubParsersAction, layout) -> None:
     look.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     look.add_argument("--every-layer", action="store_true", help="a line for each layer, also where all agrees")
     for command in (write, look):
-        command.add_argument("--case", action="append", default=[], metavar="CASE", help=f"of {', '.join(CASES)}")
-    look.add_argument("--stage", action="append", default=[], metavar="STAGE", help=f"of {', '.join(STAGES)}")
+        several = functools.partial(command.add_argument, action="append", default=[])
+        several("--case", metavar="CASE", help=f"only this one, or these, of {', '.join(CASES)}")
+        several("--stage", metavar="STAGE", help=f"only this one, or these, of {', '.join(STAGES)}")
 
 
 def run(args: argparse.Namespace) -> int:
     """The exit code.  Errors: OracleError, which is a ValueError, for every mistake that a user can make."""
     check_choices("--case", args.case, CASES)
     jax.config.update("jax_default_matmul_precision", "highest")
+    check_choices("--stage", args.stage, STAGES)
     if args.action == "dump":
-        dump(args.out, args.case or tuple(CASES))
+        write(args, args.out)
         print(f"{args.out}: {', '.join(args.case or CASES)}")
         return AGREES
-    check_choices("--stage", args.stage, STAGES)
     report = report_of(args)
     print(json.dumps(as_json(report)) if args.json else "\n".join(lines(report, every_layer=args.every_layer)))
     return AGREES if report.agrees else DIFFERS
+
+
+def write(args: argparse.Namespace, directory: str | os.PathLike) -> None:
+    dump(directory, args.case or tuple(CASES), args.stage or tuple(STAGES))
 
 
 def report_of(args: argparse.Namespace) -> Report:
@@ -81,7 +87,7 @@ def report_of(args: argparse.Namespace) -> Report:
         directory = args.dump
         if directory is None:
             directory = Path(scratch) / "dump"
-            dump(directory, args.case or tuple(CASES))
+            write(args, directory)
         golden = known(read_dump(directory), args.case)
         return check_adapter(golden, args.adapter, cases=args.case, stages=args.stage, on_stage=progress)
 
@@ -100,8 +106,4 @@ def check_choices(option: str, given: list[str], known) -> None:
 
 def progress(name: str) -> None:
     if sys.stderr.isatty():
-        print(f"\r\x1b[K{name}", end="" if name else "\r", file=sys.stderr, flush=True)
-
-
-def wants_traceback() -> bool:
-    return bool(os.environ.get("ORACLE_TRACEBACK"))
+        print(f"\r\x1b[K{name}\r", end="", file=sys.stderr, flush=True)

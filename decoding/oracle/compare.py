@@ -12,6 +12,8 @@ import numpy as np
 from decoding.oracle.errors import OracleError
 from decoding.oracle.golden import Dump, Entry, read_safetensors
 
+BEYOND_MEASURE = 1e9  # units: stands for any larger error, an infinite one too, which JSON could not hold
+
 
 class Status(enum.Enum):
     AGREES = "agrees"
@@ -105,6 +107,7 @@ def compare(entry: Entry, expected: np.ndarray, theirs: np.ndarray | None, sourc
     worst = np.unravel_index(np.argmax(error), error.shape)
     rule, tolerance, _ = entry.tolerance
     units = float((error > 0).sum()) if rule == "exact" else float(error[worst] / unit(rule, tolerance, expected))
+    units = min(units, BEYOND_MEASURE)
     at = ", ".join(map(str, worst))
     note = f"at [{at}] {theirs[worst]:.6g}, expected {expected[worst]:.6g}"
     return Result(entry.name, Status.AGREES if units <= (rule != "exact") else Status.DIFFERS, units, note)
@@ -129,7 +132,7 @@ def unit(rule: str, tolerance: float, expected: np.ndarray) -> float:
     if rule == "absolute":
         return tolerance
     largest = np.abs(expected[np.isfinite(expected)]).max(initial=0)
-    return tolerance * (largest or 1.0)
+    return tolerance * float(largest or 1.0)
 
 
 def check_names(dump: Dump, theirs: Iterable[str], source: str) -> None:

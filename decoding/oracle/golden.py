@@ -71,11 +71,13 @@ class Dump(NamedTuple):
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def dump(directory: str | os.PathLike, names: Collection[str] = tuple(CASES)) -> None:
-    """Write the given cases.  Errors: OracleError unless the directory is new or empty."""
+def dump(
+    directory: str | os.PathLike, names: Collection[str] = tuple(CASES), stages: Collection[str] = tuple(STAGES)
+) -> None:
+    """Write the given stages of the given cases.  Errors: OracleError unless the directory is new or empty."""
     try:
         with new_directory(directory) as scratch, removed_if_killed(scratch):
-            entries = [entry for name in names for entry in write_case(CASES[name], scratch / name)]
+            entries = [entry for name in names for entry in write_case(CASES[name], scratch / name, stages)]
             (scratch / MANIFEST).write_text(json.dumps(manifest_of(scratch, names, entries), indent=1) + "\n")
     except CheckpointError as error:
         raise OracleError(f"--out {error}") from error
@@ -83,11 +85,11 @@ def dump(directory: str | os.PathLike, names: Collection[str] = tuple(CASES)) ->
         raise OracleError(f"--out {directory}: cannot be written ({error}); give a place with room") from error
 
 
-def write_case(case: Case, directory: Path) -> list[Entry]:
+def write_case(case: Case, directory: Path, stages: Collection[str]) -> list[Entry]:
     """Checkpoints, inputs and expected tensors of one case.  Only the default convention has the stages that none changes."""
     directory.mkdir()
     case.write(directory)
-    stages = STAGES if case.convention == TRANSFORMERS else OF_THE_CONVENTION
+    stages = [stage for stage in stages if case.convention == TRANSFORMERS or stage in OF_THE_CONVENTION]
     tensors = record(case, stages, directory=directory)
     for file, values in ((INPUTS, case.inputs_of(stages)), (EXPECTED, tensors)):
         save_file({f"{case.name}/{name}": np.ascontiguousarray(x) for name, x in values.items()}, directory / file)

@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def check_adapter(
     An adapter may refuse a convention, and a function, by NotImplementedError: the first is noted, the second counts as
     missing.  Errors: OracleError for an adapter that does not import, lacks a function, or fails.
     """
-    load = called("load", spec, find(spec))
+    load = complete(called("load", spec, find(spec)), spec)
     results, notes, engine = [], [], None
     for case in cases or dump.manifest["cases"]:
         asked = [name for name in STAGES if (not stages or name in stages) and has(dump, case, name)]
@@ -68,7 +69,6 @@ def check_adapter(
         except NotImplementedError as error:
             notes.append(f"{case}: not offered ({error})")
             continue
-        check_functions(this.engine, spec)
         engine = this.engine
         for stage in asked:
             on_stage(f"{case}/{stage}")
@@ -99,7 +99,18 @@ def has(dump: Dump, case: str, stage: str) -> bool:
     return any((entry.case, entry.stage) == (case, stage) for entry in dump.entries.values())
 
 
-def check_functions(engine: Engine, spec: str) -> None:
+def complete(load: Load, spec: str) -> Load:
+    """`load`, with an error if the engine that it returns lacks a function."""
+
+    def load_complete(*args) -> Engine:
+        engine = load(*args)
+        check_functions(engine, spec)
+        return engine
+
+    return load_complete
+
+
+def check_functions(engine: Any, spec: str) -> None:
     lacking = [name for name in FUNCTIONS if not callable(getattr(engine, name, None))]
     if lacking:
         raise OracleError(
@@ -126,6 +137,8 @@ def called(what: str, spec: str, function: Callable) -> Callable:
         except (NotImplementedError, OracleError):
             raise
         except Exception as error:
+            if os.environ.get("ORACLE_TRACEBACK"):
+                traceback.print_exception(error)
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise OracleError(
                 f"--adapter {spec}: {what} failed at {place.filename}:{place.lineno} ({type(error).__name__}: {error}); "

@@ -73,10 +73,10 @@ class Recorder:
         }
 
     @property
-    def prompts(self) -> list[np.ndarray]:
+    def prompts(self) -> list[list[int]]:
         """Rows of w - 1, w, w + 1 and 2w + 3 tokens."""
         given = self.given("forward")
-        return [row[:length] for row, length in zip(given["tokens"], given["lengths"], strict=True)]
+        return [row[:length].tolist() for row, length in zip(given["tokens"], given["lengths"], strict=True)]
 
     # -- the target --------------------------------------------------------------------------------------------------------
 

@@ -23,11 +23,8 @@ class Tolerance(NamedTuple):
 
 
 REASONS = {
-    "whole numbers": "token ids, counts and indices; inputs were chosen so that no decision is a near-tie",
-    "float32 sums": (
-        "float32 additions in another order: transformers 5.22.2 comes within a tenth of this, and the mildest known mistake "
-        "is off by many times as much"
-    ),
+    "whole numbers": "token ids, counts and indices: equal or not; transformers 5.22.2 gives the same in float32",
+    "float32 sums": ("float32 additions in another order: transformers 5.22.2 comes within a third of this"),
     "float32 angles": "position times frequency in float32 is off by up to half a unit in the last place of the angle",
     "probabilities": "a softmax in float32, and a cut between tokens that no rounding moves",
     "one-hot law": "1 at the token, 0 elsewhere: exact in any arithmetic",

@@ -73,7 +73,7 @@ class Transformers:
             cache.activate_past_recording()
             row, parts = Row(cache, 0, 0), []
             for start in range(0, len(prompt), chunk):
-                taps, row = self._extend(row, np.asarray(prompt)[start : start + chunk])
+                taps, row = self._extend(row, np.array(prompt[start : start + chunk]))
                 row = self._kept(row, row.end)
                 parts.append(taps)
             taken.append({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
