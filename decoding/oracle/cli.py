@@ -1,4 +1,4 @@
-"""`gemma4-mtp oracle dump` and `gemma4-mtp oracle check`: arguments, help, exit codes."""
+"""`gemma4-mtp oracle dump`, `check` and `mutants`: arguments, help, exit codes."""
 
 import argparse
 import functools
@@ -12,9 +12,11 @@ import jax
 
 from decoding.oracle.cases import CASES
 from decoding.oracle.compare import Report, check, read_theirs
+from decoding.oracle.diagnose import diagnose_report
 from decoding.oracle.errors import OracleError
 from decoding.oracle.golden import Dump, dump, read_dump
 from decoding.oracle.live import check_adapter
+from decoding.oracle.mutants_page import print_mutants
 from decoding.oracle.record import STAGES
 from decoding.oracle.table import as_json, lines
 
@@ -23,7 +25,8 @@ AGREES, DIFFERS = 0, 1
 DESCRIPTION = """\
 What every named tensor of Gemma 4 and its drafter should be: for authors of other engines.  `dump` writes tiny checkpoints
 of the five layouts, inputs, and the expected tensors of every stage; `check` compares yours with them and says where the
-first difference is.  tutorials/oracle_format.md explains the files."""
+first difference is.  tutorials/oracle_format.md explains the files.  `mutants` lists the known bugs of other engines, which
+`check --diagnose` compares yours with; tutorials/oracle_mutants.md has them as a table."""
 
 EPILOG = """\
 examples:
@@ -32,6 +35,8 @@ examples:
   gemma4-mtp oracle check golden mine/ --case E2B --stage forward --stage draft
   gemma4-mtp oracle check golden --adapter my_module:load        a Python implementation, live
   gemma4-mtp oracle check --adapter decoding.oracle.adapters.hf:load --json
+  gemma4-mtp oracle check golden mine/ --diagnose                and which known bug a difference is
+  gemma4-mtp oracle mutants rope-turns-every-pair                one known bug: where it was seen, its fix, its change
 
 One unit of error is the tolerance.  exit codes: 0 all that was given agrees and nothing required is missing; 1 something
 differs or is missing; 2 a mistake in the arguments, or in the files or the adapter that they name.
@@ -39,7 +44,7 @@ differs or is missing; 2 a mistake in the arguments, or in the files or the adap
 
 
 def add_command(commands: argparse._SubParsersAction, layout) -> None:
-    """`oracle` and its two commands."""
+    """`oracle` and its three commands."""
     kind = {"formatter_class": layout, "allow_abbrev": False}
     oracle = commands.add_parser("oracle", help="check another engine", description=DESCRIPTION, epilog=EPILOG, **kind)
     actions = oracle.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -50,7 +55,11 @@ def add_command(commands: argparse._SubParsersAction, layout) -> None:
     look.add_argument("theirs", metavar="THEIRS", nargs="?", help="a safetensors file, or a directory of such files")
     look.add_argument("--adapter", metavar="MODULE:NAME", help="run a Python implementation in place of THEIRS")
     look.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    look.add_argument("--diagnose", action="store_true", help="if something differs, name the known bug (minutes)")
     look.add_argument("--every-layer", action="store_true", help="a line for each layer, also where all agrees")
+    bugs = actions.add_parser("mutants", help="list known bugs of other engines", epilog=EPILOG, **kind)
+    bugs.add_argument("names", nargs="*", metavar="NAME", help="tell more of this one")
+    bugs.add_argument("--confusion", action="store_true", help="diagnose them all and print the table (minutes)")
     for command in (write, look):
         several = functools.partial(command.add_argument, action="append", default=[])
         several("--case", metavar="CASE", help=f"only this one, or these, of {', '.join(CASES)}")
@@ -59,15 +68,22 @@ def add_command(commands: argparse._SubParsersAction, layout) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The exit code.  Errors: OracleError, which is a ValueError, for every mistake that a user can make."""
-    check_choices("--case", args.case, CASES)
     jax.config.update("jax_default_matmul_precision", "highest")
+    if args.action == "mutants":
+        print_mutants(args.names, with_confusion=args.confusion)
+        return AGREES
+    check_choices("--case", args.case, CASES)
     check_choices("--stage", args.stage, STAGES)
     if args.action == "dump":
         write(args, args.out)
         print(f"{args.out}: {', '.join(args.case or CASES)}")
         return AGREES
     report = report_of(args)
-    print(json.dumps(as_json(report)) if args.json else "\n".join(lines(report, every_layer=args.every_layer)))
+    diagnosis = diagnose_report(report) if args.diagnose and not report.agrees else None
+    if args.json:
+        print(json.dumps(as_json(report) | ({"diagnosis": diagnosis.as_dict()} if diagnosis else {})))
+    else:
+        print("\n".join(lines(report, every_layer=args.every_layer)), *[f"\n{diagnosis}"] * bool(diagnosis), sep="\n")
     return AGREES if report.agrees else DIFFERS
 
 

@@ -49,6 +49,7 @@ class Result(NamedTuple):
 class Report(NamedTuple):
     results: list[Result]  # in the order of computation
     notes: tuple[str, ...] = ()
+    theirs: Mapping[str, np.ndarray] = {}  # what was given
 
     @property
     def agrees(self) -> bool:
@@ -92,7 +93,7 @@ def check(
             for entry in in_scope
             if entry.case == case
         ]
-    return Report(results)
+    return Report(results, theirs=theirs)
 
 
 def compare(entry: Entry, expected: np.ndarray, theirs: np.ndarray | None, source: str = "theirs") -> Result:

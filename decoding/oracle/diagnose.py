@@ -5,13 +5,13 @@ with the mutant, and see whether the difference is gone.  A mutant that the engi
 any case, is refuted; one that they follow everywhere is named.
 
 Most hypotheses cost nothing: a mutant of a function that a stage does not call cannot explain a difference there.  Of the
-others most fall at the first stage they are tried on, so the cheapest stage that differs is tried first.
+others most fall at the first stage they are tried on, so the cheapest stage is tried first.
 """
 
 import contextlib
 import functools
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,10 +25,9 @@ Tensors = Mapping[str, np.ndarray]  # by name: CASE/STAGE/WHAT
 Place = tuple[str, str]  # case, stage
 
 # Stages by what it costs to compute them: the order in which hypotheses are tried.
-CHEAPEST_FIRST = (
-    "rope", "law", "accept", "emit", "forward", "draft", "prefill", "chunked", "share", "verify", "rollback", "stepwise",
-    "rounds", "load",
-)  # fmt: skip
+CHEAP = ("rope", "law", "accept", "emit", "forward", "draft", "chunked")
+DEAR = ("share", "verify", "rollback", "prefill", "stepwise", "rounds", "load")
+CHEAPEST_FIRST = (*CHEAP, *DEAR)
 
 
 # -- recomputing a stage -----------------------------------------------------------------------------------------------
@@ -107,6 +106,24 @@ class Diagnosis(NamedTuple):
     ]  # each explains everything; if several, no tensor here tells them apart
     partial: tuple[tuple[Mutant, Evidence], ...] = ()  # without a match: mutants that explain the first difference
 
+    def as_dict(self) -> dict[str, Any]:
+        as_dicts = lambda found: [
+            {
+                "name": it.name,
+                "bugs": it.bugs,
+                "what": it.what,
+                "fix": it.fix,
+                "seen_in": [seen._asdict() for seen in it.seen_in],
+            }
+            | {"with_it": evidence._asdict()}
+            for it, evidence in found
+        ]
+        return {
+            "reference": self.reference._asdict(),
+            "matches": as_dicts(self.matches),
+            "explain_the_first_difference": as_dicts(self.partial),
+        }
+
     def __str__(self) -> str:
         if not self.reference.off:
             return f"no difference: {self.reference}"
@@ -135,12 +152,29 @@ def diagnose(theirs: Tensors) -> Diagnosis:
     if not wrong:
         return Diagnosis(total(theirs, places), ())
     standing = [mutant for mutant in MUTANTS.values() if all(takes_part(mutant, place) for place in wrong)]
-    for place in (*wrong, *(place for place in places if place not in wrong)):
+    for place in places:  # a cheap stage that agrees refutes as well as a dear one that does not
         standing = [mutant for mutant in standing if not evidence(theirs, place, mutant).off]
     matches = [(mutant, total(theirs, places, mutant)) for mutant in standing]
     partial = [] if matches else explain_the_beginning(theirs, first_of(wrong))
     best_first = lambda found: tuple(sorted(found, key=lambda pair: (pair[1].off, pair[1].error)))
     return Diagnosis(total(theirs, places), best_first(matches), best_first(partial))
+
+
+def diagnose_report(report: compare.Report) -> Diagnosis:
+    """Of what `check` compared."""
+    differs = [it.name for it in report.results if it.status is compare.Status.DIFFERS and it.name in report.theirs]
+    # Where the enumeration of acceptance alone found something, how drafts are drawn may be what is wrong.
+    return diagnose(worth_a_look(report.theirs, differs or [name for name in report.theirs if "/law/" in name]))
+
+
+def worth_a_look(theirs: Tensors, differing: Collection[str]) -> Tensors:
+    """What `diagnose` needs of many tensors: of the first two cases that differ, the cheap stages, and one that differs."""
+    wrong = sorted({place_of(name) for name in differing}, key=lambda place: CHEAPEST_FIRST.index(place[1]))
+    cases = sorted({case for case, _ in wrong})[:2]
+    stages = {*CHEAP, *[stage for case, stage in wrong if case in cases][:1]}
+    return {
+        name: value for name, value in theirs.items() if name.split("/")[0] in cases and name.split("/")[1] in stages
+    }
 
 
 def explain_the_beginning(theirs: Tensors, place: Place) -> list[tuple[Mutant, Evidence]]:

@@ -60,7 +60,7 @@ def check_adapter(
     missing.  Errors: OracleError for an adapter that does not import, lacks a function, or fails.
     """
     load = complete(called("load", spec, find(spec)), spec)
-    results, notes, engine = [], [], None
+    results, notes, given, engine = [], [], {}, None
     for case in cases or dump.manifest["cases"]:
         asked = [name for name in STAGES if (not stages or name in stages) and has(dump, case, name)]
         theirs: dict[str, np.ndarray] = {}
@@ -77,6 +77,7 @@ def check_adapter(
             except NotImplementedError as error:
                 notes.append(f"{case}/{stage}: not offered ({error})")
                 continue
+            given |= {f"{case}/{name}": value for name, value in recorded.items()}
             theirs |= {f"{case}/{name}": value for name, value in recorded.items() if not is_judged_by_the_law(name)}
         if theirs:
             results += check(dump, theirs, cases=[case], stages=asked, source=spec).results
@@ -87,7 +88,7 @@ def check_adapter(
         raise OracleError(
             f"--adapter {spec}: offers nothing of what was asked for: {'; '.join(notes) or 'no such stage'}"
         )
-    return Report(results, tuple(notes))
+    return Report(results, tuple(notes), given)
 
 
 def is_judged_by_the_law(name: str) -> bool:

@@ -4,7 +4,7 @@
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from decoding.oracle.confusion import Outcome, confusion
 from decoding.oracle.diagnose import described
@@ -20,7 +20,7 @@ differ from the reference, the oracle computes the same stages with each mutant,
 
 *Shows at* is the first tensor to differ, in the first of the two cases where it does. *Diagnosed* is what `diagnose` makes
 of the mutant's tensors in the cases E2B and 26B-A4B when it is told nothing else, with random noise of a tenth of the
-tolerance on top: `named` means this mutant and no other. Bugs are numbered as in the catalogue of public reports that the
+tolerance on top: `named` means it and no other. Bugs are numbered as in the catalogue of public reports that the
 mutants were made from; a mutant without a number is a slip that learners make.
 
 Written by `gemma4-mtp oracle mutants --confusion`.
@@ -32,7 +32,7 @@ def print_mutants(names: Sequence[str] = (), *, with_confusion: bool = False) ->
     if unknown := [name for name in names if name not in MUTANTS | EQUIVALENT]:
         raise OracleError(f"mutants: no mutant is called {unknown[0]}; `gemma4-mtp oracle mutants` lists them")
     if with_confusion:
-        print("\n".join(page(confusion())))
+        print("\n".join(page({outcome.mutant.name: verdict(outcome) for outcome in confusion()})))
     elif names:
         print("\n\n".join(in_full(name) for name in names))
     else:
@@ -56,52 +56,72 @@ def in_full(name: str) -> str:
 
 # -- the page ----------------------------------------------------------------------------------------------------------
 
+Verdicts = Mapping[str, str]  # by mutant: "named", "named with others: a, b", "missed", "unseen", "mistaken for: a"
 
-def page(outcomes: Sequence[Outcome]) -> Iterator[str]:
+
+def verdict(outcome: Outcome) -> str:
+    others = ", ".join(name for name in outcome.named if name != outcome.mutant.name)
+    if outcome.mutant.name in outcome.named:
+        return f"named with others: {others}" if others else "named"
+    if not outcome.diagnosis.reference.off:
+        return "unseen"
+    return f"mistaken for: {others}" if others else "missed"
+
+
+def page(verdicts: Verdicts) -> Iterator[str]:
     yield INTRODUCTION
-    yield from summary(outcomes)
+    yield from summary(verdicts)
     for rank, title in CLASSES.items():
         yield from ("", f"## {rank}. {title[0].upper()}{title[1:]}", "")
         if rank in NOT_IN_TEXT:
             yield f"No mutant: {NOT_IN_TEXT[rank]}."
-        elif of_class := [outcome for outcome in outcomes if outcome.mutant.rank == rank]:
-            yield from table(
-                ("mutant", "bugs", "mistake", "right", "seen in", "shows at", "diagnosed"), map(row, of_class)
-            )
+        else:
+            of_class = [mutant for mutant in MUTANTS.values() if mutant.rank == rank]
+            rows = (row(mutant, verdicts[mutant.name]) for mutant in of_class)
+            yield from table(("mutant", "bugs", "mistake", "right", "seen in", "shows at", "diagnosed"), rows)
     yield from ("", "## Bugs without a mutant", "")
     reasons = ((bug, CLASSES[it.rank], it.what, it.seen_in, it.why) for bug, it in INEXPRESSIBLE.items())
     yield from table(("bug", "class", "what", "seen in", "why not"), reasons)
     yield from ("", "## Not bugs", "", "These variants are right, and are not flagged.", "")
-    yield from table(("variant", "what", "taken for a bug in"), map(variant_row, EQUIVALENT))
+    yield from table(("variant", "bugs", "what", "taken for a bug in"), map(variant_row, EQUIVALENT))
 
 
-def summary(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    verdicts = Counter(outcome.verdict.split()[0] for outcome in outcomes)
-    classes = len({outcome.mutant.rank for outcome in outcomes})
-    bugs = len({bug for outcome in outcomes for bug in outcome.mutant.bugs})
-    killed = sum(bool(outcome.diagnosis.reference.off) for outcome in outcomes)
-    yield f"{len(outcomes)} mutants for {bugs} bugs of {classes} classes; {killed} are seen."
-    yield f"{verdicts['named']} are named alone, {verdicts['among']} together with others that no tensor here tells from them,"
-    yield f"{verdicts['missed'] + verdicts['unseen']} are missed, {verdicts['mistaken']} taken for others."
+def summary(verdicts: Verdicts) -> Iterator[str]:
+    count = Counter(" ".join(verdict.split(":")[0].split()) for verdict in verdicts.values())
+    classes = len({mutant.rank for mutant in MUTANTS.values()})
+    bugs = len({bug for mutant in MUTANTS.values() for bug in mutant.bugs})
+    unknown = sum(not mutant.bugs for mutant in MUTANTS.values())
+    yield f"{len(verdicts)} mutants: of {bugs} bugs in {classes} classes, and {unknown} slips that nobody has reported."
+    yield f"{len(verdicts) - count['unseen']} of them show; {count['named']} are named and no other with them,"
+    yield f"{count['named with others']} together with others, {count['missed']} missed, {count['mistaken for']} mistaken."
 
 
-def row(outcome: Outcome) -> tuple[str, ...]:
-    mutant = outcome.mutant
-    others = [name for name in outcome.named if name != mutant.name]
-    verdict = outcome.verdict + (f": {', '.join(others)}" if others else "")
+def row(mutant: Mutant, diagnosed: str) -> tuple[str, ...]:
     links = ", ".join(map(link, mutant.seen_in))
-    return f"`{mutant.name}`", ", ".join(mutant.bugs), mutant.what, mutant.fix, links, f"`{mutant.shows_at}`", verdict
+    bugs = ", ".join(mutant.bugs)
+    return f"`{mutant.name}`", bugs, mutant.what, mutant.fix, links, f"`{mutant.shows_at}`", diagnosed
+
+
+def verdicts_on(page: str) -> dict[str, str]:
+    """The last column, read back."""
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    return {cells[0].strip("`"): cells[-1] for cells in rows if cells[0].strip("`") in MUTANTS}
 
 
 def variant_row(name: str) -> tuple[str, ...]:
-    return f"`{name}`", EQUIVALENT[name].what, ", ".join(map(link, EQUIVALENT[name].seen_in))
+    return (
+        f"`{name}`",
+        ", ".join(EQUIVALENT[name].bugs),
+        EQUIVALENT[name].what,
+        ", ".join(map(link, EQUIVALENT[name].seen_in)),
+    )
 
 
 def link(seen: Seen) -> str:
     return f"[{seen.engine}]({seen.link})"
 
 
-def table(header: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     line = lambda cells: "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     yield line(header)
     yield "|" + "---|" * len(header)

@@ -56,21 +56,20 @@ FALSE_ALARMS = (
     ),
     Equivalent(
         name="clusters-filled-just-below",
-        what="Tokens outside the chosen clusters get the lowest chosen logit less 1: the same greedy drafts.",
-        seen_in=(Seen("SGLang", "https://github.com/sgl-project/sglang/pull/24436"),),
-        function="drafter.model.Drafter.argmax",
-        change={
-            "return clustered_argmax(": "scores = clustered_logits(",
-            "*self.masked_embedding.clusters())": "*self.masked_embedding.clusters())\n"
-            "            chosen = jnp.where(jnp.isneginf(scores), jnp.inf, scores)\n"
-            "            return argmax(jnp.where(jnp.isneginf(scores), chosen.min() - 1, scores))",
-        },
-        same_at=("draft/block/tokens", "draft/block/told"),
+        bugs=("B89",),
+        what="Tokens outside the chosen clusters get the lowest chosen logit less 1: the same greedy drafts.  (A law with "
+        "some probability for all tokens, which acceptance has to be told where drafts are sampled.)",
+        seen_in=(
+            Seen("SGLang", "https://github.com/sgl-project/sglang/pull/24436"),
+            Seen("transformers", "https://github.com/huggingface/transformers"),
+        ),
+        function="drafter.clustering.clustered_logits",
+        change={"-jnp.inf": "logits.min() - 1"},
     ),
     Equivalent(
         name="clusters-filled-with-a-large-number",
         what="Tokens outside the chosen clusters get -1e30: probability 0, as with -inf.",
-        seen_in=(Seen("Ollama", "https://github.com/ggml-org/llama.cpp/pull/24282"),),
+        seen_in=(Seen("Ollama", "https://github.com/ollama/ollama"),),
         function="drafter.clustering.clustered_logits",
         change={"-jnp.inf": "-1e30"},
     ),

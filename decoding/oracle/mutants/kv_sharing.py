@@ -7,7 +7,7 @@ MUTANTS = (
         name="shared-layer-writes-dummies",
         bugs=("B03",),
         rank=2,
-        shows_at="*.attention",
+        shows_at="E2B/chunked/layers.1.attention",
         what="A layer that shares K/V also writes its own, a dummy, into its source's cache.",
         seen_in=(
             Seen("tpu-inference", "https://github.com/vllm-project/tpu-inference/commit/ee1e17a12"),
@@ -30,7 +30,7 @@ MUTANTS = (
         name="shared-layer-reads-its-own-empty-cache",
         bugs=("B04",),
         rank=2,
-        shows_at="*.attention",
+        shows_at="E2B/forward/layers.3.attention",
         what="A layer that shares K/V reads a cache of its own, which nobody fills.",
         seen_in=(Seen("vLLM", "https://github.com/vllm-project/vllm/pull/43185"),),
         fix="Give sharing layers their source's K/V: config.kv_source.",
@@ -44,7 +44,7 @@ MUTANTS = (
         name="shared-query-turned-too-far",
         bugs=("B06",),
         rank=2,
-        shows_at="*.query",
+        shows_at="E2B/chunked/layers.3.query",
         what="Sharing layers turn their queries by the source's cache length after its update, too far by the block.",
         seen_in=(
             Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/commit/9d5eacf7"),
@@ -66,7 +66,7 @@ MUTANTS = (
         name="shared-layer-reads-the-evicted-ring",
         bugs=("B24", "B25"),
         rank=3,
-        shows_at="*.attention",
+        shows_at="E2B/forward/layers.3.attention",
         what="Sharing layers read the ring as it is after the block: keys that its earlier queries need are gone.",
         seen_in=(
             Seen("Ollama", "https://github.com/ollama/ollama/commit/b9cb53540"),
@@ -85,10 +85,10 @@ MUTANTS = (
     Mutant(
         name="shared-layer-reads-the-first-owner",
         rank=2,
-        shows_at="*.attention",
+        shows_at="E2B/forward/layers.3.attention",
         what="A sharing layer reads the first owner of its type.",
         fix="The last owner of the same type before the shared tail.",
         function="gemma4.config.Config.kv_source",
-        change={"enumerate(owners)}": "reversed(list(enumerate(owners)))}"},
+        change={"layer for layer, kind in enumerate(owners)": "owners.index(kind) for kind in owners"},
     ),
 )

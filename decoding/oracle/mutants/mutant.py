@@ -78,7 +78,7 @@ class Mutant(Variant):
     """A known bug as a change of the reference; without `bugs`, a slip that learners make and nobody has reported."""
 
     rank: int  # its class, a key of `catalogue.CLASSES`
-    shows_at: str  # pattern of the tensor where it shows first, e.g. "*.query"
+    shows_at: str  # the first tensor to differ, in the first case and stage where it does: CASE/STAGE/WHAT
     fix: str  # one sentence
     visibility: Visibility = "text"
 

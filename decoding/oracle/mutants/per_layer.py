@@ -9,7 +9,7 @@ MUTANTS = (
         name="embedding-scale-rounded",
         bugs=("B96",),
         rank=21,
-        shows_at="*embedding",
+        shows_at="E2B/forward/embedding",
         what="In a float32 model, sqrt(hidden_size) is rounded to bfloat16.",
         seen_in=(
             Seen("transformers", "https://github.com/huggingface/transformers/pull/37109"),
@@ -22,7 +22,7 @@ MUTANTS = (
     Mutant(
         name="embedding-not-scaled",
         rank=21,
-        shows_at="*embedding",
+        shows_at="E2B/forward/embedding",
         what="Embeddings are not multiplied by sqrt(width).",
         fix=SCALE,
         function="gemma4.layers.Embedding.__call__",
@@ -31,7 +31,7 @@ MUTANTS = (
     Mutant(
         name="per-layer-table-left-out",
         rank=15,
-        shows_at="*per_layer_inputs",
+        shows_at="E2B/forward/per_layer_inputs",
         what="Per-layer inputs come from the projection alone: the table is not asked.",
         fix="(context + identity) / sqrt(2).",
         function="gemma4.layers.PerLayerInputs.__call__",
@@ -40,7 +40,7 @@ MUTANTS = (
     Mutant(
         name="per-layer-projection-left-out",
         rank=15,
-        shows_at="*per_layer_inputs",
+        shows_at="E2B/forward/per_layer_inputs",
         what="Per-layer inputs come from the table alone: the projection of the embedding is not added.",
         fix="(context + identity) / sqrt(2).",
         function="gemma4.layers.PerLayerInputs.__call__",
@@ -49,7 +49,7 @@ MUTANTS = (
     Mutant(
         name="per-layer-sum-not-halved",
         rank=15,
-        shows_at="*per_layer_inputs",
+        shows_at="E2B/forward/per_layer_inputs",
         what="Table row and projection are added without 1/sqrt(2).",
         fix="(context + identity) / sqrt(2).",
         function="gemma4.layers.PerLayerInputs.__call__",
@@ -58,7 +58,7 @@ MUTANTS = (
     Mutant(
         name="per-layer-gate-without-gelu",
         rank=15,
-        shows_at="*.per_layer_projection",
+        shows_at="E2B/forward/layers.0.per_layer_projection",
         what="The per-layer gate is linear.",
         fix="gelu(gate(x)) * per-layer input.",
         function="gemma4.model.DecoderLayer.__call__",

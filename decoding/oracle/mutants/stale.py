@@ -3,13 +3,15 @@
 from decoding.oracle.mutants.mutant import Mutant, Seen
 
 BY_LENGTH = "With n committed tokens the drafter sees positions below n; the newest token's K/V does not exist yet."
+# Releases 5.17 to 5.22.2, `generation/candidate_generator.py`.
+CANDIDATE_GENERATOR = Seen("transformers 5.17 to 5.22.2", "https://github.com/huggingface/transformers")
 
 MUTANTS = (
     Mutant(
         name="drafter-length-counts-rejected",
         bugs=("B07", "B08"),
         rank=8,
-        shows_at="rounds/round1/own_drafts",
+        shows_at="E2B/rounds/round1/own_drafts",
         visibility="acceptance",
         what="The length that the drafter is given still counts the last round's rejected drafts.",
         seen_in=(
@@ -28,10 +30,10 @@ MUTANTS = (
         name="drafter-sees-one-stale-row",
         bugs=("B09",),
         rank=8,
-        shows_at="draft/step0/*.attention",
+        shows_at="E2B/draft/step0/layers.3.attention",
         visibility="acceptance",
         what="In full layers the drafter sees the slot of the newest token: a rejected draft's K/V.",
-        seen_in=(Seen("transformers", "https://github.com/huggingface/transformers/issues/47932"),),
+        seen_in=(CANDIDATE_GENERATOR,),
         fix=BY_LENGTH,
         function="drafter.model.step",
         change={
@@ -47,10 +49,10 @@ MUTANTS = (
         name="drafter-sees-the-whole-ring",
         bugs=("B10",),
         rank=8,
-        shows_at="draft/step0/*.attention",
+        shows_at="E2B/draft/step0/layers.0.attention",
         visibility="acceptance",
         what="In sliding layers the drafter sees all that the ring holds, rejected drafts included.",
-        seen_in=(Seen("transformers", "https://github.com/huggingface/transformers/issues/47932"),),
+        seen_in=(CANDIDATE_GENERATOR,),
         fix="Cut the ring by position; cutting it by absolute length does nothing once it is shorter than that.",
         function="drafter.model.step",
         change={
@@ -62,7 +64,7 @@ MUTANTS = (
         name="drafter-sees-the-newest-slot",
         bugs=("B11",),
         rank=8,
-        shows_at="draft/step0/*.attention",
+        shows_at="E2B/draft/step0/layers.0.attention",
         visibility="acceptance",
         what="The drafter's mask runs up to and with the newest token's position, in both layer types.",
         seen_in=(Seen("keras-hub", "https://github.com/keras-team/keras-hub/pull/2735"),),
@@ -80,7 +82,7 @@ MUTANTS = (
         name="no-rollback-past-the-window",
         bugs=("B12", "B28"),
         rank=8,
-        shows_at="rollback/round1/logits",
+        shows_at="E2B/share/sliding_attention.key",
         what="Once a ring has wrapped it counts as untrimmable, and rollback is left out without a word.",
         seen_in=(
             Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/commit/aec6998d"),
@@ -97,7 +99,7 @@ MUTANTS = (
         name="no-rollback",
         bugs=("B12",),
         rank=8,
-        shows_at="chunked/*.attention",
+        shows_at="E2B/share/sliding_attention.key",
         what="Rejected drafts are never taken back.",
         seen_in=(Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/commit/aec6998d"),),
         fix="cache.length = length before the block + accepted drafts + 1.",
@@ -107,7 +109,7 @@ MUTANTS = (
     Mutant(
         name="rollback-forgets-one-too-many",
         rank=8,
-        shows_at="rounds/round0/length",
+        shows_at="E2B/rounds/round0/length",
         what="Only the accepted drafts are kept, not the token that verify was given before them.",
         fix="Keep num_accepted + 1 tokens of the block.",
         function="decoding.speculative.round_of",
@@ -117,7 +119,7 @@ MUTANTS = (
         name="empty-slots-seen",
         bugs=("B13",),
         rank=8,
-        shows_at="*.attention",
+        shows_at="E2B/draft/step0/layers.0.attention",
         what="Slots without a key are zeros and not masked: a zero key still adds e^0 to the softmax.",
         seen_in=(
             Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/pull/2113"),

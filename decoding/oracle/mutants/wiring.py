@@ -7,7 +7,7 @@ MUTANTS = (
         name="donor-is-the-first-owner",
         bugs=("B43", "B44"),
         rank=9,
-        shows_at="share/*",
+        shows_at="E2B/share/sliding_attention.key",
         visibility="acceptance",
         what="The drafter reads K/V of layers counted off by place, here the first owner of each type.",
         seen_in=(
@@ -16,13 +16,13 @@ MUTANTS = (
         ),
         fix="The last layer of each type that owns K/V (E2B: 13 and 14 of 35).",
         function="gemma4.config.Config.donors",
-        change={"enumerate(owners)}": "reversed(list(enumerate(owners)))}"},
+        change={"layer for layer, kind in enumerate(owners)": "owners.index(kind) for kind in owners"},
     ),
     Mutant(
         name="one-block-table-for-both-types",
         bugs=("B45",),
         rank=9,
-        shows_at="draft/step0/*.attention",
+        shows_at="E2B/draft/step0/layers.3.attention",
         visibility="acceptance",
         what="Full layers' K/V are looked up through the sliding layers' block table.",
         seen_in=(
@@ -45,7 +45,7 @@ MUTANTS = (
         name="drafter-sleeps",
         bugs=("B66", "B74"),
         rank=13,
-        shows_at="draft/block/tokens",
+        shows_at="E2B/law/greedy.drawn",
         visibility="acceptance",
         what="The drafter fails without a word, and a dummy token 0 is proposed.",
         seen_in=(
