@@ -21,6 +21,7 @@ from decoding.oracle.tiny import restless
 from drafter import Drafter
 from gemma4 import Config, Gemma4
 from tests.tiny import TINY, random_target
+from tests.tiny import TINY_DRAFTERS as TINY_DRAFTERS  # drafters of the tiny layouts, for those who take this pair too
 from tests.tiny_pair import drafter_config, random_drafter
 
 CLUSTERED = ("E2B", "E4B")
