@@ -130,12 +130,12 @@ class Transformers:
         return [SharedRow(take(row, int(n)), int(n), int(n)) for row, n in enumerate(rows.lengths)]
 
     def draft_step(self, shared: list[SharedRow], token: np.ndarray, hidden: np.ndarray) -> Tensors:
-        steps = [self._step(*row) for row in zip(shared, token, hidden, strict=True)]
+        steps = [self._step(*row) for row in zip(shared, token.tolist(), hidden, strict=True)]
         return {name: np.stack([step[name] for step in steps]) for name in steps[0]}
 
     @torch.no_grad()
     def _step(self, shared: SharedRow, token: int, hidden: np.ndarray) -> Tensors:
-        embedding = self.target.get_input_embeddings()(torch.tensor([[int(token)]]))
+        embedding = self.target.get_input_embeddings()(torch.tensor([[token]]))
         with drafter_taps(self.assistant) as seen:
             out = self.assistant(
                 inputs_embeds=torch.cat([embedding, torch.tensor(hidden)[None, None]], dim=-1),
