@@ -20,6 +20,7 @@ import drafter as drafter_package
 import gemma4
 from decoding import Options, Sampling
 from decoding.oracle.adapter import Decision, DraftBlock, SharedRows, Tensors
+from decoding.oracle.law_check import GRID, count_until
 from decoding.oracle.modules import (
     accept,
     draft,
@@ -38,8 +39,6 @@ from drafter import Drafter, SharedCache
 from gemma4 import Gemma4, KVCache
 from gemma4.cache import LayerKV
 from gemma4.config import SLIDING
-
-GRID = 2**23  # the values that `jax.random.uniform` takes
 
 
 class Written(NamedTuple):
@@ -169,12 +168,8 @@ class Ours:
         )
         rows, tokens = jnp.repeat(jnp.asarray(logits), vocabulary, axis=0), np.tile(np.arange(vocabulary), count)
         draw = lambda uniforms: draft._draw(scores_are_given, rows, settings, jnp.asarray(uniforms, jnp.float32))
-        below, above = np.zeros(len(tokens), np.int64), np.full(len(tokens), GRID)  # uniforms that draw at most `token`
-        while (below < above).any():
-            middle = (below + above) // 2
-            yes = (np.asarray(draw(middle / GRID)[0]) <= tokens) & (below < above)
-            below, above = np.where(yes, middle + 1, below), np.where(yes, above, np.minimum(above, middle))
-        drawn = np.diff(below.reshape(count, vocabulary), axis=1, prepend=0) / GRID
+        at_most = count_until(lambda uniforms: np.asarray(draw(uniforms)[0]) <= tokens, tokens.shape)
+        drawn = np.diff(at_most.reshape(count, vocabulary), axis=1, prepend=0) / GRID
         told = draw(np.zeros(len(tokens)))[1].reshape(count, vocabulary, vocabulary)[:, 0]
         return np.float32(drawn), np.asarray(told)
 
