@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from decoding.oracle.cases import CASES
-from decoding.oracle.compare import Report, check, read_theirs
+from decoding.oracle.compare import Report, Status, check, read_theirs
 from decoding.oracle.diagnose import diagnose_report
 from decoding.oracle.errors import OracleError
 from decoding.oracle.golden import Dump, dump, read_dump
@@ -79,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{args.out}: {', '.join(args.case or CASES)}")
         return AGREES
     report = report_of(args)
-    diagnosis = diagnose_report(report) if args.diagnose and not report.agrees else None
+    differs = any(result.status is Status.DIFFERS for result in report.results)
+    diagnosis = diagnose_report(report) if args.diagnose and differs else None
     if args.json:
         print(json.dumps(as_json(report) | ({"diagnosis": diagnosis.as_dict()} if diagnosis else {})))
     else:

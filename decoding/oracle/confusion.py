@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from decoding.oracle.diagnose import CHEAP, Diagnosis, Place, diagnose, evidence, under
+from decoding.oracle.diagnose import CHEAP, Diagnosis, Place, Tensors, diagnose, evidence, under
 from decoding.oracle.mutants import MUTANTS
 from decoding.oracle.mutants.mutant import Mutant, Variant
-from decoding.oracle.tolerance import tolerance_of
+from decoding.oracle.tolerance import is_required, tolerance_of
 
 # Together these two have every branch: shared K/V, per-layer inputs, double width and a clustered head in the one, experts,
 # K = V and a dense head in the other.
@@ -22,15 +22,16 @@ DEAR_ONES = ("share", "verify", "rollback", "rounds")  # the other dear stages r
 
 class Outcome(NamedTuple):
     mutant: Mutant
-    diagnosis: Diagnosis
-
-    @property
-    def named(self) -> tuple[str, ...]:
-        return tuple(mutant.name for mutant, _ in self.diagnosis.matches)
+    diagnosis: Diagnosis  # of all its tensors
+    from_results: Diagnosis  # of those alone that every engine has: logits, hidden rows, counts, tokens
 
 
 def confusion(mutants: Iterable[Mutant] = tuple(MUTANTS.values())) -> list[Outcome]:
-    return [Outcome(mutant, diagnose(dump_of(mutant))) for mutant in mutants]
+    return [Outcome(mutant, diagnose(dump_of(mutant)), diagnose(results(dump_of(mutant)))) for mutant in mutants]
+
+
+def results(tensors: Tensors) -> Tensors:
+    return {name: value for name, value in tensors.items() if is_required(name.split("/", 1)[1])}
 
 
 def dump_of(variant: Variant) -> dict[str, np.ndarray]:

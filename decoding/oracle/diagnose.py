@@ -67,16 +67,16 @@ def computed(case: str, stage: str) -> dict[str, np.ndarray]:
 
 
 def error(name: str, theirs: np.ndarray, ours: np.ndarray) -> float:
-    """How far `theirs` is off, in tolerances of `ours`; whole numbers: how many differ."""
+    """How far `theirs` is off, in tolerances of `ours`.  NaN, and another shape, are as far off as can be."""
     case, what = name.split("/", 1)
     entry, theirs = golden.entry_of(CASES[case], what, ours), np.asarray(theirs)
     if theirs.shape != ours.shape:
-        return np.inf
+        return compare.BEYOND_MEASURE
     rule, tolerance, _ = entry.tolerance
     off = np.nan_to_num(compare.errors(entry, np.float64(ours), np.float64(theirs)), nan=np.inf, posinf=np.inf)
     if rule == "exact":
         return float((off > 0).sum()) * FAR_OFF
-    return float(off.max(initial=0) / compare.unit(rule, tolerance, np.float64(ours)))
+    return min(float(off.max(initial=0) / compare.unit(rule, tolerance, np.float64(ours))), compare.BEYOND_MEASURE)
 
 
 FAR_OFF = 1000.0  # one wrong whole number, in tolerances: no rounding does that
@@ -99,12 +99,13 @@ class Evidence(NamedTuple):
         return f"{self.off} of {self.compared} tensors differ, by up to {self.error:.2g} tolerances, first {self.first}"
 
 
+Found = tuple[Mutant, Evidence]  # a mutant, and how well it accounts for the tensors
+
+
 class Diagnosis(NamedTuple):
     reference: Evidence
-    matches: tuple[
-        tuple[Mutant, Evidence], ...
-    ]  # each explains everything; if several, no tensor here tells them apart
-    partial: tuple[tuple[Mutant, Evidence], ...] = ()  # without a match: mutants that explain the first difference
+    matches: tuple[Found, ...]  # each explains everything; if several, no tensor here tells them apart
+    partial: tuple[Found, ...] = ()  # without a match: mutants that explain the first difference
 
     def as_dict(self) -> dict[str, Any]:
         as_dicts = lambda found: [
@@ -163,8 +164,8 @@ def diagnose(theirs: Tensors) -> Diagnosis:
 def diagnose_report(report: compare.Report) -> Diagnosis:
     """Of what `check` compared."""
     differs = [it.name for it in report.results if it.status is compare.Status.DIFFERS and it.name in report.theirs]
-    # Where the enumeration of acceptance alone found something, how drafts are drawn may be what is wrong.
-    return diagnose(worth_a_look(report.theirs, differs or [name for name in report.theirs if "/law/" in name]))
+    # Where only the enumeration of acceptance found something, it may be how drafts are drawn: tensors that `check` leaves out.
+    return diagnose(worth_a_look(report.theirs, differs or list(report.theirs)))
 
 
 def worth_a_look(theirs: Tensors, differing: Collection[str]) -> Tensors:
@@ -177,7 +178,7 @@ def worth_a_look(theirs: Tensors, differing: Collection[str]) -> Tensors:
     }
 
 
-def explain_the_beginning(theirs: Tensors, place: Place) -> list[tuple[Mutant, Evidence]]:
+def explain_the_beginning(theirs: Tensors, place: Place) -> list[Found]:
     """Mutants with which the first tensor that differs agrees: the first of several mistakes, perhaps."""
     right, order = evidence(theirs, place), list(reference(*place).tensors)
     found = [(it, evidence(theirs, place, it)) for it in MUTANTS.values() if takes_part(it, place)]
@@ -203,7 +204,7 @@ def evidence(theirs: Tensors, place: Place, mutant: Variant | None = None) -> Ev
     """What of one stage differs from the reference, or from what a mutant computes there."""
     ours = under(mutant, *place) if mutant else reference(*place).tensors
     given = [name for name in reference(*place).tensors if name in theirs]
-    found = {name: error(name, theirs[name], ours[name]) if name in ours else np.inf for name in given}
+    found = {name: error(name, theirs[name], ours[name]) if name in ours else compare.BEYOND_MEASURE for name in given}
     off = [name for name in given if found[name] > 1]
     return Evidence(len(given), len(off), max(found.values(), default=0.0), off[0] if off else None)
 

@@ -5,9 +5,10 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from decoding.oracle.confusion import Outcome, confusion
-from decoding.oracle.diagnose import described
+from decoding.oracle.diagnose import Diagnosis, described
 from decoding.oracle.errors import OracleError
 from decoding.oracle.mutants import CLASSES, EQUIVALENT, INEXPRESSIBLE, MUTANTS, NOT_IN_TEXT, Mutant, Seen
 
@@ -20,8 +21,11 @@ differ from the reference, the oracle computes the same stages with each mutant,
 
 *Shows at* is the first tensor to differ, in the first of the two cases where it does. *Diagnosed* is what `diagnose` makes
 of the mutant's tensors in the cases E2B and 26B-A4B when it is told nothing else, with random noise of a tenth of the
-tolerance on top: `named` means it and no other. Bugs are numbered as in the catalogue of public reports that the
-mutants were made from; a mutant without a number is a slip that learners make.
+tolerance on top: `named` means it and no other. *From results* is the same where an engine gives no inner tensors, only
+what every engine has (logits, hidden rows, tokens, counts); `unseen` there are bugs that cost acceptance alone, that a norm
+makes good, or that only an enumeration of the law finds (`oracle check --adapter` does that). A real engine's other
+differences, a second bug above all, are not part of this table. Bugs are numbered as in the catalogue of public reports
+that the mutants were made from; a mutant without a number is a slip that learners make.
 
 Written by `gemma4-mtp oracle mutants --confusion`.
 """
@@ -32,7 +36,7 @@ def print_mutants(names: Sequence[str] = (), *, with_confusion: bool = False) ->
     if unknown := [name for name in names if name not in MUTANTS | EQUIVALENT]:
         raise OracleError(f"mutants: no mutant is called {unknown[0]}; `gemma4-mtp oracle mutants` lists them")
     if with_confusion:
-        print("\n".join(page({outcome.mutant.name: verdict(outcome) for outcome in confusion()})))
+        print("\n".join(page({outcome.mutant.name: verdicts_of(outcome) for outcome in confusion()})))
     elif names:
         print("\n\n".join(in_full(name) for name in names))
     else:
@@ -56,19 +60,29 @@ def in_full(name: str) -> str:
 
 # -- the page ----------------------------------------------------------------------------------------------------------
 
-Verdicts = Mapping[str, str]  # by mutant: "named", "named with others: a, b", "missed", "unseen", "mistaken for: a"
+
+class Verdicts(NamedTuple):
+    """ "named", "named with others: a, b", "missed", "unseen", "mistaken for: a"."""
+
+    from_all: str
+    from_results: str
 
 
-def verdict(outcome: Outcome) -> str:
-    others = ", ".join(name for name in outcome.named if name != outcome.mutant.name)
-    if outcome.mutant.name in outcome.named:
+def verdicts_of(outcome: Outcome) -> Verdicts:
+    return Verdicts(verdict(outcome.mutant, outcome.diagnosis), verdict(outcome.mutant, outcome.from_results))
+
+
+def verdict(mutant: Mutant, diagnosis: Diagnosis) -> str:
+    named = [match.name for match, _ in diagnosis.matches]
+    others = ", ".join(name for name in named if name != mutant.name)
+    if mutant.name in named:
         return f"named with others: {others}" if others else "named"
-    if not outcome.diagnosis.reference.off:
+    if not diagnosis.reference.off:
         return "unseen"
     return f"mistaken for: {others}" if others else "missed"
 
 
-def page(verdicts: Verdicts) -> Iterator[str]:
+def page(verdicts: Mapping[str, Verdicts]) -> Iterator[str]:
     yield INTRODUCTION
     yield from summary(verdicts)
     for rank, title in CLASSES.items():
@@ -78,7 +92,9 @@ def page(verdicts: Verdicts) -> Iterator[str]:
         else:
             of_class = [mutant for mutant in MUTANTS.values() if mutant.rank == rank]
             rows = (row(mutant, verdicts[mutant.name]) for mutant in of_class)
-            yield from table(("mutant", "bugs", "mistake", "right", "seen in", "shows at", "diagnosed"), rows)
+            yield from table(
+                ("mutant", "bugs", "mistake", "right", "seen in", "shows at", "diagnosed", "from results"), rows
+            )
     yield from ("", "## Bugs without a mutant", "")
     reasons = ((bug, CLASSES[it.rank], it.what, it.seen_in, it.why) for bug, it in INEXPRESSIBLE.items())
     yield from table(("bug", "class", "what", "seen in", "why not"), reasons)
@@ -86,26 +102,27 @@ def page(verdicts: Verdicts) -> Iterator[str]:
     yield from table(("variant", "bugs", "what", "taken for a bug in"), map(variant_row, EQUIVALENT))
 
 
-def summary(verdicts: Verdicts) -> Iterator[str]:
-    count = Counter(" ".join(verdict.split(":")[0].split()) for verdict in verdicts.values())
+def summary(verdicts: Mapping[str, Verdicts]) -> Iterator[str]:
     classes = len({mutant.rank for mutant in MUTANTS.values()})
     bugs = len({bug for mutant in MUTANTS.values() for bug in mutant.bugs})
     unknown = sum(not mutant.bugs for mutant in MUTANTS.values())
     yield f"{len(verdicts)} mutants: of {bugs} bugs in {classes} classes, and {unknown} slips that nobody has reported."
-    yield f"{len(verdicts) - count['unseen']} of them show; {count['named']} are named and no other with them,"
-    yield f"{count['named with others']} together with others, {count['missed']} missed, {count['mistaken for']} mistaken."
+    for given, column in (("all tensors", 0), ("results alone", 1)):
+        count = Counter(of_mutant[column].split(":")[0] for of_mutant in verdicts.values())
+        kinds = ("named", "named with others", "unseen", "missed", "mistaken for")
+        yield f"From {given}: " + ", ".join(f"{count[kind]} {kind}" for kind in kinds).replace(" for", "") + "."
 
 
-def row(mutant: Mutant, diagnosed: str) -> tuple[str, ...]:
+def row(mutant: Mutant, verdicts: Verdicts) -> tuple[str, ...]:
     links = ", ".join(map(link, mutant.seen_in))
     bugs = ", ".join(mutant.bugs)
-    return f"`{mutant.name}`", bugs, mutant.what, mutant.fix, links, f"`{mutant.shows_at}`", diagnosed
+    return f"`{mutant.name}`", bugs, mutant.what, mutant.fix, links, f"`{mutant.shows_at}`", *verdicts
 
 
-def verdicts_on(page: str) -> dict[str, str]:
-    """The last column, read back."""
+def verdicts_on(page: str) -> dict[str, Verdicts]:
+    """The last two columns, read back."""
     rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
-    return {cells[0].strip("`"): cells[-1] for cells in rows if cells[0].strip("`") in MUTANTS}
+    return {cells[0].strip("`"): Verdicts(*cells[-2:]) for cells in rows if cells[0].strip("`") in MUTANTS}
 
 
 def variant_row(name: str) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ MUTANTS = (
         what="Queries see keys that come after them.",
         fix="key position <= query position.",
         function="gemma4.functional.visible",
-        change={"(key >= 0) & (key <= query)": "key >= 0"},
+        change={"(key >= 0) & (key <= query)": "(key >= 0) & (query >= 0)"},
     ),
     Mutant(
         name="window-looks-both-ways",
