@@ -1,4 +1,8 @@
-"""Known bugs of other engines as mutants of the reference, and right variants that are not to be mistaken for bugs."""
+"""Known bugs of other engines as mutants of the reference, and right variants that are not to be mistaken for bugs.
+
+Reading order: mutant, then any file for a stage or a part (rope, norms, ring, acceptance, ..), equivalent, catalogue.
+Mutants stand beside the oracle, for the reference knows nothing of them.
+"""
 
 from decoding.oracle.mutants import (
     acceptance,
