@@ -78,7 +78,7 @@ def dump(
     try:
         with new_directory(directory) as scratch, removed_if_killed(scratch):
             entries = [entry for name in names for entry in write_case(CASES[name], scratch / name, stages)]
-            (scratch / MANIFEST).write_text(json.dumps(manifest_of(scratch, names, entries), indent=1) + "\n")
+            (scratch / MANIFEST).write_text(text_of(manifest_of(scratch, names, entries)))
     except CheckpointError as error:
         raise OracleError(f"--out {error}") from error
     except OSError as error:
@@ -117,6 +117,21 @@ def manifest_of(directory: Path, names: Collection[str], entries: list[Entry]) -
             file.relative_to(directory).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
         },
     }
+
+
+def text_of(manifest: Mapping[str, Any]) -> str:
+    """JSON with one line a tensor, file, stage and case."""
+    one_a_line = lambda opening, items, closing: opening + "\n  " + ",\n  ".join(items) + "\n " + closing
+    fields = []
+    for name, value in manifest.items():
+        if isinstance(value, dict):
+            text = one_a_line("{", [f"{json.dumps(key)}: {json.dumps(item)}" for key, item in value.items()], "}")
+        elif isinstance(value, list):
+            text = one_a_line("[", map(json.dumps, value), "]")
+        else:
+            text = json.dumps(value)
+        fields.append(f"{json.dumps(name)}: {text}")
+    return "{\n " + ",\n ".join(fields) + "\n}\n"
 
 
 def description(case: Case) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from drafter import Config as DrafterConfig
 from drafter import Drafter
@@ -88,7 +89,7 @@ TINY: dict[str, Config] = {
 
 
 @functools.cache  # nothing changes a module
-def random_target(config: Config, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> Gemma4:
+def random_target(config: Config, seed: int = 0, dtype: DTypeLike = jnp.float32) -> Gemma4:
     """A target whose weights are drawn so that logits spread over several units and no weight is neutral.
 
     Norms and scales lie in 0.5 .. 1.5, layer scalars in 0.3 .. 1.1, per-expert scales in 0.4 .. 1.6.
@@ -172,7 +173,7 @@ TINY_DRAFTERS: dict[str, DrafterConfig] = {
 
 
 @functools.cache
-def random_drafter(config: DrafterConfig, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> Drafter:
+def random_drafter(config: DrafterConfig, seed: int = 0, dtype: DTypeLike = jnp.float32) -> Drafter:
     """A drafter drawn as `random_target` draws.  Its token ordering is a random permutation that is not its own inverse."""
     blank = abstract(Drafter, config, dtype)
     rng = np.random.default_rng([seed, 1])
