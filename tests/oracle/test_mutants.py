@@ -81,18 +81,22 @@ def test_every_mutant_is_killed(name):
 
 @pytest.mark.parametrize("name", [name for name, variant in EQUIVALENT.items() if variant.same_at])
 def test_no_equivalent_variant_is_flagged(name):
-    """Though it takes part somewhere: in every stage where it does, its tensors agree."""
-    variant, took_part = EQUIVALENT[name], False
-    stages = ("verify",) if variant.function.startswith("decoding.verify") else set(CHEAP) - {"chunked"}
-    for place in itertools.product(WITNESSES, stages):
-        if variant.function not in reference(*place).called:
-            continue
-        right, other = reference(*place).tensors, under(variant, *place)
-        is_meant = lambda tensor: any(fnmatch.fnmatch(tensor.split("/", 1)[1], at) for at in variant.same_at)
-        for tensor in filter(is_meant, right):
-            took_part = True
-            assert error(tensor, other[tensor], right[tensor]) <= 1, tensor
-    assert took_part
+    """Though it takes part: in the first case where it does, the tensors of all stages agree."""
+    variant = EQUIVALENT[name]
+    stages = ["verify"] if variant.function.startswith("decoding.verify") else [it for it in CHEAP if it != "chunked"]
+    is_meant = lambda tensor: any(fnmatch.fnmatch(tensor.split("/", 1)[1], at) for at in variant.same_at)
+    for case in WITNESSES:
+        places = [(case, stage) for stage in stages if variant.function in reference(case, stage).called]
+        compared = [
+            error(tensor, under(variant, *place)[tensor], right)
+            for place in places
+            for tensor, right in reference(*place).tensors.items()
+            if is_meant(tensor)
+        ]
+        if compared:
+            assert max(compared) <= 1
+            return
+    pytest.fail("it took no part in anything")
 
 
 def test_the_page_is_up_to_date():
