@@ -212,7 +212,7 @@ def read_dump(directory: str | os.PathLike) -> Dump:
         found = manifest["format"], manifest["format_version"]
         entries = {item["name"]: entry_from(item) for item in manifest["tensors"]} if found[0] == FORMAT else {}
         digests = manifest["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise OracleError(f"{file}: not the manifest of a dump ({error!r}); dump again into a new directory") from error
     if found != (FORMAT, FORMAT_VERSION):
         raise OracleError(f"{file}: expected format {FORMAT!r} version {FORMAT_VERSION}, got {found}; dump again")
@@ -233,7 +233,11 @@ def check_files(directory: Path, digests: Mapping[str, str]) -> None:
         file = directory / name
         if not file.is_file():
             raise OracleError(f"{file}: missing from the dump, whose manifest lists it; copy it again, or dump again")
-        if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise OracleError(f"{file}: cannot be read ({error}); look at its permissions, or dump again") from error
+        if hashlib.sha256(content).hexdigest() != digest:
             raise OracleError(f"{file}: not as it was dumped (its SHA-256 differs from the manifest's); dump again")
 
 
