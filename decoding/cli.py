@@ -19,6 +19,8 @@ import jax
 
 from decoding.generate import LONGEST_DRAFT
 from decoding.job import UserError, prepare, run
+from decoding.oracle import cli as oracle
+from decoding.oracle.errors import OracleError
 
 DTYPES = ("float32", "bfloat16", "float16")
 OK, MISTAKE, INTERRUPTED, READER_GONE = 0, 2, 130, 141
@@ -106,6 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
     option("--json", action="store_true", help="print one JSON object and nothing else")
     option("--show-rejected", action="store_true", help="show rejected drafts too, before the token that replaced them")
     option("--no-color", action="store_true", help="marks in place of colours")
+    oracle.add_command(commands, layout)
     return parser
 
 
@@ -120,18 +123,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             args = make_parser().parse_args(arguments)
             keep_compiled_code()
-            job = prepare(args)
+            job = None if args.command == "oracle" else prepare(args)
         except (ValueError, OSError) as error:
-            print("gemma4-mtp: error:", " ".join(str(error).split()), file=sys.stderr)
-            return MISTAKE
+            return mistake(error)
+        if job is None:
+            return oracle.run(args)
         run(job, args, began)
         return OK
+    except OracleError as error:
+        return mistake(error)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         # Python flushes standard output once more as it exits, and would complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE
+
+
+def mistake(error: Exception) -> int:
+    """One line on standard error; the exit code."""
+    print("gemma4-mtp: error:", " ".join(str(error).split()), file=sys.stderr)
+    return MISTAKE
 
 
 def keep_compiled_code() -> None:

@@ -15,25 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import decoding
-import drafter as drafter_package
-from decoding import DecodeState, Draft, Generation, Options
+from decoding import DecodeState, Generation, Options
+from decoding.oracle.script import BY_ITSELF, scripted
+from decoding.oracle.tiny import restless
 from drafter import Drafter
 from gemma4 import Config, Gemma4
-from gemma4.storage import named_params, with_params
 from tests.tiny import TINY, random_target
+from tests.tiny import TINY_DRAFTERS as TINY_DRAFTERS  # drafters of the tiny layouts, for those who take this pair too
 from tests.tiny_pair import drafter_config, random_drafter
 
 CLUSTERED = ("E2B", "E4B")
-
-TINY_DRAFTERS: dict[str, drafter_package.Config] = {}
-for _layout, _heads in {"E2B": 2, "E4B": 6, "12B": 6, "26B-A4B": 4, "31B": 8}.items():
-    _config = drafter_config(TINY[_layout], clustered=_layout in CLUSTERED)
-    TINY_DRAFTERS[_layout] = dataclasses.replace(
-        _config,
-        text=dataclasses.replace(_config.text, num_attention_heads=_heads),
-        num_centroids=16,
-        centroid_intermediate_top_k=3,
-    )
 
 WINDOW, CONTEXT, VOCAB = 6, 64, 16
 SMALL = Config(
@@ -50,13 +41,6 @@ SMALL = Config(
 )
 
 
-def restless(target: Gemma4, factor: float = 10.0) -> Gemma4:
-    """The same target with stronger layers: without this the residual stream repeats the newest token for ever."""
-    post_norms = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
-    params = named_params(target)
-    return with_params(target, {name: params[name] * factor for name in params if name.endswith(post_norms)})
-
-
 def small_target(seed: int = 18) -> Gemma4:
     """Of the first forty seeds this one writes the most varied texts."""
     return restless(random_target(SMALL, seed))
@@ -69,8 +53,6 @@ def small_drafter(seed: int = 0, convention: str = "transformers") -> Drafter:
 
 
 # -- drafts by script --------------------------------------------------------------------------------------------------
-
-BY_ITSELF = -1
 
 
 def script_of(prompts: list[list[int]], texts: list[list[int]], propose: Callable[[int, int], int]) -> np.ndarray:
@@ -92,18 +74,8 @@ def scripted_step(
 ) -> DecodeState:
     """`decoding.speculative_step`, but where the script has a token for a position the draft stage proposes that."""
 
-    def scripted_draft(target, drafter, token, hidden, shared, *rest, draft_length, **settings) -> Draft:
-        block = decoding.draft(target, drafter, token, hidden, shared, *rest, draft_length=draft_length, **settings)
-        positions = shared.length[:, None] + 1 + jnp.arange(draft_length)
-        proposed = jnp.take_along_axis(script, positions, axis=1)
-        certain = jax.nn.one_hot(proposed, block.probs.shape[-1], dtype=jnp.float32)
-        is_scripted = proposed != BY_ITSELF
-        return Draft(
-            jnp.where(is_scripted, proposed, block.tokens), jnp.where(is_scripted[..., None], certain, block.probs)
-        )
-
     speculative = importlib.import_module("decoding.speculative")
-    with mock.patch.object(speculative, "draft", scripted_draft):
+    with mock.patch.object(speculative, "draft", scripted(decoding.draft, script)):
         return speculative.round_of(target, drafter, state, options)
 
 

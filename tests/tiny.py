@@ -1,179 +1,23 @@
-"""The smallest configurations that take every branch of the five released layouts, and models with no neutral weight.
+"""The tiny layouts that tests use: those of the oracle, under the name that tests know them by."""
 
-Sizes are pairwise different where they can be (no square matrices, no head size that equals a width), so that a transposed
-or mistaken tensor does not fit by chance.  Weights that are 1 after training has begun are not 1 here: a forgotten norm,
-scalar or scale shows.
-"""
+from decoding.oracle.tiny import (
+    TINY,
+    TINY_DRAFTERS,
+    VOCAB,
+    WINDOW,
+    drafter_config,
+    random_drafter,
+    random_target,
+    random_tokens,
+)
 
-import dataclasses
-import functools
-
-import jax.numpy as jnp
-import numpy as np
-
-from drafter import Config as DrafterConfig
-from drafter import Drafter
-from gemma4 import Config, Gemma4
-from gemma4.config import FULL, SLIDING
-from gemma4.storage import abstract, named_params, with_params
-
-WINDOW = 8
-VOCAB = 64
-
-_COMMON = {
-    "vocab_size": VOCAB,
-    "vocab_size_per_layer_input": VOCAB,
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "head_dim": 8,
-    "global_head_dim": 16,
-    "sliding_window": WINDOW,
-    "max_position_embeddings": 128,
-}
-
-
-def _layers(pattern: str) -> tuple[str, ...]:
-    return tuple({"S": SLIDING, "F": FULL}[letter] for letter in pattern)
-
-
-TINY: dict[str, Config] = {
-    # A shared tail of twice the width; of the two sliding owners only the last is the donor.
-    "E2B": Config(
-        **_COMMON,
-        layer_types=_layers("SSFSF"),
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        num_kv_shared_layers=2,
-        use_double_wide_mlp=True,
-        hidden_size_per_layer_input=12,
-    ),
-    # A shared tail of the same width, two KV heads; of the two full owners only the last is the donor.
-    "E4B": Config(
-        **_COMMON,
-        layer_types=_layers("SFFSF"),
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_kv_shared_layers=2,
-        hidden_size_per_layer_input=12,
-    ),
-    "12B": Config(
-        **_COMMON,
-        layer_types=_layers("SSF"),
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_global_key_value_heads=1,
-        attention_k_eq_v=True,
-    ),
-    "26B-A4B": Config(
-        **_COMMON,
-        layer_types=_layers("SF"),
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        num_global_key_value_heads=2,
-        attention_k_eq_v=True,
-        enable_moe_block=True,
-        num_experts=6,
-        top_k_experts=2,
-        moe_intermediate_size=10,
-    ),
-    "31B": Config(
-        **_COMMON,
-        layer_types=_layers("SSF"),
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        num_global_key_value_heads=4,
-        attention_k_eq_v=True,
-    ),
-}
-
-
-@functools.cache  # nothing changes a module
-def random_target(config: Config, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> Gemma4:
-    """A target whose weights are drawn so that logits spread over several units and no weight is neutral.
-
-    Norms and scales lie in 0.5 .. 1.5, layer scalars in 0.3 .. 1.1, per-expert scales in 0.4 .. 1.6.
-    """
-    blank = abstract(Gemma4, config, dtype)
-    rng = np.random.default_rng(seed)
-    draw = functools.partial(_draw, rng, config)
-    return with_params(
-        blank, {name: jnp.asarray(draw(name, leaf.shape), dtype) for name, leaf in named_params(blank).items()}
-    )
-
-
-def _draw(rng: np.random.Generator, config: Config, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    if name.endswith("layer_scalar"):
-        return rng.uniform(0.3, 1.1, shape)
-    if name.endswith("per_expert_scale"):
-        return rng.uniform(0.4, 1.6, shape)
-    if "norm" in name or name.endswith("router.scale"):
-        return rng.uniform(0.5, 1.5, shape)
-    if name.endswith("embed_tokens.weight"):
-        return rng.normal(0, 3 * config.hidden_size**-0.5, shape)  # logits have a standard deviation of about 3
-    if name.endswith("embed_tokens_per_layer.weight"):
-        return rng.normal(0, config.hidden_size_per_layer_input**-0.5, shape)
-    if name.endswith("router.proj.weight"):
-        return rng.normal(0, 2, shape)  # after the router's 1/sqrt(d): scores two units apart
-    if name.endswith("per_layer_input_gate.weight"):
-        # Wider gates are 0 after the GELU, and where all of a token's are, the norm behind them blows rounding up.
-        return rng.normal(0, 0.3 * config.hidden_size**-0.5, shape)
-    inputs = shape[-1] if "experts" in name else shape[0]  # experts are stored [expert, out, in]
-    return rng.normal(0, inputs**-0.5, shape)
-
-
-def random_tokens(batch: int, time: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng([seed, batch, time]).integers(0, VOCAB, (batch, time))
-
-
-# -- drafters ----------------------------------------------------------------------------------------------------------
-
-
-def drafter_config(target: Config, *, heads: int, clustered: bool = False, layers: str = "SSSF") -> DrafterConfig:
-    """A drafter that fits `target`: whatever concerns K/V is the target's, all other sizes are its own."""
-    text = dataclasses.replace(
-        target,
-        hidden_size=20,
-        intermediate_size=28,
-        layer_types=_layers(layers),
-        num_attention_heads=heads,
-        num_kv_shared_layers=len(layers),
-        use_double_wide_mlp=False,
-        hidden_size_per_layer_input=0,
-        vocab_size_per_layer_input=0,
-        enable_moe_block=False,
-        num_experts=0,
-        top_k_experts=0,
-        moe_intermediate_size=0,
-        final_logit_softcapping=None,
-    )
-    return DrafterConfig(
-        text=text,
-        backbone_hidden_size=target.hidden_size,
-        use_ordered_embeddings=clustered,
-        num_centroids=target.vocab_size // 4,
-        centroid_intermediate_top_k=3,
-    )
-
-
-TINY_DRAFTERS: dict[str, DrafterConfig] = {
-    "E2B": drafter_config(TINY["E2B"], heads=2, clustered=True),
-    "E4B": drafter_config(TINY["E4B"], heads=6, clustered=True),
-    "12B": drafter_config(TINY["12B"], heads=6),
-    "26B-A4B": drafter_config(TINY["26B-A4B"], heads=4),
-    "31B": drafter_config(TINY["31B"], heads=8),
-}
-
-
-def random_drafter(config: DrafterConfig, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> Drafter:
-    """A drafter drawn as `random_target` draws.  Its token ordering is a random permutation that is not its own inverse."""
-    blank = abstract(Drafter, config, dtype)
-    rng = np.random.default_rng([seed, 1])
-    params = {}
-    for name, leaf in named_params(blank).items():
-        if name.endswith("token_ordering"):
-            ordering = rng.permutation(config.text.vocab_size)
-            assert (ordering[ordering] != np.arange(config.text.vocab_size)).any()
-            params[name] = jnp.asarray(ordering, jnp.int32)
-        else:
-            params[name] = jnp.asarray(_draw(rng, config.text, name, leaf.shape), dtype)
-    return with_params(blank, params)
+__all__ = [
+    "TINY",
+    "TINY_DRAFTERS",
+    "VOCAB",
+    "WINDOW",
+    "drafter_config",
+    "random_drafter",
+    "random_target",
+    "random_tokens",
+]

@@ -8,17 +8,16 @@ right ones.
 import dataclasses
 import functools
 from typing import NamedTuple
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers.models.gemma4 import modeling_gemma4
 
 import drafter as drafter_package
 import gemma4
+from decoding.oracle.adapters.hf_taps import drafter_taps
 from drafter import Drafter, SharedCache, share_cache
 from gemma4 import Gemma4, init_cache
 from gemma4.cache import LayerKV
@@ -155,28 +154,10 @@ def test_sub_steps_equal_transformers(layout):
 
 
 def torch_taps(model, embeds: torch.Tensor, inputs: dict) -> dict[str, torch.Tensor]:
-    """The same quantities under the same names, through hooks; queries are all that a drafter rotates."""
-    seen, rotated = {}, []
-    points = {name: getattr(model, name) for name in ("pre_projection", "post_projection")} | {"norm": model.model.norm}
-    for i, layer in enumerate(model.model.layers):
-        points[f"layers.{i}.output"] = layer
-        for name in ("input_layernorm", "self_attn", "pre_feedforward_layernorm", "mlp"):
-            points[f"layers.{i}.{name}"] = getattr(layer, name)
-
-    def keep(name):
-        return lambda module, args, out: seen.__setitem__(name, (out[0] if isinstance(out, tuple) else out).clone())
-
-    def rotate(*args, **kwargs):
-        rotated.append(plain_rotate(*args, **kwargs))
-        return rotated[-1]
-
-    hooks = [module.register_forward_hook(keep(name)) for name, module in points.items()]
-    plain_rotate = modeling_gemma4.apply_rotary_pos_emb
-    with torch.no_grad(), mock.patch.object(modeling_gemma4, "apply_rotary_pos_emb", rotate):
+    """The same quantities under the same names."""
+    with torch.no_grad(), drafter_taps(model) as seen:
         model(inputs_embeds=embeds, **inputs)
-    for hook in hooks:
-        hook.remove()
-    return seen | {f"layers.{i}.query": query for i, query in enumerate(rotated)}
+    return seen
 
 
 @pytest.mark.parametrize("layout", TINY)

@@ -21,6 +21,7 @@ import transformers
 from transformers.models.gemma4 import modeling_gemma4 as modeling
 
 import gemma4
+from decoding.oracle.adapters.hf_taps import target_taps
 from gemma4 import PRESETS, init_cache, rollback
 from gemma4.config import FULL, SLIDING
 from gemma4.functional import inverse_frequencies
@@ -152,84 +153,16 @@ def test_ragged_batch(pair):
 # -- every named point -------------------------------------------------------------------------------------------------
 
 
-def oracle_taps(oracle, tokens: np.ndarray, monkeypatch) -> dict[str, np.ndarray]:
-    """What the oracle computes at the points that ours names, by hooks on its modules, in our layouts."""
-    seen: dict[str, np.ndarray] = {}
-    model, experts = oracle.model, oracle.config.enable_moe_block
-
-    def keep(name, value):
-        value = value.detach().clone()
-        seen[name] = (value.float() if value.is_floating_point() else value).numpy()
-
-    def output(module, name, pick=lambda value: value):
-        return module.register_forward_hook(lambda _module, _inputs, value: keep(name, pick(value)))
-
-    def inputs(module, name):
-        return module.register_forward_pre_hook(lambda _module, values: keep(name, values[0]))
-
-    def unflat(value):  # the router and the experts see tokens in one row
-        return value.reshape(*tokens.shape, -1)
-
-    hooks = [
-        output(model.embed_tokens, "embedding"),
-        output(model.norm, "hidden"),
-        output(oracle, "logits", lambda out: out.logits),
-    ]
-    for i, layer in enumerate(model.layers):
-        at = f"layers.{i}."
-        hooks += [
-            output(layer.input_layernorm, at + "input_layernorm"),
-            output(layer.self_attn, at + "self_attn", lambda value: value[0]),
-            inputs(layer.pre_feedforward_layernorm, at + "after_attention"),
-            output(layer.pre_feedforward_layernorm, at + "pre_feedforward_layernorm"),
-            output(layer.mlp, at + "mlp"),
-            output(layer, at + "output"),
-        ]
-        if experts:
-            hooks += [
-                output(layer.router.proj, at + "router_scores", unflat),
-                output(layer.router, at + "router_weights", lambda value: unflat(value[1])),
-                output(layer.router, at + "router_experts", lambda value: unflat(value[2])),
-                output(layer.experts, at + "experts", unflat),
-            ]
-        if oracle.config.hidden_size_per_layer_input:
-            hooks += [
-                inputs(layer.per_layer_input_gate, at + "after_mlp"),
-                output(layer.per_layer_projection, at + "per_layer_projection"),
-            ]
-
-    attend, project = modeling.eager_attention_forward, model.project_per_layer_inputs
-
-    def watched_attend(module, query, key, value, *args, **kwargs):
-        out = attend(module, query, key, value, *args, **kwargs)
-        at = f"layers.{module.layer_idx}."
-        keep(at + "query", query.transpose(1, 2))
-        if not module.is_kv_shared_layer:
-            keep(at + "key", key.transpose(1, 2))
-            keep(at + "value", value.transpose(1, 2))
-        keep(at + "attention", out[0])
-        return out
-
-    def watched_project(*args, **kwargs):
-        out = project(*args, **kwargs)
-        keep("per_layer_inputs", out)
-        return out
-
-    with monkeypatch.context() as patch, torch.no_grad():
-        patch.setattr(modeling, "eager_attention_forward", watched_attend)
-        patch.setattr(model, "project_per_layer_inputs", watched_project)
+def oracle_taps(oracle, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """What the oracle computes at the points that ours names, in our layouts."""
+    with torch.no_grad(), target_taps(oracle, *tokens.shape) as seen:
         oracle(torch.tensor(tokens), use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    for i, layer in enumerate(model.layers):
-        # Without per-layer inputs nothing stands between this point and the scalar.
-        seen.setdefault(f"layers.{i}.after_mlp", seen[f"layers.{i}.output"] / layer.layer_scalar.float().numpy())
     return seen
 
 
-def test_every_tap(pair, monkeypatch):
+def test_every_tap(pair):
     """Batches of equal length need no padding, so the oracle takes all rows at once."""
-    theirs, (_, ours) = oracle_taps(pair.oracle, pair.tokens[:, :LONGEST], monkeypatch), pair.tapped
+    theirs, (_, ours) = oracle_taps(pair.oracle, pair.tokens[:, :LONGEST]), pair.tapped
     assert ours.keys() == theirs.keys()
     errors = {}
     for name in ours:
@@ -270,7 +203,7 @@ round_everywhere = functools.partial(jax.jit, compiler_options={"xla_allow_exces
 
 
 @pytest.mark.parametrize("name", ["E2B", "31B"])
-def test_bfloat16(name, tmp_path, monkeypatch):
+def test_bfloat16(name, tmp_path):
     """The rounding points are the oracle's, so its numbers come out bit for bit, but where a sum was added in another order.
 
     Observed: E2B, every element of every named point; 31B, all of the first layer and 95% or more after it.  The logits are
@@ -280,13 +213,13 @@ def test_bfloat16(name, tmp_path, monkeypatch):
     pair = Pair(name, tmp_path / "hf", dtype=jnp.bfloat16)
     oracle, _ = load_oracle(pair.directory, torch.bfloat16)
     tokens = pair.tokens[:, :LONGEST]
-    theirs = oracle_taps(oracle, tokens, monkeypatch)
+    theirs = oracle_taps(oracle, tokens)
     _, ours = round_everywhere(tapped.__wrapped__)(pair.target, tokens)
     for key in ours.keys() - {"logits", *(f"layers.{i}.after_mlp" for i in range(pair.config.num_hidden_layers))}:
         equal = np.mean(np.asarray(ours[key], np.float32) == theirs[key])
         first = key.startswith("layers.0.") or key in ("embedding", "per_layer_inputs")
         assert equal >= (0.99 if first else 0.9), f"{key}: {equal:.1%} of the elements are equal"
 
-    exact = oracle_taps(pair.oracle, tokens, monkeypatch)["logits"]  # the same rounded weights, worked out in float32
+    exact = oracle_taps(pair.oracle, tokens)["logits"]  # the same rounded weights, worked out in float32
     off = lambda logits: float(np.sqrt(np.mean(np.square(np.asarray(logits) - exact))))
     assert off(gemma4.forward(pair.target, tokens).logits) <= 1.25 * off(theirs["logits"])

@@ -1,19 +1,10 @@
-"""The law of one round, by exact enumeration: it is the target's law, to a total variation of 1e-6, for every drafter.
+"""The law of one round is the target's, to a total variation of 1e-6, for every drafter: by the oracle's enumeration.
 
-How it is exact.  A toy target and a toy drafter are tables: for each prefix a law over four tokens.  For every possible
-draft, `choose` and `decide` are functions of uniform numbers, which `jax.random.uniform` takes from a grid of 2^23
-values; they step at thresholds, which bisection finds to the grid point.  Counting grid points gives every probability
-without sampling and without looking inside.  A round emits 1 .. gamma + 1 tokens; let the target itself complete each
-run to gamma + 1 tokens: the joint law of those must be the target's.  What is left is the grid: each threshold is off
-by at most 2^-23 = 1.2e-7.
-
-Rows must not know of each other: every row is decided beside another one, whose first draft is rejected.
+`decoding/oracle/law_check.py` says how it is exact, and has the toy models.
 """
 
 import functools
-import itertools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,67 +14,34 @@ import scipy.stats
 
 from decoding import Sampling
 from decoding.accept import Acceptance, accept, accept_greedy, decide, residual
+from decoding.oracle.law_check import (
+    DRAFTERS,
+    FULL,
+    GRID,
+    LONGEST,
+    SETTINGS,
+    TARGET,
+    TOLERANCE,
+    VOCAB,
+    Decide,
+    Round,
+    beside_a_rejected_row,
+    count_until,
+    emitted_law,
+    steps_of,
+    tables,
+    target_law,
+    total_variation,
+)
 from decoding.sampling import choose, law
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-
-GRID = 2**23
-VOCAB, LONGEST = 4, 3
-TOLERANCE = 1e-6
-
-Decide = Callable[..., Acceptance]
-
-
-# -- toy models --------------------------------------------------------------------------------------------------------
-
-PREFIXES = [prefix for length in range(LONGEST + 1) for prefix in itertools.product(range(VOCAB), repeat=length)]
-INDEX = {prefix: index for index, prefix in enumerate(PREFIXES)}
-
-
-def logits_of(seed: int) -> np.ndarray:
-    """One row of logits for each prefix."""
-    return np.random.default_rng(seed).normal(0, 1.5, (len(PREFIXES), VOCAB)).astype(np.float32)
-
-
-TARGET = logits_of(1)
-DRAFTERS = {
-    "unrelated": logits_of(2),
-    "close": TARGET + 0.3 * logits_of(3),
-    "identical": TARGET,
-    "opposed": -4 * TARGET,
-}
-
-FULL = Sampling(1.0)
-SETTINGS = {
-    # name: (of the target, of the drafter)
-    "plain": (FULL, FULL),
-    "greedy drafts": (FULL, Sampling()),
-    "greedy target": (Sampling(), FULL),
-    "both greedy": (Sampling(), Sampling()),
-    "temperatures": (Sampling(0.7), Sampling(1.6)),
-    "top-k of the target": (Sampling(1.0, top_k=2), FULL),
-    "top-p of the target": (Sampling(1.0, top_p=0.8), FULL),
-    "top-k and top-p of both": (Sampling(1.3, top_k=3, top_p=0.9), Sampling(0.6, top_k=2, top_p=0.95)),
-}
 
 
 @functools.cache
 def law_of(which: str, sampling: Sampling) -> np.ndarray:
     """[prefix, token], float32: what the code works with."""
     return np.asarray(jax.jit(law, static_argnums=1)(TARGET if which == "target" else DRAFTERS[which], sampling))
-
-
-# -- counting grid points ----------------------------------------------------------------------------------------------
-
-
-def count_until(holds: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """For each element, how many k = 0, 1, .. of the grid hold before the first that does not (bisection)."""
-    low, high = np.zeros(shape, np.int64), np.full(shape, GRID)
-    while (low < high).any():
-        middle = (low + high) // 2
-        yes = np.asarray(holds((middle / GRID).astype(np.float32))) & (low < high)
-        low, high = np.where(yes, middle + 1, low), np.where(yes, high, np.minimum(middle, high))
-    return low
 
 
 def law_of_choose(probs: np.ndarray) -> np.ndarray:
@@ -98,105 +56,9 @@ def choose_jit(rows, uniforms):
     return choose(jnp.broadcast_to(rows, (*uniforms.shape, rows.shape[-1])), uniforms)
 
 
-class Steps(NamedTuple):
-    """How one draft is decided: grid points, of GRID, for each event.  One row for each possible draft."""
-
-    accept: np.ndarray  # [draft, place]: it is accepted, if the places before it are
-    next_at_most: np.ndarray  # [draft, number accepted, token]: the next token is at most `token`
-
-
-def steps_of(decide: Decide, target_probs: np.ndarray, drafts: np.ndarray, draft_probs: np.ndarray) -> Steps:
-    """Accept place i: with u = 0 before it.  Next token after n: with u = 0 before place n, and the largest u there."""
-    count, gamma = drafts.shape
-    run = beside_a_rejected_row(decide)
-    places, counts, tokens = np.arange(gamma), np.arange(gamma + 1), np.arange(VOCAB)
-    one = lambda place, u: np.where(places == place, u[..., None], 0)
-
-    # All questions of both kinds are rows of one call: [draft, question].
-    forced = np.where(places == counts[:, None], np.float32((GRID - 1) / GRID), 0)  # [n, place]: n are accepted
-    forced = np.repeat(forced[:, None], VOCAB, axis=1).reshape(-1, gamma)
-    questions = gamma + len(forced)
-
-    def holds(u: np.ndarray) -> np.ndarray:
-        uniforms = np.zeros((count, questions, gamma + 1), np.float32)
-        for place in places:
-            uniforms[:, place, :-1] = one(place, u[:, place])
-        uniforms[:, gamma:, :-1] = forced
-        uniforms[:, gamma:, -1] = u[:, gamma:]
-        num_accepted, next_token = run(target_probs, drafts, draft_probs, uniforms)
-        accepted = num_accepted[:, :gamma] > places
-        return np.concatenate([accepted, next_token[:, gamma:] <= np.tile(tokens, gamma + 1)], axis=1)
-
-    found = count_until(holds, (count, questions))
-    return Steps(found[:, :gamma], found[:, gamma:].reshape(count, gamma + 1, VOCAB))
-
-
-@functools.cache
-def beside_a_rejected_row(decide: Decide):
-    """decide(...) for uniforms [draft, question, place], each in a batch of two whose other row rejects at once."""
-
-    def two(target_probs, draft, draft_probs, uniforms):
-        other = jax.nn.one_hot(jnp.zeros(target_probs.shape[0], jnp.int32), VOCAB)
-        stack = lambda ours, theirs: jnp.stack([ours, theirs])
-        out = decide(
-            stack(target_probs, other),
-            stack(draft, jnp.ones_like(draft)),
-            stack(draft_probs, jax.nn.one_hot(jnp.ones_like(draft), VOCAB)),
-            stack(uniforms, uniforms),
-        )
-        return out.num_accepted[0], out.next_token[0]
-
-    every = jax.jit(jax.vmap(jax.vmap(two, in_axes=(None, None, None, 0))))
-    return lambda *args: tuple(map(np.asarray, every(*args)))
-
-
-# -- the law of a round ------------------------------------------------------------------------------------------------
-
-
-class Round(NamedTuple):
-    """A way to run one round: the laws that drafts are drawn from and that acceptance is told, and how it decides."""
-
-    target: np.ndarray  # [prefix, token]
-    drawn: np.ndarray
-    told: np.ndarray
-    decide: Decide = decide
-
-
-def tables(round: Round, gamma: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """target_probs, drafts and draft_probs for every possible draft of `gamma` tokens."""
-    drafts = np.array(list(itertools.product(range(VOCAB), repeat=gamma)), np.int32)
-    rows = np.array([[INDEX[tuple(draft[:place])] for place in range(gamma + 1)] for draft in drafts])
-    return round.target[rows], drafts, round.told[rows[:, :-1]]
-
-
-def emitted_law(round: Round, gamma: int) -> np.ndarray:
-    """Joint law of gamma + 1 tokens, float64 [v, .., v]: what the round emits, completed by the target."""
-    target_probs, drafts, draft_probs = tables(round, gamma)
-    steps, drawn = steps_of(round.decide, target_probs, drafts, draft_probs), law_of_choose(round.drawn)
-    joint = np.zeros((VOCAB,) * (gamma + 1))
-    for row, draft in enumerate(drafts):
-        reached = np.prod([drawn[INDEX[tuple(draft[:place])], draft[place]] for place in range(gamma)])
-        for num_accepted in range(gamma + 1):
-            stops = 1 - steps.accept[row, num_accepted] / GRID if num_accepted < gamma else 1.0
-            law_of_next = np.diff(steps.next_at_most[row, num_accepted], prepend=0) / GRID
-            for token in np.flatnonzero(law_of_next * reached * stops):
-                run = (*draft[:num_accepted].tolist(), int(token))
-                joint[run] += reached * stops * law_of_next[token] * target_law(round.target, run, gamma + 1 - len(run))
-            reached *= steps.accept[row, num_accepted] / GRID if num_accepted < gamma else 1.0
-    return joint
-
-
-def target_law(target: np.ndarray, prefix: tuple[int, ...], length: int) -> np.ndarray:
-    """Joint law, float64 [v, .., v], of `length` tokens after a prefix."""
-    if length == 0:
-        return np.ones(())
-    probs = np.float64(target[INDEX[prefix]])
-    rest = [target_law(target, (*prefix, token), length - 1) for token in range(VOCAB)]
-    return np.stack([p / probs.sum() * r for p, r in zip(probs, rest, strict=True)])
-
-
-def total_variation(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.abs(one - other).sum() / 2)
+def honest(target: np.ndarray, drafts: np.ndarray, told: np.ndarray | None = None, decide: Decide = decide) -> Round:
+    """A round that draws from `drafts` with `choose` and decides as `decide` does, told the law it draws from or another."""
+    return Round(target, law_of_choose(drafts), drafts if told is None else told, jax.jit(decide))
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -207,7 +69,7 @@ def test_a_round_emits_the_targets_law(gamma, setting):
     target = law_of("target", sampling)
     for drafter in DRAFTERS:
         drafts = law_of(drafter, draft_sampling)
-        joint = emitted_law(Round(target, drafts, drafts), gamma)
+        joint = emitted_law(honest(target, drafts), gamma)
         reference = target_law(target, (), gamma + 1)
         assert abs(joint.sum() - 1) < 1e-9 and not joint[reference == 0].any()
         distance = total_variation(joint, reference)
@@ -220,10 +82,10 @@ def test_the_thresholds_say_what_decide_does():
     rng, gamma = np.random.default_rng(0), LONGEST
     for sampling, draft_sampling in SETTINGS.values():
         probs = law_of("unrelated", draft_sampling)
-        this = tables(Round(law_of("target", sampling), probs, probs), gamma)
-        steps, run = steps_of(decide, *this), beside_a_rejected_row(decide)
+        this = tables(honest(law_of("target", sampling), probs), gamma)
+        steps, fast = steps_of(jax.jit(decide), *this), jax.jit(decide)
         points = rng.integers(0, GRID, (len(this[1]), 8, gamma + 1))
-        num_accepted, next_token = run(*this, (points / GRID).astype(np.float32))
+        num_accepted, next_token = beside_a_rejected_row(fast, *this, (points / GRID).astype(np.float32))
         for row, question in np.ndindex(num_accepted.shape):
             point = points[row, question]
             rejected = np.flatnonzero([*(point[:-1] >= steps.accept[row]), True])[0]
@@ -235,8 +97,8 @@ def test_accept_is_decide_with_uniform_numbers():
     """2000 rows: `accept` decides as often each way as the thresholds say (chi-square, at a level of 1e-4, seeded)."""
     gamma, count = 2, 2000
     target, drafts = law_of("target", FULL), law_of("close", FULL)
-    target_probs, tokens, draft_probs = tables(Round(target, drafts, drafts), gamma)
-    steps = steps_of(decide, target_probs, tokens, draft_probs)
+    target_probs, tokens, draft_probs = tables(honest(target, drafts), gamma)
+    steps = steps_of(jax.jit(decide), target_probs, tokens, draft_probs)
     row = int(np.argmin(np.abs(steps.accept[:, 0] / GRID - 0.6)))  # accepted more often than not, but not always
     same = lambda x: jnp.asarray(np.repeat(x[row : row + 1], count, axis=0))
     out = jax.jit(accept)(same(target_probs), same(tokens), same(draft_probs), jax.random.key(1))
@@ -300,21 +162,21 @@ def unnormalised_choose(probs, uniforms):
 P, Q, GREEDY = (lambda: law_of("target", FULL)), (lambda: law_of("unrelated", FULL)), Sampling()
 MUTANTS: dict[str, Callable[[], Round]] = {
     # transformers #47932, KerasHub 0.32, z-lab/dflash #74
-    "greedy drafts, told softmax": lambda: Round(P(), law_of("unrelated", GREEDY), Q()),
+    "greedy drafts, told softmax": lambda: honest(P(), law_of("unrelated", GREEDY), Q()),
     # transformers #28508
-    "softmax of the residual": lambda: Round(P(), Q(), Q(), decide_with(residual=softmax_residual)),
+    "softmax of the residual": lambda: honest(P(), Q(), Q(), decide_with(residual=softmax_residual)),
     # mlxcel #902
-    "accept iff it is the argmax": lambda: Round(P(), Q(), Q(), accept_the_argmax_alone),
-    "residual not renormalised": lambda: Round(P(), Q(), Q(), decide_with(choose=unnormalised_choose)),
-    "correction from the whole law": lambda: Round(P(), Q(), Q(), decide_with(residual=lambda p, q: p)),
+    "accept iff it is the argmax": lambda: honest(P(), Q(), Q(), accept_the_argmax_alone),
+    "residual not renormalised": lambda: honest(P(), Q(), Q(), decide_with(choose=unnormalised_choose)),
+    "correction from the whole law": lambda: honest(P(), Q(), Q(), decide_with(residual=lambda p, q: p)),
     # KerasHub 0.32: the shortest run of the batch counts for all, and the bonus is a residual for all
-    "least count of the batch": lambda: Round(P(), Q(), Q(), decide_with(count=lambda n: jnp.full_like(n, n.min()))),
-    "residual after full acceptance": lambda: Round(
+    "least count of the batch": lambda: honest(P(), Q(), Q(), decide_with(count=lambda n: jnp.full_like(n, n.min()))),
+    "residual after full acceptance": lambda: honest(
         P(), Q(), Q(), decide_with(bonus=lambda padded: padded.at[:, -1].set(padded[:, -2]))
     ),
-    "drafts tempered, told untempered": lambda: Round(P(), law_of("unrelated", Sampling(0.6)), Q()),
-    "drafts untempered, told tempered": lambda: Round(P(), Q(), law_of("unrelated", Sampling(0.6))),
-    "drafts cut by top-k, told uncut": lambda: Round(P(), law_of("unrelated", Sampling(1.0, top_k=2)), Q()),
+    "drafts tempered, told untempered": lambda: honest(P(), law_of("unrelated", Sampling(0.6)), Q()),
+    "drafts untempered, told tempered": lambda: honest(P(), Q(), law_of("unrelated", Sampling(0.6))),
+    "drafts cut by top-k, told uncut": lambda: honest(P(), law_of("unrelated", Sampling(1.0, top_k=2)), Q()),
 }
 
 
@@ -329,16 +191,17 @@ def test_a_known_mistake_is_caught(mutant):
 
 def test_the_mutants_differ_from_the_real_thing_by_their_mutation_alone():
     """`decide_with` unchanged decides as `decide` does."""
-    this, rng = tables(Round(P(), Q(), Q()), 2), np.random.default_rng(0)
+    this, rng = tables(honest(P(), Q()), 2), np.random.default_rng(0)
     uniforms = rng.random((len(this[1]), 16, 3), np.float32)
-    for ours, theirs in zip(*(beside_a_rejected_row(d)(*this, uniforms) for d in (decide, decide_with())), strict=True):
+    both = (beside_a_rejected_row(jax.jit(d), *this, uniforms) for d in (decide, decide_with()))
+    for ours, theirs in zip(*both, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_cut_on_one_side_alone_is_another_law():
     """Acceptance that forgets the target's top-p emits the uncut law: the distance to the cut one is seen."""
     cut, uncut, drafts = law_of("target", Sampling(1.0, top_p=0.8)), law_of("target", FULL), law_of("close", FULL)
-    assert total_variation(emitted_law(Round(uncut, drafts, drafts), 1), target_law(cut, (), 2)) > 0.05
+    assert total_variation(emitted_law(honest(uncut, drafts), 1), target_law(cut, (), 2)) > 0.05
 
 
 # -- law and choose ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Implementations behind the one interface of `adapter.py`: our own, and transformers."""

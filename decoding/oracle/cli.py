@@ -1,0 +1,126 @@
+"""`gemma4-mtp oracle dump`, `check` and `mutants`: arguments, help, exit codes."""
+
+import argparse
+import functools
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+
+from decoding.oracle.cases import CASES
+from decoding.oracle.compare import Report, Status, check, read_theirs
+from decoding.oracle.diagnose import diagnose_report
+from decoding.oracle.errors import OracleError
+from decoding.oracle.golden import Dump, dump, read_dump
+from decoding.oracle.live import check_adapter
+from decoding.oracle.mutants_page import print_mutants
+from decoding.oracle.record import STAGES
+from decoding.oracle.table import as_json, lines
+
+AGREES, DIFFERS = 0, 1
+
+DESCRIPTION = """\
+What every named tensor of Gemma 4 and its drafter should be: for authors of other engines.  `dump` writes tiny checkpoints
+of the five layouts, inputs, and the expected tensors of every stage; `check` compares yours with them and says where the
+first difference is.  tutorials/oracle_format.md explains the files.  `mutants` lists the known bugs of other engines, which
+`check --diagnose` compares yours with; tutorials/oracle_mutants.md has them as a table."""
+
+EPILOG = """\
+examples:
+  gemma4-mtp oracle dump --out golden
+  gemma4-mtp oracle check golden mine.safetensors                a file with tensors such as E2B/forward/logits
+  gemma4-mtp oracle check golden mine/ --case E2B --stage forward --stage draft
+  gemma4-mtp oracle check golden --adapter my_module:load        a Python implementation, live
+  gemma4-mtp oracle check --adapter decoding.oracle.adapters.hf:load --json
+  gemma4-mtp oracle check golden mine/ --diagnose                and which known bug a difference is
+  gemma4-mtp oracle mutants rope-turns-every-pair                one known bug: where it was seen, its fix, its change
+
+One unit of error is the tolerance.  exit codes: 0 all that was given agrees and nothing required is missing; 1 something
+differs or is missing; 2 a mistake in the arguments, or in the files or the adapter that they name.
+"""
+
+
+def add_command(commands: argparse._SubParsersAction, layout) -> None:
+    """`oracle` and its three commands."""
+    kind = {"formatter_class": layout, "allow_abbrev": False}
+    oracle = commands.add_parser("oracle", help="check another engine", description=DESCRIPTION, epilog=EPILOG, **kind)
+    actions = oracle.add_subparsers(dest="action", metavar="ACTION", required=True)
+    write = actions.add_parser("dump", help="write checkpoints, inputs and expected tensors", epilog=EPILOG, **kind)
+    write.add_argument("--out", metavar="DIR", required=True, help="a directory that is new or empty")
+    look = actions.add_parser("check", help="compare an engine's tensors with a dump", epilog=EPILOG, **kind)
+    look.add_argument("dump", metavar="DIR", nargs="?", help="a dump; with --adapter it may be left out")
+    look.add_argument("theirs", metavar="THEIRS", nargs="?", help="a safetensors file, or a directory of such files")
+    look.add_argument("--adapter", metavar="MODULE:NAME", help="run a Python implementation in place of THEIRS")
+    look.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    look.add_argument("--diagnose", action="store_true", help="if something differs, name the known bug (minutes)")
+    look.add_argument("--every-layer", action="store_true", help="a line for each layer, also where all agrees")
+    bugs = actions.add_parser("mutants", help="list known bugs of other engines", epilog=EPILOG, **kind)
+    bugs.add_argument("names", nargs="*", metavar="NAME", help="tell more of this one")
+    bugs.add_argument("--confusion", action="store_true", help="diagnose them all and print the table (minutes)")
+    for command in (write, look):
+        several = functools.partial(command.add_argument, action="append", default=[])
+        several("--case", metavar="CASE", help=f"only this one, or these, of {', '.join(CASES)}")
+        several("--stage", metavar="STAGE", help=f"only this one, or these, of {', '.join(STAGES)}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """The exit code.  Errors: OracleError, which is a ValueError, for every mistake that a user can make."""
+    jax.config.update("jax_default_matmul_precision", "highest")
+    if args.action == "mutants":
+        print_mutants(args.names, with_confusion=args.confusion)
+        return AGREES
+    check_choices("--case", args.case, CASES)
+    check_choices("--stage", args.stage, STAGES)
+    if args.action == "dump":
+        write(args, args.out)
+        print(f"{args.out}: {', '.join(args.case or CASES)}")
+        return AGREES
+    report = report_of(args)
+    differs = any(result.status is Status.DIFFERS for result in report.results)
+    diagnosis = diagnose_report(report) if args.diagnose and differs else None
+    if args.json:
+        print(json.dumps(as_json(report) | ({"diagnosis": diagnosis.as_dict()} if diagnosis else {})))
+    else:
+        print("\n".join(lines(report, every_layer=args.every_layer)), *[f"\n{diagnosis}"] * bool(diagnosis), sep="\n")
+    return AGREES if report.agrees else DIFFERS
+
+
+def write(args: argparse.Namespace, directory: str | os.PathLike) -> None:
+    dump(directory, args.case or tuple(CASES), args.stage or tuple(STAGES))
+
+
+def report_of(args: argparse.Namespace) -> Report:
+    if (args.theirs is None) == (args.adapter is None):
+        got = "neither" if args.adapter is None else "both"
+        raise OracleError(f"expected tensors to check, either DIR THEIRS or --adapter MODULE:NAME, got {got}")
+    if args.adapter is None:
+        golden = known(read_dump(args.dump), args.case)
+        theirs = read_theirs(Path(args.theirs))
+        return check(golden, theirs, cases=args.case, stages=args.stage, source=args.theirs)
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = args.dump
+        if directory is None:
+            directory = Path(scratch) / "dump"
+            write(args, directory)
+        golden = known(read_dump(directory), args.case)
+        return check_adapter(golden, args.adapter, cases=args.case, stages=args.stage, on_stage=progress)
+
+
+def known(golden: Dump, cases: list[str]) -> Dump:
+    """Errors: OracleError if a case that was asked for is not in this dump."""
+    check_choices("--case", cases, golden.manifest["cases"])
+    return golden
+
+
+def check_choices(option: str, given: list[str], known) -> None:
+    for name in given:
+        if name not in known:
+            raise OracleError(f"{option} {name}: expected one of {', '.join(known)}")
+
+
+def progress(name: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{name}\r", end="", file=sys.stderr, flush=True)

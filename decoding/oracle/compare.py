@@ -1,0 +1,189 @@
+"""Compare given tensors with the expected ones: an error in units of the tolerance for each, and what is missing."""
+
+import difflib
+import enum
+import re
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from decoding.oracle.errors import OracleError
+from decoding.oracle.golden import Dump, Entry, read_safetensors
+
+BEYOND_MEASURE = 1e9  # units: stands for any larger error, an infinite one too, which JSON could not hold
+
+
+class Status(enum.Enum):
+    AGREES = "agrees"
+    DIFFERS = "differs"
+    MISSING = "missing"  # and required
+    NOT_GIVEN = "not given"  # and not required
+
+
+class Result(NamedTuple):
+    """One tensor."""
+
+    name: str  # CASE/STAGE/WHAT
+    status: Status
+    units: float | None = None  # error over tolerance; for whole numbers, how many differ
+    note: str = ""  # where the error is largest, and what was expected there
+
+    @property
+    def case(self) -> str:
+        return self.name.split("/")[0]
+
+    @property
+    def stage(self) -> str:
+        return self.name.split("/")[1]
+
+    @property
+    def place(self) -> str:
+        """Step or round and layer, for the table; a tensor outside all of these by its name."""
+        what = self.name.split("/", 2)[2]
+        found = re.match(r"((?:step|round)\d+)?/?(layers\.\d+)?", what)
+        return " ".join(filter(None, found.groups())) or what
+
+
+class Report(NamedTuple):
+    results: list[Result]  # in the order of computation
+    notes: tuple[str, ...] = ()
+    theirs: Mapping[str, np.ndarray] = {}  # what was given
+
+    @property
+    def agrees(self) -> bool:
+        """All that was given agrees, and nothing required is missing."""
+        return not any(result.status in (Status.DIFFERS, Status.MISSING) for result in self.results)
+
+    def first_divergence(self, case: str) -> Result | None:
+        return next((it for it in self.results if it.case == case and it.status is Status.DIFFERS), None)
+
+
+def check(
+    dump: Dump,
+    theirs: Mapping[str, np.ndarray],
+    *,
+    cases: Collection[str] = (),
+    stages: Collection[str] = (),
+    source: str = "theirs",
+) -> Report:
+    """Compare `theirs` with the dump.
+
+    cases, stages: what to look at; without, every case of which anything is given, and all of its stages.
+    Errors:        OracleError for names that the dump has not, for wrong shapes and kinds, and for NaN.
+    """
+    check_names(dump, theirs, source)
+    touched = {name.split("/")[0] for name in theirs}
+    in_scope = [
+        entry
+        for entry in dump.entries.values()
+        if entry.case in (cases or touched) and (not stages or entry.stage in stages)
+    ]
+    if not any(entry.name in theirs for entry in in_scope):
+        raise OracleError(
+            f"{source}: holds nothing of what was asked for; expected names such as {next(iter(dump.entries))} "
+            f"(CASE/STAGE/WHAT, all in {dump.directory / 'manifest.json'})"
+        )
+    results = []
+    for case in dict.fromkeys(entry.case for entry in in_scope):
+        expected = dump.expected(case)
+        results += [
+            compare(entry, expected[entry.name], theirs.get(entry.name), source)
+            for entry in in_scope
+            if entry.case == case
+        ]
+    return Report(results, theirs=theirs)
+
+
+def compare(entry: Entry, expected: np.ndarray, theirs: np.ndarray | None, source: str = "theirs") -> Result:
+    """Errors: OracleError if theirs has another shape, another kind of number, or NaN."""
+    if theirs is None:
+        return Result(entry.name, Status.MISSING if entry.required else Status.NOT_GIVEN)
+    check_array(entry, theirs, source)
+    expected, theirs = np.float64(expected), np.float64(theirs)
+    error = errors(entry, expected, theirs)
+    if not error.size:
+        return Result(entry.name, Status.AGREES, 0.0)
+    worst = np.unravel_index(np.argmax(error), error.shape)
+    rule, tolerance, _ = entry.tolerance
+    units = float((error > 0).sum()) if rule == "exact" else float(error[worst] / unit(rule, tolerance, expected))
+    units = min(units, BEYOND_MEASURE)
+    at = ", ".join(map(str, worst))
+    note = f"at [{at}] {theirs[worst]:.6g}, expected {expected[worst]:.6g}"
+    return Result(entry.name, Status.AGREES if units <= (rule != "exact") else Status.DIFFERS, units, note)
+
+
+def errors(entry: Entry, expected: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """|theirs - expected|; 0 past the end of a row, and where an unscored token is out of the race in either way."""
+    with np.errstate(invalid="ignore"):  # inf - inf
+        error = np.where(theirs == expected, 0.0, np.abs(theirs - expected))
+    if entry.tolerance.rule == "clustered":
+        is_scored = np.isfinite(expected)
+        least = np.min(np.where(is_scored, expected, np.inf), axis=-1, keepdims=True)
+        error = np.where(~is_scored & (theirs < least), 0.0, error)
+    if entry.lengths:
+        places = np.arange(error.shape[1]) < np.array(entry.lengths)[:, None]
+        error = np.where(places.reshape(*places.shape, *[1] * (error.ndim - 2)), error, 0.0)
+    return error
+
+
+def unit(rule: str, tolerance: float, expected: np.ndarray) -> float:
+    """How large an error is one unit."""
+    if rule == "absolute":
+        return tolerance
+    largest = np.abs(expected[np.isfinite(expected)]).max(initial=0)
+    return tolerance * float(largest or 1.0)
+
+
+def check_names(dump: Dump, theirs: Iterable[str], source: str) -> None:
+    unknown = [name for name in theirs if name not in dump.entries]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], dump.entries, n=1)
+        hint = f"; nearest: {near[0]}" if near else ""
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        raise OracleError(
+            f"{source}: no tensor {unknown[0]} in the dump{more}{hint}; names are CASE/STAGE/WHAT, as in "
+            f"{dump.directory / 'manifest.json'}"
+        )
+
+
+def check_array(entry: Entry, theirs: np.ndarray, source: str) -> None:
+    if theirs.shape != entry.shape:
+        raise OracleError(
+            f"{source}: {entry.name} has shape {list(theirs.shape)}, expected {list(entry.shape)}; "
+            "tutorials/oracle_format.md says what the axes are"
+        )
+    is_whole = np.issubdtype(theirs.dtype, np.integer) or theirs.dtype == bool
+    if entry.tolerance.rule == "exact" and not is_whole:
+        raise OracleError(f"{source}: {entry.name} is {theirs.dtype}, expected whole numbers such as int32")
+    if entry.tolerance.rule != "exact" and is_whole:
+        raise OracleError(f"{source}: {entry.name} is {theirs.dtype}, expected floating-point numbers such as float32")
+    if entry.tolerance.rule != "exact" and (wrong := np.isnan(np.float64(theirs))).any():
+        at = ", ".join(map(str, np.argwhere(wrong)[0]))
+        raise OracleError(
+            f"{source}: {entry.name} is NaN at {wrong.sum()} of {wrong.size} places, first at [{at}]; expected numbers "
+            "everywhere (a row that attends to nothing? a slot that was never written?)"
+        )
+
+
+def read_theirs(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file, or of all such files in a directory.
+
+    Errors: OracleError if there is none, if one is damaged, and if two hold the same name.
+    """
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    if not files:
+        what = "no *.safetensors in it" if path.is_dir() else "no such file or directory"
+        raise OracleError(
+            f"{path}: {what}; give a safetensors file with tensors CASE/STAGE/WHAT, or a directory of such"
+        )
+    out: dict[str, np.ndarray] = {}
+    for file in files:
+        tensors = read_safetensors(file)
+        if twice := sorted(out.keys() & tensors.keys()):
+            raise OracleError(f"{file}: {twice[0]} stands in another file of {path} too; give each tensor once")
+        out |= tensors
+    if not out:
+        raise OracleError(f"{path}: holds no tensor; give tensors CASE/STAGE/WHAT")
+    return out

@@ -1,0 +1,184 @@
+"""The law of one round, by exact enumeration, for any implementation of acceptance.
+
+How it is exact.  A toy target and a toy drafter are tables: for each prefix a law over four tokens.  For every possible
+draft, acceptance is a function of uniform numbers, taken from a grid of 2^23 values (those of `jax.random.uniform`); it steps
+at thresholds, which bisection finds to the grid point.  Counting grid points gives every probability without sampling and
+without looking inside.  A round emits 1 .. gamma + 1 tokens; let the target itself complete each run to gamma + 1 tokens: the
+joint law of those must be the target's.  What is left is the grid: each threshold is off by at most 2^-23 = 1.2e-7.
+
+Rows must not know of each other: every row is decided beside another one, whose first draft is rejected.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from decoding.oracle.adapter import Decision, Engine
+from decoding.sampling import Sampling
+
+GRID = 2**23
+VOCAB, LONGEST = 4, 3
+TOLERANCE = 1e-6
+
+Decide = Callable[..., Decision]  # Engine.accept
+
+
+# -- toy models --------------------------------------------------------------------------------------------------------
+
+PREFIXES = [prefix for length in range(LONGEST + 1) for prefix in itertools.product(range(VOCAB), repeat=length)]
+INDEX = {prefix: index for index, prefix in enumerate(PREFIXES)}
+
+
+def logits_of(seed: int) -> np.ndarray:
+    """One row of logits for each prefix."""
+    return np.random.default_rng(seed).normal(0, 1.5, (len(PREFIXES), VOCAB)).astype(np.float32)
+
+
+TARGET = logits_of(1)
+DRAFTERS = {
+    "unrelated": logits_of(2),
+    "close": TARGET + 0.3 * logits_of(3),
+    "identical": TARGET,
+    "opposed": -4 * TARGET,
+}
+
+FULL = Sampling(1.0)
+SETTINGS = {
+    # name: (of the target, of the drafter)
+    "plain": (FULL, FULL),
+    "greedy drafts": (FULL, Sampling()),
+    "greedy target": (Sampling(), FULL),
+    "both greedy": (Sampling(), Sampling()),
+    "temperatures": (Sampling(0.7), Sampling(1.6)),
+    "top-k of the target": (Sampling(1.0, top_k=2), FULL),
+    "top-p of the target": (Sampling(1.0, top_p=0.8), FULL),
+    "top-k and top-p of both": (Sampling(1.3, top_k=3, top_p=0.9), Sampling(0.6, top_k=2, top_p=0.95)),
+}
+
+
+# -- counting grid points ----------------------------------------------------------------------------------------------
+
+
+def count_until(holds: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """For each element, how many k = 0, 1, .. of the grid hold before the first that does not (bisection)."""
+    low, high = np.zeros(shape, np.int64), np.full(shape, GRID)
+    while (low < high).any():
+        middle = (low + high) // 2
+        yes = np.asarray(holds((middle / GRID).astype(np.float32))) & (low < high)
+        low, high = np.where(yes, middle + 1, low), np.where(yes, high, np.minimum(middle, high))
+    return low
+
+
+class Steps(NamedTuple):
+    """How one draft is decided: grid points, of GRID, for each event.  One row for each possible draft."""
+
+    accept: np.ndarray  # [draft, place]: it is accepted, if the places before it are
+    next_at_most: np.ndarray  # [draft, number accepted, token]: the next token is at most `token`
+
+
+def steps_of(decide: Decide, target_probs: np.ndarray, drafts: np.ndarray, draft_probs: np.ndarray) -> Steps:
+    """Accept place i: with u = 0 before it.  Next token after n: with u = 0 before place n, and the largest u there."""
+    count, gamma = drafts.shape
+    places, counts, tokens = np.arange(gamma), np.arange(gamma + 1), np.arange(VOCAB)
+    one = lambda place, u: np.where(places == place, u[..., None], 0)
+
+    # All questions of both kinds are rows of one call: [draft, question].
+    forced = np.where(places == counts[:, None], np.float32((GRID - 1) / GRID), 0)  # [n, place]: n are accepted
+    forced = np.repeat(forced[:, None], VOCAB, axis=1).reshape(-1, gamma)
+    questions = gamma + len(forced)
+
+    def holds(u: np.ndarray) -> np.ndarray:
+        uniforms = np.zeros((count, questions, gamma + 1), np.float32)
+        for place in places:
+            uniforms[:, place, :-1] = one(place, u[:, place])
+        uniforms[:, gamma:, :-1] = forced
+        uniforms[:, gamma:, -1] = u[:, gamma:]
+        num_accepted, next_token = beside_a_rejected_row(decide, target_probs, drafts, draft_probs, uniforms)
+        accepted = num_accepted[:, :gamma] > places
+        return np.concatenate([accepted, next_token[:, gamma:] <= np.tile(tokens, gamma + 1)], axis=1)
+
+    found = count_until(holds, (count, questions))
+    return Steps(found[:, :gamma], found[:, gamma:].reshape(count, gamma + 1, VOCAB))
+
+
+def beside_a_rejected_row(
+    decide: Decide, target_probs: np.ndarray, drafts: np.ndarray, draft_probs: np.ndarray, uniforms: np.ndarray
+) -> Decision:
+    """decide(...) for uniforms [draft, question, place], each with a row beside it whose first draft is rejected."""
+    questions = uniforms.shape[1]
+    each = lambda x: np.repeat(x, questions, axis=0)
+    certain = lambda token, like: np.broadcast_to(np.eye(VOCAB, dtype=np.float32)[token], like.shape)
+    with_other = lambda ours, other: np.stack([ours, other], axis=1).reshape(-1, *ours.shape[1:])
+    uniforms = uniforms.reshape(-1, uniforms.shape[-1])
+    target_probs, drafts, draft_probs = each(target_probs), each(drafts), each(draft_probs)
+    out = decide(
+        with_other(target_probs, certain(0, target_probs)),
+        with_other(drafts, np.ones_like(drafts)),
+        with_other(draft_probs, certain(1, draft_probs)),
+        with_other(uniforms, uniforms),
+    )
+    return Decision(*(np.asarray(value)[::2].reshape(-1, questions) for value in out))
+
+
+# -- the law of a round ------------------------------------------------------------------------------------------------
+
+
+class Round(NamedTuple):
+    """A way to run one round: the laws that drafts are drawn from and that acceptance is told, and how it decides."""
+
+    target: np.ndarray  # [prefix, token]
+    drawn: np.ndarray
+    told: np.ndarray
+    decide: Decide
+
+
+def tables(round: Round, gamma: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """target_probs, drafts and draft_probs for every possible draft of `gamma` tokens."""
+    drafts = np.array(list(itertools.product(range(VOCAB), repeat=gamma)), np.int32)
+    rows = np.array([[INDEX[tuple(draft[:place])] for place in range(gamma + 1)] for draft in drafts])
+    return round.target[rows], drafts, round.told[rows[:, :-1]]
+
+
+def emitted_law(round: Round, gamma: int) -> np.ndarray:
+    """Joint law of gamma + 1 tokens, float64 [v, .., v]: what the round emits, completed by the target."""
+    target_probs, drafts, draft_probs = tables(round, gamma)
+    steps, drawn = steps_of(round.decide, target_probs, drafts, draft_probs), round.drawn
+    joint = np.zeros((VOCAB,) * (gamma + 1))
+    for row, draft in enumerate(drafts):
+        reached = np.prod([np.float64(drawn[INDEX[tuple(draft[:place])], draft[place]]) for place in range(gamma)])
+        for num_accepted in range(gamma + 1):
+            stops = 1 - steps.accept[row, num_accepted] / GRID if num_accepted < gamma else 1.0
+            law_of_next = np.diff(steps.next_at_most[row, num_accepted], prepend=0) / GRID
+            for token in np.flatnonzero(law_of_next * reached * stops):
+                run = (*draft[:num_accepted].tolist(), int(token))
+                joint[run] += reached * stops * law_of_next[token] * target_law(round.target, run, gamma + 1 - len(run))
+            reached *= steps.accept[row, num_accepted] / GRID if num_accepted < gamma else 1.0
+    return joint
+
+
+def target_law(target: np.ndarray, prefix: tuple[int, ...], length: int) -> np.ndarray:
+    """Joint law, float64 [v, .., v], of `length` tokens after a prefix."""
+    if length == 0:
+        return np.ones(())
+    probs = np.float64(target[INDEX[prefix]])
+    rest = [target_law(target, (*prefix, token), length - 1) for token in range(VOCAB)]
+    return np.stack([p / probs.sum() * r for p, r in zip(probs, rest, strict=True)])
+
+
+def total_variation(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one - other).sum() / 2)
+
+
+def distances(engine: Engine, gamma: int = 2, drafters: tuple[str, ...] = ("unrelated", "close")) -> dict[str, float]:
+    """How far the law of an engine's rounds is from its target's, in total variation, for each setting (the worst drafter)."""
+    out = {}
+    for name, (sampling, draft_sampling) in SETTINGS.items():
+        target = np.float32(engine.law(TARGET, sampling))
+        for drafter in drafters:
+            drawn, told = engine.draft_laws(DRAFTERS[drafter], draft_sampling)
+            round = Round(target, drawn, np.float32(told), engine.accept)
+            distance = total_variation(emitted_law(round, gamma), target_law(target, (), gamma + 1))
+            out[name] = max(distance, out.get(name, 0.0))
+    return out

@@ -1,0 +1,149 @@
+"""Live conformance: the same checks through an adapter, and the law of acceptance by enumeration."""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import numpy as np
+
+from decoding.oracle.adapter import FUNCTIONS, Engine, Load
+from decoding.oracle.compare import Report, Result, Status, check
+from decoding.oracle.errors import OracleError
+from decoding.oracle.golden import Dump
+from decoding.oracle.law_check import TOLERANCE, distances
+from decoding.oracle.record import STAGES, recorder
+
+LAW = "acceptance/law"  # case and stage of the enumeration, which no file can hold
+
+
+def find(spec: str) -> Load:
+    """The `load` function that `module:name` says.  Modules are looked for in the working directory, too.
+
+    Errors: OracleError if the module does not import, or has no such function.
+    """
+    module_name, _, name = spec.partition(":")
+    if not module_name or not name:
+        raise OracleError(f"--adapter {spec}: expected module:function, such as decoding.oracle.adapters.ours:load")
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever an import may raise
+        raise OracleError(
+            f"--adapter {spec}: cannot import {module_name} ({type(error).__name__}: {error}); is it installed, or in this "
+            "directory?"
+        ) from error
+    finally:
+        sys.path.pop(0)
+    load = getattr(module, name, None)
+    if not callable(load):
+        raise OracleError(
+            f"--adapter {spec}: {module_name} has no function {name}; expected "
+            "load(target_dir, drafter_dir, convention) -> engine, see decoding/oracle/adapter.py"
+        )
+    return load
+
+
+def check_adapter(
+    dump: Dump,
+    spec: str,
+    *,
+    cases: Collection[str] = (),
+    stages: Collection[str] = (),
+    on_stage: Callable[[str], None] = lambda name: None,
+) -> Report:
+    """Every stage of every case through an adapter, against the dump; and the law of its rounds.
+
+    An adapter may refuse a convention, and a function, by NotImplementedError: the first is noted, the second counts as
+    missing.  Errors: OracleError for an adapter that does not import, lacks a function, or fails.
+    """
+    load = complete(called("load", spec, find(spec)), spec)
+    results, notes, given, engine = [], [], {}, None
+    for case in cases or dump.manifest["cases"]:
+        asked = [name for name in STAGES if (not stages or name in stages) and has(dump, case, name)]
+        theirs: dict[str, np.ndarray] = {}
+        try:
+            this = recorder(case, load=load, directory=dump.directory / case)
+        except NotImplementedError as error:
+            notes.append(f"{case}: not offered ({error})")
+            continue
+        engine = this.engine
+        for stage in asked:
+            on_stage(f"{case}/{stage}")
+            try:
+                recorded = called(f"{case}, stage {stage}", spec, this.stage)(stage)
+            except NotImplementedError as error:
+                notes.append(f"{case}/{stage}: not offered ({error})")
+                continue
+            given |= {f"{case}/{name}": value for name, value in recorded.items()}
+            theirs |= {f"{case}/{name}": value for name, value in recorded.items() if not is_judged_by_the_law(name)}
+        if theirs:
+            results += check(dump, theirs, cases=[case], stages=asked, source=spec).results
+    if engine is not None and (not stages or "accept" in stages):
+        on_stage(LAW)
+        results += law_results(called("acceptance", spec, distances)(engine))
+    if not results:
+        raise OracleError(
+            f"--adapter {spec}: offers nothing of what was asked for: {'; '.join(notes) or 'no such stage'}"
+        )
+    return Report(results, tuple(notes), given)
+
+
+def is_judged_by_the_law(name: str) -> bool:
+    """How an engine draws its drafts is its own affair; the enumeration says whether what it tells acceptance fits."""
+    return name.startswith("law/") and name.endswith((".drawn", ".told"))
+
+
+def has(dump: Dump, case: str, stage: str) -> bool:
+    return any((entry.case, entry.stage) == (case, stage) for entry in dump.entries.values())
+
+
+def complete(load: Load, spec: str) -> Load:
+    """`load`, with an error if the engine that it returns lacks a function."""
+
+    def load_complete(*args) -> Engine:
+        engine = load(*args)
+        check_functions(engine, spec)
+        return engine
+
+    return load_complete
+
+
+def check_functions(engine: Any, spec: str) -> None:
+    lacking = [name for name in FUNCTIONS if not callable(getattr(engine, name, None))]
+    if lacking:
+        raise OracleError(
+            f"--adapter {spec}: the engine that it returned ({type(engine).__name__}) lacks {', '.join(lacking)}; "
+            "decoding/oracle/adapter.py says what each is for (one that you cannot offer may raise NotImplementedError)"
+        )
+
+
+def law_results(distances: dict[str, float]) -> Iterable[Result]:
+    """As results whose unit is a total variation of 1e-6."""
+    for setting, distance in distances.items():
+        units = distance / TOLERANCE
+        status = Status.AGREES if units <= 1 else Status.DIFFERS
+        note = f"the text's law is off by a total variation of {distance:.3g}, expected 0 (exact enumeration)"
+        yield Result(f"{LAW}/{setting}", status, units, note)
+
+
+def called(what: str, spec: str, function: Callable) -> Callable:
+    """`function`, whose exceptions become one error that says where the adapter failed."""
+
+    def call(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except (NotImplementedError, OracleError):
+            raise
+        except Exception as error:
+            if os.environ.get("ORACLE_TRACEBACK"):
+                traceback.print_exception(error)
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise OracleError(
+                f"--adapter {spec}: {what} failed at {place.filename}:{place.lineno} ({type(error).__name__}: {error}); "
+                "set ORACLE_TRACEBACK=1 to see how it came there"
+            ) from error
+
+    return call

@@ -1,0 +1,39 @@
+"""Known bugs of other engines as mutants of the reference, and right variants that are not to be mistaken for bugs.
+
+Reading order: mutant, then any file for a stage or a part (rope, norms, ring, acceptance, ..), equivalent, catalogue.
+Mutants stand beside the oracle, for the reference knows nothing of them.
+"""
+
+from decoding.oracle.mutants import (
+    acceptance,
+    clustered,
+    drafter_input,
+    ending,
+    equivalent,
+    hidden,
+    kv_sharing,
+    moe,
+    norms,
+    per_layer,
+    ring,
+    rope,
+    rows,
+    stale,
+    window,
+    wiring,
+)
+from decoding.oracle.mutants.catalogue import CLASSES, INEXPRESSIBLE, NOT_IN_TEXT, Inexpressible
+from decoding.oracle.mutants.mutant import Equivalent, Mutant, Seen, Variant
+
+_FILES = (
+    per_layer, rope, norms, kv_sharing, ring, window, moe, rows, hidden, wiring, drafter_input, clustered, stale,
+    acceptance, ending,
+)  # fmt: skip
+
+MUTANTS: dict[str, Mutant] = {mutant.name: mutant for file in _FILES for mutant in file.MUTANTS}
+EQUIVALENT: dict[str, Equivalent] = {variant.name: variant for variant in equivalent.EQUIVALENT}
+
+__all__ = [
+    "CLASSES", "EQUIVALENT", "INEXPRESSIBLE", "MUTANTS", "NOT_IN_TEXT", "Equivalent", "Inexpressible", "Mutant", "Seen",
+    "Variant",
+]  # fmt: skip

@@ -1,0 +1,92 @@
+"""The classes of the catalogue of real bugs, and those of its bugs for which there is no mutant, with the reason.
+
+The catalogue collects public reports (issues, fixes, source) about Gemma 4, its drafter and speculative decoding in other
+engines, numbered B01 .. B97.  Classes are ranked by the number of engines in which they have been seen.
+"""
+
+from typing import NamedTuple
+
+CLASSES: dict[int, str] = {
+    1: "which hidden row reaches the drafter",
+    2: "K/V sharing inside the target",
+    3: "the sliding ring after it wraps",
+    4: "acceptance that changes the law",
+    5: "proportional RoPE of full layers",
+    6: "router, experts and their scales",
+    7: "near-ties taken for bugs",
+    8: "rejected or stale K/V in sight",
+    9: "the drafter reads the wrong layer",
+    10: "EOS or length inside an accepted run",
+    11: "norms, scalars, soft cap, K = V, attention scale",
+    12: "quantised target, cache or drafter",
+    13: "the drafter never runs",
+    14: "window off by one",
+    15: "per-layer inputs",
+    16: "the drafter's input and position",
+    17: "the clustered head",
+    18: "the two-way mask of images",
+    19: "batches of uneven rows",
+    20: "state of logits processors",
+    21: "embedding scale",
+}
+
+# Classes of which text models show nothing, or nothing that is the same in every engine.
+NOT_IN_TEXT = {
+    7: "not a bug; `equivalent.py` has two of its forms",
+    12: "what comes out depends on the engine's scales",
+    20: "the reference has no processor that keeps state",
+}
+
+
+class Inexpressible(NamedTuple):
+    rank: int
+    what: str
+    seen_in: str
+    why: str  # no mutant
+
+
+CRASH = "an exception or a refusal: there is no tensor to compare"
+IMAGES = "needs image tokens; the reference is text only"
+NUMBERS = "needs quantised weights or caches; what comes out depends on the engine's scales"
+PROCESSORS = "needs a logits processor with state; the reference has none"
+UNTRAINED = "what comes out depends on K/V weights of shared layers, which the reference does not have"
+BUFFERS = "what comes out depends on what the buffer was used for in between"
+
+INEXPRESSIBLE: dict[str, Inexpressible] = {
+    "B01": Inexpressible(2, "without a cache, shared layers compute K/V of their own", "transformers", UNTRAINED),
+    "B02": Inexpressible(2, "the same, for embeddings, perplexity and fine-tuning", "mlx-swift-lm, mlx-lm", UNTRAINED),
+    "B05": Inexpressible(2, "K/V weights of shared layers demanded, or refused", "mlx-vlm, mlx-lm, mlx-swift-lm", CRASH),
+    "B21": Inexpressible(3, "a sliding cache cannot be cropped", "transformers", CRASH),
+    "B23": Inexpressible(3, "speculation stands down past the window", "mlx-swift-lm", "rounds are missing, tensors right"),
+    "B27": Inexpressible(3, "a reused prefix cut out of a wrapped ring by length", "mlx-vlm", "no prefixes are kept here"),
+    "B33": Inexpressible(5, "width of the RoPE table taken from head_dim: silent fallback", "omlx", CRASH),
+    "B37": Inexpressible(6, "approximate top-k of experts", "tunix", "another choice at every run"),
+    "B40": Inexpressible(9, "a drafter without owners of K/V is refused", "transformers 5.23.0", CRASH),
+    "B41": Inexpressible(9, "targets without shared layers offer no K/V to a drafter", "transformers 5.23.0", CRASH),
+    "B42": Inexpressible(9, "the drafter's layer types are looked up in an empty list", "vLLM", CRASH),
+    "B49": Inexpressible(10, "accepted drafts behind an EOS are counted", "vLLM", "a printed mean, no tensor"),
+    "B54": Inexpressible(1, "hidden rows sized by the drafter's width", "llama.cpp fork", "reads beyond the row it was given"),
+    "B55": Inexpressible(1, "the hidden row is a pointer into a buffer in use", "ik_llama.cpp", BUFFERS),
+    "B62": Inexpressible(12, "shared FP8 K/V read with scale 1", "vLLM", NUMBERS),
+    "B63": Inexpressible(12, "the target's quantisation settings reach the drafter", "vLLM", NUMBERS),
+    "B64": Inexpressible(12, "a quantised cache read as another dtype", "tpu-inference, llama.cpp", NUMBERS),
+    "B65": Inexpressible(12, "router or per-layer table quantised", "Rapid-MLX, Ollama, mlx-vlm", NUMBERS),
+    "B70": Inexpressible(15, "the per-layer table is asked for image tokens", "coreai-models, MaxText", IMAGES),
+    "B71": Inexpressible(15, "per-layer inputs kept from an earlier call", "tpu-inference", BUFFERS),
+    "B72": Inexpressible(15, "per-layer inputs not cut along with the chunk, image rows embedded anew", "mlx-vlm", IMAGES),
+    "B73": Inexpressible(13, "the target's table is not shared with the drafter", "vLLM", CRASH),
+    "B75": Inexpressible(13, "the drafter runs on the path of another kind", "mlx-vlm, ModelOpt", CRASH),
+    "B76": Inexpressible(13, "no prefix is reused while drafting", "omlx, mlx-vlm", "only time is lost"),
+    "B82": Inexpressible(19, "with padding on the left, pads taken for keys", "mlx-vlm", "the reference pads on the right"),
+    "B83": Inexpressible(19, "NaN from a row of pads alone", "mlxcel", "the reference has no such row"),
+    "B84": Inexpressible(19, "a list where an array is expected", "mlx-vlm", CRASH),
+    "B85": Inexpressible(19, "batches are refused", "transformers", CRASH),
+    "B86": Inexpressible(17, "packed rows of a quantised table gathered", "mlx-swift-lm", NUMBERS),
+    "B87": Inexpressible(17, "training moves the token ordering", "mlx-vlm", "shows in training only"),
+    "B88": Inexpressible(17, "suppressed tokens are drafted", "vLLM", PROCESSORS),
+    "B90": Inexpressible(18, "image tokens ignore the window", "google-deepmind/gemma, transformers", IMAGES),
+    "B92": Inexpressible(20, "penalties count rejected drafts", "mlx-swift-lm", PROCESSORS),
+    "B93": Inexpressible(20, "penalties do not count earlier drafts", "Ollama", PROCESSORS),
+    "B94": Inexpressible(20, "a grammar advances over rejected drafts", "vLLM", PROCESSORS),
+    "B95": Inexpressible(21, "image features scaled like embeddings", "mlx-vlm", IMAGES),
+}  # fmt: skip

@@ -1,0 +1,213 @@
+"""Other ways to the same result: what reviewers, bots and users have taken for bugs, and plain rewritings.
+
+None of these is to be flagged.  The first group are the catalogue's false alarms; the rest are what authors of other engines
+do differently with every right.
+"""
+
+from decoding.oracle.mutants.mutant import Equivalent, Seen
+
+FALSE_ALARMS = (
+    Equivalent(
+        name="softmax-before-top-k",
+        what="Softmax over all tokens, then top-k, then renormalised: algebraically the softmax of the top-k logits.",
+        seen_in=(Seen("mlx-swift-lm", "https://github.com/ml-explore/mlx-swift-lm/pull/228"),),
+        function="decoding.sampling.law",
+        change={
+            "    if 0 < sampling.top_k": "    full = jax.nn.softmax(logits, axis=-1)\n    if 0 < sampling.top_k",
+            "    return jax.nn.softmax(logits, axis=-1)": "    kept = jnp.where(jnp.isneginf(logits), 0, full)\n"
+            "    return kept / kept.sum(axis=-1, keepdims=True)",
+        },
+    ),
+    Equivalent(
+        name="attention-scale-folded-into-the-query",
+        what="Scores are divided by sqrt(head_dim), and queries multiplied by it before: the scale is 1 after all.",
+        seen_in=(Seen("mlc-llm", "https://github.com/mlc-ai/mlc-llm/pull/3485"),),
+        function="gemma4.functional.attend",
+        change={
+            "grouped = rearrange(query,": "grouped = rearrange(query * query.shape[-1] ** 0.5,",
+            "grouped, key).astype(jnp.float32)": "grouped, key).astype(jnp.float32) * query.shape[-1] ** -0.5",
+        },
+    ),
+    Equivalent(
+        name="draft-matched-with-the-targets-sample",
+        what="A draft is accepted if it is the target's own sample, and if not, that very sample is emitted.",
+        seen_in=(
+            Seen("mlx-swift-lm", "https://github.com/ml-explore/mlx-swift-lm/pull/459"),
+            Seen("TensorRT-LLM", "https://github.com/NVIDIA/TensorRT-LLM/pull/15775"),
+        ),
+        function="decoding.accept.decide",
+        change={
+            "accepted = uniforms[:, :-1] * at_draft(draft_probs) < at_draft(target_probs[:, :-1])": "samples = "
+            "choose(target_probs, uniforms)\n    accepted = draft_tokens == samples[:, :-1]",
+            "next_token = choose(residual(at_stop(target_probs), at_stop(proposed)), uniforms[:, -1])": "next_token = "
+            "jnp.take_along_axis(samples, num_accepted[:, None], axis=1)[:, 0]",
+        },
+        same_at=(),
+    ),
+    Equivalent(
+        name="cache-free-pass-through-a-cache",
+        what="Without a cache, a pass makes one of its own: sharing layers read the same K/V either way.",
+        seen_in=(Seen("unsloth", "https://github.com/unslothai/unsloth/pull/6502"),),
+        function="gemma4.model.Gemma4.__call__",
+        change={
+            "        config = self.config\n": "        from gemma4.cache import init_cache\n\n        config = self.config\n"
+            "        cache = cache or init_cache(config, *tokens.shape)\n"
+        },
+    ),
+    Equivalent(
+        name="clusters-filled-just-below",
+        bugs=("B89",),
+        what="Tokens outside the chosen clusters get the lowest chosen logit less 1: the same greedy drafts.  (A law with "
+        "some probability for all tokens, which acceptance has to be told where drafts are sampled.)",
+        seen_in=(
+            Seen("SGLang", "https://github.com/sgl-project/sglang/pull/24436"),
+            Seen("transformers", "https://github.com/huggingface/transformers"),
+        ),
+        function="drafter.clustering.clustered_logits",
+        change={"-jnp.inf": "logits.min() - 1"},
+    ),
+    Equivalent(
+        name="clusters-filled-with-a-large-number",
+        what="Tokens outside the chosen clusters get -1e30: probability 0, as with -inf.",
+        seen_in=(Seen("Ollama", "https://github.com/ollama/ollama"),),
+        function="drafter.clustering.clustered_logits",
+        change={"-jnp.inf": "-1e30"},
+    ),
+    Equivalent(
+        name="drafter-logits-soft-capped",
+        what="A soft cap on the drafter's logits keeps their order, and so every greedy draft.",
+        seen_in=(
+            Seen("vLLM", "https://github.com/vllm-project/vllm"),
+            Seen("keras-hub", "https://github.com/keras-team/keras-hub"),
+        ),
+        function="drafter.model.Drafter.dense_logits",
+        change={
+            "return matmul(normed, self.embed_tokens.weight[...].T).astype(jnp.float32)": "return 30 * jnp.tanh("
+            "matmul(normed, self.embed_tokens.weight[...].T).astype(jnp.float32) / 30)"
+        },
+        same_at=("draft/block/tokens", "draft/block/told"),
+    ),
+    Equivalent(
+        name="products-rounded-otherwise",
+        what="Sums run in another order, as on every other device: noise, not a bug.",
+        seen_in=(Seen("mlx-swift-lm", "https://github.com/ml-explore/mlx-swift-lm/commit/83f3ef6d"),),
+        function="gemma4.layers.matmul",
+        change={
+            "(x.reshape(-1, x.shape[-1]) @ weight)": "(x.reshape(-1, x.shape[-1])[:, ::2] @ weight[::2] "
+            "+ x.reshape(-1, x.shape[-1])[:, 1::2] @ weight[1::2])"
+        },
+    ),
+    Equivalent(
+        name="verified-one-by-one",
+        bugs=("B39",),
+        what="Verify feeds its tokens one at a time: other kernels, other last bits, the same view of every draft.",
+        seen_in=(
+            Seen("Rapid-MLX", "https://github.com/raullenchai/Rapid-MLX/issues/3295"),
+            Seen("llama.cpp", "https://github.com/ggml-org/llama.cpp/issues/25618"),
+        ),
+        function="decoding.verify.verify",
+        change={
+            "hidden, cache = target(block, cache)": "rows = []\n    for place in range(block.shape[1]):\n"
+            "        row, cache = target(block[:, place : place + 1], cache)\n        rows.append(row)\n"
+            "    hidden = jnp.concatenate(rows, axis=1)"
+        },
+    ),
+)
+
+REWRITINGS = (
+    Equivalent(
+        name="router-softmax-over-the-chosen",
+        what="The router takes the softmax over its top-k scores only, which is the renormalised one.",
+        function="gemma4.moe.Router.__call__",
+        change={
+            "probs = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)": "probs = scores.astype(jnp.float32)",
+            "weights = weights / weights.sum(axis=-1, keepdims=True)": "weights = jax.nn.softmax(weights, axis=-1)",
+        },
+    ),
+    Equivalent(
+        name="heads-repeated",
+        what="K/V heads are repeated for their queries instead of queries grouped.",
+        function="gemma4.functional.attend",
+        change={
+            'grouped = rearrange(query, "b t (k g) h -> b k g t h", k=key.shape[1])': (
+                "group = query.shape[2] // key.shape[1]\n"
+                "    key, value = jnp.repeat(key, group, axis=1), jnp.repeat(value, group, axis=1)\n"
+                '    grouped = rearrange(query, "b t k h -> b k 1 t h")'
+            )
+        },
+    ),
+    Equivalent(
+        name="masked-with-minus-infinity",
+        what="Masked scores are -inf instead of the lowest finite number: every query sees at least itself.",
+        function="gemma4.functional.attend",
+        change={"jnp.finfo(jnp.float32).min": "-jnp.inf"},
+    ),
+    Equivalent(
+        name="window-by-distance",
+        what="The window is a bound on the distance: q - k < window.",
+        function="gemma4.functional.visible",
+        change={"(key > query - window)": "(query - key < window)"},
+    ),
+    Equivalent(
+        name="rope-as-complex-numbers",
+        what="Pairs turn as complex numbers.",
+        function="gemma4.functional.rotate",
+        change={
+            "return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)": "turned = "
+            "(first + 1j * second) * (cos + 1j * sin)\n    return jnp.concatenate([turned.real, turned.imag], axis=-1)"
+        },
+    ),
+    Equivalent(
+        name="gelu-by-sigmoid",
+        what="The tanh of GELU written as a sigmoid.",
+        function="gemma4.functional.gelu",
+        change={
+            "jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)": "(x * jax.nn.sigmoid("
+            "2 * (2 / np.pi) ** 0.5 * (x.astype(jnp.float32) + 0.044715 * x.astype(jnp.float32) ** 3))).astype(x.dtype)"
+        },
+    ),
+    Equivalent(
+        name="norm-by-square-root",
+        what="x divided by the square root instead of multiplied by its inverse.",
+        function="gemma4.functional.rms_norm",
+        change={
+            "x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)": "x32 / jnp.sqrt("
+            "jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)"
+        },
+    ),
+    Equivalent(
+        name="chosen-experts-only",
+        what="Only the chosen experts are computed, gathered for each token.",
+        function="gemma4.moe.Experts.__call__",
+        change={
+            'jnp.einsum("btd,efd->btef", x, self.gate_up_proj[...])': 'jnp.einsum("btd,btkfd->btkf", x, '
+            "self.gate_up_proj[...][experts])",
+            'jnp.einsum("btef,edf->bted", gelu(gate) * up, self.down_proj[...])': 'jnp.einsum("btkf,btkdf->btkd", '
+            "gelu(gate) * up, self.down_proj[...][experts])",
+            "one_hot = jax.nn.one_hot(experts, out.shape[2], dtype=weights.dtype)": "pass",
+            'jnp.einsum("btk,btke->bte", weights, one_hot)': "weights",
+        },
+    ),
+    Equivalent(
+        name="ratio-as-a-division",
+        what="Acceptance compares u with p / q.",
+        function="decoding.accept.decide",
+        change={
+            "uniforms[:, :-1] * at_draft(draft_probs) < at_draft(target_probs[:, :-1])": "uniforms[:, :-1] < "
+            "at_draft(target_probs[:, :-1]) / at_draft(draft_probs)"
+        },
+    ),
+    Equivalent(
+        name="residual-renormalised",
+        what="The residual is divided by its sum before the draw.",
+        function="decoding.accept.residual",
+        change={
+            "    return jnp.where(rest.sum(axis=-1, keepdims=True) > 0, rest, target_probs)": (
+                "    total = rest.sum(axis=-1, keepdims=True)\n"
+                "    return jnp.where(total > 0, rest / jnp.where(total > 0, total, 1), target_probs)"
+            )
+        },
+    ),
+)
+
+EQUIVALENT = FALSE_ALARMS + REWRITINGS

@@ -1,0 +1,117 @@
+"""The mixture of experts: what the router and the experts are given, and how their outputs are weighted."""
+
+from decoding.oracle.mutants.mutant import Mutant, Seen
+
+MAXTEXT = Seen("MaxText", "https://github.com/AI-Hypercomputer/maxtext/commit/014fc4985")
+SILU = (
+    Seen("vllm-ascend", "https://github.com/vllm-project/vllm-ascend/commit/eb0ce34e98"),
+    Seen("imp", "https://github.com/kekzl/imp/pull/9"),
+)
+
+MUTANTS = (
+    Mutant(
+        name="router-reads-the-experts-norm",
+        bugs=("B34",),
+        rank=6,
+        shows_at="26B-A4B/forward/layers.0.router_scores",
+        what="The router is given pre_feedforward_layernorm_2 of the residual: normed twice, the wrong experts.",
+        seen_in=(
+            Seen("Automodel", "https://github.com/NVIDIA-NeMo/Automodel/issues/1852"),
+            Seen("tunix", "https://github.com/google/tunix/commit/e31e280e"),
+        ),
+        fix="The router reads the raw residual; it has a norm of its own.",
+        function="gemma4.model.DecoderLayer._mixture",
+        change={"self.router(residual, tap)": "self.router(self.pre_feedforward_layernorm_2(residual), tap)"},
+    ),
+    Mutant(
+        name="branches-share-one-norm",
+        bugs=("B38",),
+        rank=6,
+        shows_at="26B-A4B/forward/layers.0.experts",
+        what="The experts read the dense MLP's pre_feedforward_layernorm.",
+        seen_in=(Seen("Megatron-Bridge", "https://github.com/NVIDIA-NeMo/Megatron-Bridge/pull/4683"),),
+        fix="pre_feedforward_layernorm for the MLP, pre_feedforward_layernorm_2 for the experts, none for the router.",
+        function="gemma4.model.DecoderLayer._mixture",
+        change={"self.experts(self.pre_feedforward_layernorm_2(": "self.experts(self.pre_feedforward_layernorm("},
+    ),
+    Mutant(
+        name="expert-scale-missing",
+        bugs=("B35",),
+        rank=6,
+        shows_at="26B-A4B/forward/layers.0.router_weights",
+        what="per_expert_scale is not applied.",
+        seen_in=(MAXTEXT, Seen("mobius", "https://github.com/onnxruntime/mobius/pull/546")),
+        fix="Multiply each chosen weight by its expert's scale, after renormalising, once.",
+        function="gemma4.moe.Router.__call__",
+        change={"weights * self.per_expert_scale[...].astype(jnp.float32)[experts]": "weights"},
+    ),
+    Mutant(
+        name="expert-scale-twice",
+        bugs=("B35",),
+        rank=6,
+        shows_at="26B-A4B/forward/layers.0.router_weights",
+        what="per_expert_scale is applied to the weights and folded into the experts.",
+        seen_in=(MAXTEXT,),
+        fix="Multiply each chosen weight by its expert's scale, after renormalising, once.",
+        function="gemma4.moe.Router.__call__",
+        change={"astype(jnp.float32)[experts]": "astype(jnp.float32)[experts] ** 2"},
+    ),
+    Mutant(
+        name="experts-use-silu",
+        bugs=("B36",),
+        rank=6,
+        shows_at="26B-A4B/forward/layers.0.experts",
+        what="Experts gate with SiLU, which a fused kernel had built in.",
+        seen_in=SILU,
+        fix="gelu_pytorch_tanh in experts as in the dense MLP.",
+        function="gemma4.moe.Experts.__call__",
+        change={"gelu(gate) * up": "jax.nn.silu(gate) * up"},
+    ),
+    Mutant(
+        name="router-weights-not-renormalised",
+        rank=6,
+        shows_at="26B-A4B/forward/layers.0.router_weights",
+        what="The chosen experts keep their shares of the softmax over all experts.  The norm behind them hides it.",
+        fix="Renormalise the top k to sum 1.",
+        function="gemma4.moe.Router.__call__",
+        change={"weights = weights / weights.sum(axis=-1, keepdims=True)": "pass"},
+    ),
+    Mutant(
+        name="router-scale-missing",
+        rank=6,
+        shows_at="26B-A4B/forward/layers.0.router_scores",
+        what="The router's input is not divided by sqrt(d).",
+        fix="norm(residual) * scale / sqrt(d).",
+        function="gemma4.moe.Router.__call__",
+        change={"residual.shape[-1] ** -0.5": "1.0"},
+    ),
+    Mutant(
+        name="gate-and-up-of-experts-swapped",
+        rank=6,
+        shows_at="26B-A4B/forward/layers.0.experts",
+        what="The stacked gate_up_proj is split the other way round.",
+        fix="Gate rows come first, then up.",
+        function="gemma4.moe.Experts.__call__",
+        change={"gate, up = ": "up, gate = "},
+    ),
+    Mutant(
+        name="double-width-ignored",
+        bugs=("B38",),
+        rank=6,
+        shows_at="E2B/forward/layers.3.mlp",
+        what="The shared tail's double-wide MLP is built at the plain width: half of its weights are lost.",
+        seen_in=(Seen("Megatron-Bridge", "https://github.com/NVIDIA-NeMo/Megatron-Bridge/pull/4683"),),
+        fix="use_double_wide_mlp doubles intermediate_size in layers that share K/V.",
+        function="gemma4.model.Gemma4.__call__",
+        change={
+            "for i, layer in enumerate(self.layers):\n": """\
+for i, layer in enumerate(self.layers):
+            if config.mlp_width(i) > config.intermediate_size:
+                from gemma4.storage import with_params
+
+                cut = layer.mlp.down_proj.weight[...].at[config.intermediate_size :].set(0)
+                layer = with_params(layer, {"mlp.down_proj.weight": cut})
+"""
+        },
+    ),
+)

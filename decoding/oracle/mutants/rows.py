@@ -1,0 +1,37 @@
+"""Batches whose rows have come to different lengths."""
+
+from decoding.oracle.mutants.mutant import Mutant, Seen
+
+UNEVEN = (
+    Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/issues/1144"),
+    Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/commit/a9a9e4be"),
+)
+
+MUTANTS = (
+    Mutant(
+        name="rows-share-one-position",
+        bugs=("B81",),
+        rank=19,
+        shows_at="E2B/share/sliding_attention.key",
+        what="All rows of a batch are written and turned at the longest row's position.",
+        seen_in=UNEVEN,
+        fix="Every row has its own length.",
+        function="gemma4.model.Gemma4._place",
+        change={"start = cache.length if cache": "start = jnp.full_like(cache.length, cache.length.max()) if cache"},
+    ),
+    Mutant(
+        name="drafter-rows-share-one-length",
+        bugs=("B81",),
+        rank=19,
+        shows_at="E2B/draft/step0/layers.0.query",
+        visibility="acceptance",
+        what="All rows of a batch are drafted from the longest row's length.",
+        seen_in=UNEVEN,
+        fix="Every row has its own length.",
+        function="drafter.model.step",
+        change={
+            "    rows = {kind: slot": "    shared = shared._replace(length=jnp.full_like(shared.length, "
+            "shared.length.max()))\n    rows = {kind: slot"
+        },
+    ),
+)

@@ -1,0 +1,252 @@
+"""Every named tensor of one case, stage by stage, from any engine.
+
+A name is `stage/what`; the first part is the stage, the rest is a tap of the reference (`layers.3.query`) with, where there are
+several steps or rounds, `step0/` or `round2/` before it.  A stage starts from given inputs (`cases.py`), so a mistake in one
+stage does not spread over the others; `rollback` and `rounds` chain on purpose.
+"""
+
+import tempfile
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import numpy as np
+
+from decoding.oracle.adapter import Engine, Load, SharedRows, Tensors
+from decoding.oracle.adapters import ours
+from decoding.oracle.cases import (
+    CASES,
+    CHUNK,
+    EOS,
+    GAMMA,
+    LENGTHS,
+    LONGEST,
+    MAX_NEW_TOKENS,
+    ROUNDS,
+    ROWS,
+    SETTINGS,
+    Case,
+    Inputs,
+)
+from decoding.oracle.tiny import TINY, WINDOW
+from gemma4.config import SLIDING
+
+
+def record(
+    case: Case, stages: Collection[str] | None = None, *, load: Load | None = None, directory: Path | None = None
+) -> dict[str, np.ndarray]:
+    """What an engine computes in the given stages (all unless given), by name.
+
+    load:      the adapter's entry (`adapter.Load`); without one, the reference, whose models are built in memory.
+    directory: where `Case.write` wrote the checkpoints; a temporary one unless given.
+    """
+    stages = [name for name in STAGES if stages is None or name in stages]
+    with tempfile.TemporaryDirectory() as scratch:
+        if directory is None and (load is not None or "load" in stages):
+            directory = Path(scratch)
+            case.write(directory)
+        this = recorder(case.name, load=load, directory=directory)
+        return {name: value for stage in stages for name, value in this.stage(stage).items()}
+
+
+def recorder(case_name: str, *, load: Load | None, directory: Path | None) -> "Recorder":
+    """A recorder of one case: of the engine that `load` opens, or of the reference with its models in memory."""
+    case, load_any = CASES[case_name], load or ours.load
+    open_engine = lambda target="target": load_any(directory / target, directory / "drafter", case.convention)
+    engine = ours.Ours(case.target(), case.drafter()) if load is None else open_engine()
+    return Recorder(case, engine, open_engine, case.inputs())
+
+
+class Recorder:
+    """One engine on one case.  A method for each stage."""
+
+    def __init__(self, case: Case, engine: Engine, open_engine: Callable[..., Engine], inputs: Inputs):
+        self.case, self.engine, self.open_engine, self.inputs = case, engine, open_engine, inputs
+        self.config = TINY[case.layout]
+
+    def stage(self, name: str) -> dict[str, np.ndarray]:
+        """The tensors of one stage, `stage/what`."""
+        return {f"{name}/{what}": np.asarray(value) for what, value in STAGES[name](self).items()}
+
+    def given(self, stage: str) -> Inputs:
+        return {
+            name.removeprefix(f"{stage}/"): value for name, value in self.inputs.items() if name.startswith(f"{stage}/")
+        }
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """Rows of w - 1, w, w + 1 and 2w + 3 tokens."""
+        given = self.given("forward")
+        return [row[:length].tolist() for row, length in zip(given["tokens"], given["lengths"], strict=True)]
+
+    # -- the target --------------------------------------------------------------------------------------------------------
+
+    def load(self) -> Tensors:
+        """The checkpoint through the engine's own loader, also with K/V weights that no layer uses."""
+        tokens, given = self.given("forward")["tokens"], self.given("draft")
+        engine = self.open_engine()
+        shared = engine.shared_from(shared_rows(given))
+        step = engine.draft_step(shared, given["token"][:, 0], given["hidden"][:, 0])
+        out = {"logits": engine.forward(tokens)["logits"], "draft_logits": step["logits"]}
+        if self.config.num_kv_shared_layers:
+            out["unused_kv.logits"] = self.open_engine("target_with_unused_kv").forward(tokens)["logits"]
+        return out
+
+    def rope(self) -> Tensors:
+        """Where RoPE takes each basis vector, at positions near and far: `near` [position, vector, head_dim], `far`."""
+        positions = self.given("rope")["positions"]
+        near = positions < 1000
+        out = {}
+        for kind in self.config.donors:
+            head_dim = self.config.rope(kind)[0]
+            basis = np.broadcast_to(np.eye(head_dim, dtype=np.float32), (len(positions), head_dim, head_dim))
+            turned = self.engine.rotated(kind, basis, positions)
+            out |= {f"{kind}.near": turned[near], f"{kind}.far": turned[~near]}
+        return out
+
+    def forward(self) -> Tensors:
+        """No cache, whole rows."""
+        return self.engine.forward(self.given("forward")["tokens"])
+
+    def prefill(self) -> Tensors:
+        """Ragged rows into a cache, in one pass."""
+        return padded(self.engine.prefill(self.prompts, LONGEST, CHUNK)[0])
+
+    def chunked(self) -> Tensors:
+        """The same in chunks of gamma + 1."""
+        return padded(self.engine.prefill(self.prompts, CHUNK, CHUNK)[0])
+
+    def stepwise(self) -> Tensors:
+        """The same, one token at a time."""
+        return padded(self.engine.prefill(self.prompts, 1, CHUNK)[0])
+
+    # -- the drafter -------------------------------------------------------------------------------------------------------
+
+    def share(self) -> Tensors:
+        """The donors' K/V by position, as far as a window goes; zeros elsewhere."""
+        _, cache = self.engine.prefill(self.prompts, CHUNK, CHUNK)
+        return visible_rows(self.engine.shared_rows(self.engine.share(cache)))
+
+    def draft(self) -> Tensors:
+        """Every step from its given token and hidden row; then a block of the engine's own, each step fed by the last."""
+        given = self.given("draft")
+        shared = self.engine.shared_from(shared_rows(given))
+        out = {}
+        for step in range(GAMMA):
+            taps = self.engine.draft_step(shared, given["token"][:, step], given["hidden"][:, step])
+            out |= {f"step{step}/{name}": value for name, value in taps.items()}
+        block = self.engine.draft(shared, given["token"][:, 0], given["hidden"][:, 0], GAMMA)
+        return out | {"block/tokens": block.tokens, "block/told": block.told}
+
+    # -- one round's stages ------------------------------------------------------------------------------------------------
+
+    def verify(self) -> Tensors:
+        """gamma + 1 tokens after ragged rows."""
+        given = self.given("verify")
+        _, cache = self.engine.prefill(self.prompts, CHUNK, CHUNK)
+        return self.engine.verify(cache, given["token"], given["drafts"])[0]
+
+    def law(self) -> Tensors:
+        """The target's law under each setting; and the laws that drafts are drawn from, in truth and by what is told."""
+        logits, out = self.given("law")["logits"], {}
+        for name, sampling in SETTINGS.items():
+            drawn, told = self.engine.draft_laws(logits, sampling)
+            out |= {name: self.engine.law(logits, sampling), f"{name}.drawn": drawn, f"{name}.told": told}
+        return out
+
+    def accept(self) -> Tensors:
+        """Sampled drafts, greedy drafts (a one-hot law) under a sampled target, and a greedy target."""
+        given = self.given("accept")
+        certain = np.float32(np.eye(given["draft_probs"].shape[-1])[given["greedy_drafts"]])
+        sampled = self.engine.accept(given["target_probs"], given["drafts"], given["draft_probs"], given["uniforms"])
+        one_hot = self.engine.accept(given["target_probs"], given["greedy_drafts"], certain, given["uniforms"])
+        greedy = self.engine.accept_greedy(given["logits"], given["greedy_drafts"])
+        decisions = {"sampled": sampled, "one_hot": one_hot, "greedy": greedy}
+        return {f"{kind}.{name}": value for kind, it in decisions.items() for name, value in it._asdict().items()}
+
+    def emit(self) -> Tensors:
+        """How a run of tokens ends: EOS within it, the end of the budget."""
+        given = self.given("emit")
+        num_emitted, done = self.engine.emitted(given["tokens"], given["num_tokens"], given["room"], (EOS,))
+        return {"num_emitted": num_emitted, "done": np.asarray(done, np.int32)}
+
+    def rollback(self) -> Tensors:
+        """Rounds of given blocks and counts: verify, keep some, share, and one draft step from the row that was kept last."""
+        given = self.given("rollback")
+        _, cache = self.engine.prefill(self.prompts, CHUNK, CHUNK)
+        out = {}
+        for round in range(ROUNDS):
+            block, kept = given["blocks"][round], given["kept"][round]
+            taps, cache = self.engine.verify(cache, block[:, 0], block[:, 1:])
+            cache = self.engine.rollback(cache, kept)
+            shared = self.engine.share(cache)
+            hidden = taps["hidden"][np.arange(ROWS), kept - 1]
+            step = self.engine.draft_step(shared, given["blocks"][round + 1][:, 0], hidden)
+            out |= {f"round{round}/logits": taps["logits"], f"round{round}/hidden": taps["hidden"]}
+            out |= {f"round{round}/draft.{name}": step[name] for name in ("logits", "post_projection")}
+        block = given["blocks"][ROUNDS]
+        taps, _ = self.engine.verify(cache, block[:, 0], block[:, 1:])
+        return out | {"next_logits": taps["logits"]}
+
+    def rounds(self) -> Tensors:
+        """The engine's own loop, greedy, drafts by script, to the end: one row ends with an EOS, the other with its budget."""
+        given = self.given("rounds")
+        prompts = [row[:length].tolist() for row, length in zip(given["prompts"], given["lengths"], strict=True)]
+        rounds = self.engine.rounds(prompts, given["script"], GAMMA, MAX_NEW_TOKENS, (int(given["eos"][0]),))
+        room = np.full(len(prompts), MAX_NEW_TOKENS - 1)  # the prefill emitted one
+        out = {}
+        for i, it in enumerate(rounds):
+            out |= {f"round{i}/{name}": value for name, value in without_the_meaningless(it, room).items()}
+            room = np.where(it["num_emitted"] > 0, room - it["num_emitted"], room)
+        return out
+
+
+STAGES: dict[str, Callable[[Recorder], Tensors]] = {
+    name: getattr(Recorder, name)
+    for name in (
+        "load", "rope", "forward", "prefill", "chunked", "stepwise", "share", "draft", "verify", "law", "accept", "emit",
+        "rollback", "rounds",
+    )
+}  # fmt: skip
+# What the drafter's convention changes; all else is the same in both cases of a layout.
+OF_THE_CONVENTION = ("load", "draft", "rollback", "rounds")
+
+
+def without_the_meaningless(round: Tensors, room: np.ndarray) -> Tensors:
+    """-1 for tokens after the emitted ones and for drafts that no budget had room for; zeros for the hidden of ended rows."""
+    num_emitted, drafts = np.asarray(round["num_emitted"]), round["own_drafts"]
+    is_live = (num_emitted > 0)[:, None]
+    emitted = np.arange(round["tokens"].shape[1]) < num_emitted[:, None]
+    has_room = np.arange(drafts.shape[1]) < room[:, None] - 1
+    return {
+        "own_drafts": np.where(has_room & is_live, drafts, -1),
+        "tokens": np.where(emitted, round["tokens"], -1),
+        "num_emitted": num_emitted,
+        "hidden": np.where(is_live, round["hidden"], 0),
+        "length": round["length"],
+    }
+
+
+def padded(rows: list[Tensors]) -> Tensors:
+    """[row, longest, ...] of each name; zeros past a row's length."""
+    out = {}
+    for name, first in rows[0].items():
+        out[name] = np.zeros((len(rows), max(LENGTHS), *first.shape[1:]), first.dtype)
+        for row, taps in enumerate(rows):
+            out[name][row, : len(taps[name])] = taps[name]
+    return out
+
+
+def shared_rows(given: Inputs) -> SharedRows:
+    rows = {name: value for name, value in given.items() if name.endswith((".key", ".value"))}
+    return SharedRows(rows, given["lengths"])
+
+
+def visible_rows(shared: SharedRows) -> Tensors:
+    """The rows that lie within the length and, in a sliding layer, the window; zeros elsewhere."""
+    out = {}
+    for name, rows in shared.rows.items():
+        positions, lengths = np.arange(rows.shape[2]), np.asarray(shared.lengths)[:, None]
+        first = lengths - WINDOW if name.startswith(SLIDING) else 0
+        seen = (positions < lengths) & (positions >= first)
+        out[name] = np.where(seen[:, None, :, None], rows, 0)
+    return out | {"length": np.asarray(shared.lengths, np.int32)}

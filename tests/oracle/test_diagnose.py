@@ -1,0 +1,128 @@
+"""Given wrong tensors and nothing else, the oracle names the bug, or says that it knows none."""
+
+import numpy as np
+import pytest
+
+from decoding.oracle import diagnose as module
+from decoding.oracle.compare import BEYOND_MEASURE
+from decoding.oracle.confusion import WITNESSES, confusion, dump_of, noisy
+from decoding.oracle.diagnose import diagnose, reference, under
+from decoding.oracle.mutants import EQUIVALENT, MUTANTS
+from decoding.oracle.mutants.mutant import Variant
+from decoding.oracle.mutants_page import Verdicts, in_full, print_mutants, verdicts_of
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+# From one stage each; `gemma4-mtp oracle mutants --confusion` does it for all, and tutorials/oracle_mutants.md holds the table.
+SAMPLE = {
+    "rope-turns-every-pair": ("E2B", "rope"),
+    "shared-layer-reads-its-own-empty-cache": ("E2B", "forward"),
+    "double-width-ignored": ("E2B", "forward"),
+    "router-reads-the-experts-norm": ("26B-A4B", "forward"),
+    "value-is-turned": ("26B-A4B", "forward"),
+    "token-ordering-ignored": ("E2B", "draft"),
+    "draft-drawn-in-bfloat16": ("E2B", "law"),
+    "residual-by-softmax": ("E2B", "accept"),
+    "length-tested-before-eos": ("E2B", "emit"),
+}
+
+
+def of_stage(case: str, stage: str, variant: Variant | None = None) -> dict[str, np.ndarray]:
+    """With a little noise, as another engine has it."""
+    rng = np.random.default_rng(0)
+    tensors = under(variant, case, stage) if variant else reference(case, stage).tensors
+    return {name: noisy(name, value, rng) for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_bug_is_named_from_its_tensors(name):
+    found = diagnose(of_stage(*SAMPLE[name], MUTANTS[name]))
+    [(mutant, evidence)] = found.matches
+    assert mutant is MUTANTS[name]
+    assert found.reference.error > 10 and evidence.error < 0.5
+
+
+def test_the_table_is_made_this_way():
+    """Of a bug in the order of tests for the end, which nearly all stages know nothing of."""
+    mutant = MUTANTS["length-tested-before-eos"]
+    assert {name.split("/")[0] for name in dump_of(mutant)} == set(WITNESSES)
+    [outcome] = confusion([mutant])
+    assert verdicts_of(outcome) == Verdicts("named", "named")
+    nothing = outcome._replace(diagnosis=diagnose(of_stage("E2B", "emit")))
+    assert verdicts_of(nothing) == Verdicts("unseen", "named")
+
+
+def test_the_reference_has_no_bug():
+    found = diagnose(of_stage("E2B", "forward", EQUIVALENT["products-rounded-otherwise"]))
+    assert not found.matches and not found.partial and not found.reference.off
+    assert str(found).startswith("no difference: all ")
+
+
+def test_a_bug_that_nobody_knows_matches_nothing():
+    theirs = of_stage("E2B", "forward")
+    for name, value in theirs.items():
+        if name.endswith((".query", ".attention", "logits")):
+            theirs[name] = value * np.float32(1.01)
+    found = diagnose(theirs)
+    assert not found.matches and not found.partial and "no known bug matches" in str(found)
+
+
+def test_of_two_bugs_the_first_is_named():
+    """The tensors follow one mutant at first, and leave it where the second mistake comes in."""
+    first, second = MUTANTS["norm-after-rope"], MUTANTS["layer-scalar-dropped"]
+    with first.apply(), second.apply():
+        theirs = module.computed("E2B", "forward")
+    found = diagnose(theirs)
+    assert not found.matches
+    assert [mutant for mutant, _ in found.partial] == [first]
+    assert found.partial[0][1].first == "E2B/forward/layers.0.output"
+
+
+def test_a_single_tensor_may_be_enough():
+    mutant = MUTANTS["softcap-missing"]
+    name = "E2B/forward/logits"
+    found = diagnose({name: under(mutant, "E2B", "forward")[name]})
+    assert [mutant for mutant, _ in found.matches] == [mutant]
+
+
+def test_what_the_tensors_cannot_tell_apart_is_named_together():
+    """Of the drafter's queries alone: is only the position one too early, or the window another one, too?"""
+    name = "E2B/draft/step0/layers.0.query"
+    found = diagnose({name: under(MUTANTS["the-other-convention"], "E2B", "draft")[name]})
+    assert {mutant.name for mutant, _ in found.matches} == {"the-other-convention", "drafter-position-one-early"}
+
+
+def test_nan_and_a_wrong_shape_are_differences_not_accidents():
+    theirs = of_stage("E2B", "rope")
+    name = next(iter(theirs))
+    for wrong in (np.full_like(theirs[name], np.nan), theirs[name][:1]):
+        found = diagnose(theirs | {name: wrong})
+        assert found.reference.off == 1 and found.reference.error == BEYOND_MEASURE and not found.matches
+
+
+def test_a_mutant_that_crashes_here_is_no_match_and_no_accident():
+    crashing = type(MUTANTS["softcap-missing"])(
+        **{**vars(MUTANTS["softcap-missing"]), "name": "crash", "change": {"matmul(hidden,": "matmul(hidden[..., 1:],"}}
+    )
+    assert under(crashing, "E2B", "forward") == {}
+
+
+def test_the_report_says_what_a_reader_needs(capsys):
+    mutant = MUTANTS["rope-turns-every-pair"]
+    text = str(diagnose(of_stage("E2B", "rope", mutant)))
+    for part in (
+        "matches rope-turns-every-pair (B31)",
+        mutant.what,
+        mutant.fix,
+        "mlx-lm https://",
+        "all 4 tensors agree",
+    ):
+        assert part in text
+    print_mutants(["rope-turns-every-pair"])
+    assert "-     turning = int(rotary_factor * head_dim // 2)" in capsys.readouterr().out
+    print_mutants()
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in (*MUTANTS, *EQUIVALENT))
+    assert in_full("heads-repeated").startswith("heads-repeated, not a bug")
+    with pytest.raises(ValueError, match="no mutant is called nonsense"):
+        print_mutants(["nonsense"])

@@ -1,0 +1,204 @@
+"""Live checks: our own adapter agrees, wrong engines are shown where they are wrong, unfit adapters are refused."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+
+import gemma4
+from decoding import cli
+from decoding.oracle import golden, live
+from decoding.oracle.adapter import FUNCTIONS, DraftBlock, Engine
+from decoding.oracle.adapters import ours
+from decoding.oracle.compare import Report, Status
+from decoding.oracle.errors import OracleError
+from decoding.oracle.law_check import SETTINGS, TOLERANCE, distances
+from tests.oracle.conftest import CASE, STAGES
+
+QUICK = ("forward", "draft", "emit")
+
+
+@pytest.fixture(scope="module")
+def dump(dump_dir) -> golden.Dump:
+    return golden.read_dump(dump_dir)
+
+
+@pytest.fixture
+def check(dump, monkeypatch):
+    """The report on an adapter whose engine is of `kind`; or whose `load` is `kind`."""
+
+    def check(kind=ours.Ours, stages=QUICK, **settings) -> Report:
+        module = types.ModuleType("an_adapter")
+        module.load = lambda *args: from_ours(kind, ours.load(*args)) if isinstance(kind, type) else kind(*args)
+        monkeypatch.setitem(sys.modules, "an_adapter", module)
+        monkeypatch.setattr(live, "distances", lambda engine: {})
+        return live.check_adapter(dump, "an_adapter:load", stages=stages, **settings)
+
+    return check
+
+
+def from_ours(kind: type[ours.Ours], engine: ours.Ours) -> ours.Ours:
+    return kind(engine.target, engine.drafter)
+
+
+def differing(report: Report) -> list[str]:
+    return [result.name for result in report.results if result.status is Status.DIFFERS]
+
+
+def test_ours_is_an_engine():
+    assert all(callable(getattr(ours.Ours, name)) for name in FUNCTIONS) and issubclass(ours.Ours, Engine)
+
+
+def test_ours_agrees(dump):
+    seen = []
+    report = live.check_adapter(dump, "decoding.oracle.adapters.ours:load", on_stage=seen.append)
+    assert report.agrees and not report.notes
+    assert seen == [*(f"{CASE}/{stage}" for stage in STAGES), live.LAW]
+    assert {result.name for result in report.results if result.case == "acceptance"} == {
+        f"{live.LAW}/{setting}" for setting in SETTINGS
+    }
+    worst = max(result.units for result in report.results if result.units is not None)
+    assert worst <= 0.5, "the law is off by the grid alone, all else by nothing"
+
+
+# -- wrong engines: the stage that is wrong is shown, and no other -------------------------------------------------------
+
+
+class DoubleHidden(ours.Ours):
+    def draft_step(self, shared, token, hidden):
+        return super().draft_step(shared, token, 2 * hidden)
+
+
+class ToldSoftmax(ours.Ours):
+    def draft(self, *args):
+        block = super().draft(*args)
+        return DraftBlock(block.tokens, np.full_like(block.told, 1 / block.told.shape[-1]))
+
+
+class LateEnd(ours.Ours):
+    def emitted(self, tokens, num_tokens, room, eos_ids):
+        return super().emitted(tokens, num_tokens, room, ())
+
+
+class NoCap(ours.Ours):
+    def forward(self, tokens):
+        out = super().forward(tokens)
+        return out | {"logits": np.arctanh(out["logits"] / 30) * 30}
+
+
+@pytest.mark.parametrize(
+    "kind, first, stages",
+    [
+        (DoubleHidden, "draft/step0/pre_projection", {"draft"}),
+        (ToldSoftmax, "draft/block/told", {"draft"}),
+        (LateEnd, "emit/num_emitted", {"emit"}),
+        (NoCap, "forward/logits", {"forward"}),
+    ],
+)
+def test_a_wrong_engine_is_shown_where_it_is_wrong(check, kind, first, stages):
+    report = check(kind)
+    assert not report.agrees and {name.split("/")[1] for name in differing(report)} == stages
+    assert report.first_divergence(CASE).name == f"{CASE}/{first}"
+
+
+def test_the_law_of_an_engine_that_tells_another_law_than_it_draws_from(dump):
+    """Greedy drafts told as softmax of their logits, as in transformers 5.22.2 and KerasHub 0.32: sampled text is biased."""
+
+    class Greedy(ours.Ours):
+        def draft_laws(self, logits, settings):
+            certain = np.eye(logits.shape[-1], dtype=np.float32)[logits.argmax(axis=-1)]
+            return certain, self.law(logits, settings._replace(temperature=settings.temperature or 1.0))
+
+    engine = ours.load(dump.directory / CASE / "target", dump.directory / CASE / "drafter", "transformers")
+    found = distances(Greedy(engine.target, engine.drafter), drafters=("unrelated",))
+    assert found["plain"] > 0.01 and found["greedy drafts"] > 0.01
+    assert found["both greedy"] <= TOLERANCE, "greedy text does not depend on it"
+
+
+# -- what an adapter may leave out ---------------------------------------------------------------------------------------
+
+
+class NoEmission(ours.Ours):
+    def emitted(self, *args):
+        raise NotImplementedError("the loop is elsewhere")
+
+
+def test_a_function_that_is_not_offered_counts_as_missing_unless_it_was_not_asked_for(check):
+    report = check(NoEmission)
+    assert report.notes == (f"{CASE}/emit: not offered (the loop is elsewhere)",)
+    assert not report.agrees and [r.name for r in report.results if r.status is Status.MISSING] == [
+        f"{CASE}/emit/num_emitted",
+        f"{CASE}/emit/done",
+    ]
+    assert check(NoEmission, stages=("forward",)).agrees
+
+
+def test_a_convention_that_is_refused_is_noted(check):
+    def load(*args):
+        raise NotImplementedError("another convention")
+
+    with pytest.raises(OracleError, match="offers nothing.*another convention"):
+        check(load)
+
+
+# -- unfit adapters: one error -------------------------------------------------------------------------------------------
+
+
+class Raises(ours.Ours):
+    def forward(self, tokens):
+        raise KeyError("lm_head")
+
+
+class WrongShape(ours.Ours):
+    def forward(self, tokens):
+        return {"logits": super().forward(tokens)["logits"][0], "hidden": super().forward(tokens)["hidden"]}
+
+
+class NotANumber(ours.Ours):
+    def forward(self, tokens):
+        return {name: value * np.float32(np.nan) for name, value in super().forward(tokens).items()}
+
+
+class OtherName(ours.Ours):
+    def forward(self, tokens):
+        return {"logitz": super().forward(tokens)["logits"]}
+
+
+def lacks_two(*args):
+    engine = types.SimpleNamespace(**{name: None for name in FUNCTIONS})
+    for name in set(FUNCTIONS) - {"share", "accept"}:
+        setattr(engine, name, lambda *args: None)
+    return engine
+
+
+def cannot_open(*args):
+    raise gemma4.CheckpointError("no weights here")
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        (Raises, r"12B, stage forward failed at .*test_live.py:\d+ \(KeyError: 'lm_head'\)"),
+        (WrongShape, r"12B/forward/logits has shape \[19, 64\], expected \[4, 19, 64\]"),
+        (NotANumber, "is NaN at"),
+        (OtherName, "no tensor 12B/forward/logitz in the dump.*nearest: 12B/forward/logits"),
+        (lacks_two, "lacks share, accept"),
+        (cannot_open, "load failed at .*no weights here"),
+    ],
+)
+def test_an_unfit_adapter_is_refused(check, kind, message):
+    with pytest.raises(OracleError, match=message):
+        check(kind)
+
+
+def test_the_command_runs_an_adapter_from_the_working_directory(dump_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "keep_compiled_code", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    source = "from decoding.oracle.adapters.ours import load\ndef broken(*args): raise OSError('disk')\n"
+    (tmp_path / "mine_for_the_oracle.py").write_text(source)
+    arguments = ["oracle", "check", str(dump_dir), "--stage", "rope", "--stage", "emit", "--adapter"]
+    assert cli.main([*arguments, "mine_for_the_oracle:load"]) == 0
+    assert "agrees: " in capsys.readouterr().out
+    assert cli.main([*arguments, "mine_for_the_oracle:broken"]) == 2
+    assert "disk" in capsys.readouterr().err

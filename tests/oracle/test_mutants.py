@@ -1,0 +1,137 @@
+"""Mutants are what they say: one change in one function, seen by the suite, and told from what merely looks wrong."""
+
+import fnmatch
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from decoding.oracle.adapters.ours import Ours
+from decoding.oracle.cases import CASES
+from decoding.oracle.confusion import WITNESSES
+from decoding.oracle.diagnose import CHEAP, error, place_of, reference, under
+from decoding.oracle.mutants import CLASSES, EQUIVALENT, INEXPRESSIBLE, MUTANTS, NOT_IN_TEXT
+from decoding.oracle.mutants.mutant import locate, source_of
+from decoding.oracle.mutants_page import page, verdicts_on
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+PAGE = Path(__file__).parents[2] / "tutorials" / "oracle_mutants.md"
+VARIANTS = {**MUTANTS, **EQUIVALENT}
+
+
+def test_the_catalogue_is_covered():
+    """Every bug has a mutant or a reason why not; every class that text can show has a mutant."""
+    expressed = {bug for variant in VARIANTS.values() for bug in variant.bugs}
+    assert expressed | INEXPRESSIBLE.keys() == {f"B{number:02}" for number in range(1, 98)}
+    assert not expressed & INEXPRESSIBLE.keys()
+    assert {mutant.rank for mutant in MUTANTS.values()} == CLASSES.keys() - NOT_IN_TEXT.keys()
+    assert len(MUTANTS) >= 60 and len(VARIANTS) == len(MUTANTS) + len(EQUIVALENT)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_changes_its_function(name):
+    """The text to change stands in the reference, once, and what comes out is Python."""
+    variant = VARIANTS[name]
+    variant.compiled()
+    assert variant.source() != source_of(variant.function)
+    assert "+" in {line[0] for line in variant.diff().splitlines()} <= {"-", "+"}
+    for bug in variant.bugs:
+        assert variant.seen_in, f"{name}: {bug} has been seen somewhere"
+
+
+def test_a_change_that_does_not_fit_is_refused():
+    mutant = MUTANTS["norm-weight-plus-one"]
+    for old in ("no such text", "x32"):
+        with pytest.raises(ValueError, match="norm-weight-plus-one: gemma4.functional.rms_norm has . times, not once"):
+            type(mutant)(**{**vars(mutant), "change": {old: "y"}}).source()
+
+
+@pytest.mark.parametrize(
+    "name, places",
+    {
+        "norm-weight-plus-one": ("gemma4.functional.rms_norm", "gemma4.layers.rms_norm", "gemma4.moe.rms_norm"),
+        "value-not-normed": ("gemma4.layers.Attention._key_value",),
+        "donor-is-the-first-owner": ("gemma4.config.Config.donors",),
+        "no-rollback": ("gemma4.rollback", "gemma4.cache.rollback"),
+        "first-hidden-of-row-zero": ("decoding.prefill._read_chunk",),
+    }.items(),
+)
+def test_a_mutant_is_in_force_within_its_block_only(name, places):
+    """Under every name that the function has been imported by."""
+    now = lambda: [vars(owner)[attribute] for owner, attribute in map(locate, places)]
+    before = now()
+    with MUTANTS[name].apply():
+        assert all(new is not old for new, old in zip(now(), before, strict=True))
+        assert len(set(map(id, now()))) == 1
+    assert all(new is old for new, old in zip(now(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_every_mutant_is_killed(name):
+    """Where it says: the first tensor of that stage to differ; and by ten tolerances, there or behind it in the stage."""
+    mutant = MUTANTS[name]
+    place = place_of(mutant.shows_at)
+    right, wrong = reference(*place).tensors, under(mutant, *place)
+    off = {tensor: error(tensor, wrong[tensor], right[tensor]) for tensor in right if tensor in wrong}
+    assert next(tensor for tensor, units in off.items() if units > 1) == mutant.shows_at
+    assert max(off.values()) >= 10
+
+
+@pytest.mark.parametrize("name", [name for name, variant in EQUIVALENT.items() if variant.same_at])
+def test_no_equivalent_variant_is_flagged(name):
+    """Though it takes part: in the first case where it does, the tensors of all stages agree."""
+    variant = EQUIVALENT[name]
+    stages = ["verify"] if variant.function.startswith("decoding.verify") else [it for it in CHEAP if it != "chunked"]
+    is_meant = lambda tensor: any(fnmatch.fnmatch(tensor.split("/", 1)[1], at) for at in variant.same_at)
+    for case in WITNESSES:
+        places = [(case, stage) for stage in stages if variant.function in reference(case, stage).called]
+        compared = [
+            error(tensor, under(variant, *place)[tensor], right)
+            for place in places
+            for tensor, right in reference(*place).tensors.items()
+            if is_meant(tensor)
+        ]
+        if compared:
+            assert max(compared) <= 1
+            return
+    pytest.fail("it took no part in anything")
+
+
+def test_the_page_is_up_to_date():
+    """All but the last column of its tables; that one is what the complete confusion run printed."""
+    text = PAGE.read_text()
+    verdicts = verdicts_on(text)
+    assert verdicts.keys() == MUTANTS.keys()
+    assert "\n".join(page(verdicts)) + "\n" == text, "write it anew: gemma4-mtp oracle mutants --confusion"
+    assert [verdict.from_all for verdict in verdicts.values()].count("named") >= 0.9 * len(MUTANTS)
+
+
+# -- variants that draw other tokens -----------------------------------------------------------------------------------
+
+TARGET, DRAFTER = np.float32([5, 3, 6, 2]) / 16, np.float32([2, 6, 4, 4]) / 16  # sixteenths: exact in binary
+
+
+def law_of_first_token() -> np.ndarray:
+    """Of a round with one draft.  Every threshold is a multiple of 1/16, so 16 uniforms between them are all there are."""
+    engine, middles = Ours(CASES["E2B"].target(), CASES["E2B"].drafter()), (np.arange(16) + 0.5) / 16
+    uniforms = np.float32(list(itertools.product(middles, middles)))
+    law = np.zeros(4)
+    for draft in range(4):
+        rows = lambda values: np.repeat(values, len(uniforms), axis=0)
+        drafts = np.full((len(uniforms), 1), draft, np.int32)
+        out = engine.accept(rows(np.stack([TARGET, TARGET])[None]), drafts, rows(DRAFTER[None, None]), uniforms)
+        first = np.where(out.num_accepted, draft, out.next_token)
+        law += DRAFTER[draft] * np.bincount(first, minlength=4) / len(uniforms)
+    return law
+
+
+def test_matching_with_the_targets_own_sample_keeps_the_law():
+    with EQUIVALENT["draft-matched-with-the-targets-sample"].apply():
+        np.testing.assert_allclose(law_of_first_token(), TARGET, atol=1e-12)
+
+
+def test_drawing_afresh_after_a_mismatch_does_not():
+    with MUTANTS["sample-match-with-a-fresh-correction"].apply():
+        assert np.abs(law_of_first_token() - TARGET).max() > 0.02
