@@ -9,8 +9,7 @@ import pytest
 
 from decoding.oracle.adapters.ours import Ours
 from decoding.oracle.cases import CASES
-from decoding.oracle.confusion import WITNESSES
-from decoding.oracle.diagnose import CHEAP, error, place_of, reference, under
+from decoding.oracle.diagnose import error, place_of, reference, under
 from decoding.oracle.mutants import CLASSES, EQUIVALENT, INEXPRESSIBLE, MUTANTS, NOT_IN_TEXT
 from decoding.oracle.mutants.mutant import locate, source_of
 from decoding.oracle.mutants_page import page, verdicts_on
@@ -68,35 +67,34 @@ def test_a_mutant_is_in_force_within_its_block_only(name, places):
     assert all(new is old for new, old in zip(now(), before, strict=True))
 
 
-@pytest.mark.parametrize("name", MUTANTS)
-def test_every_mutant_is_killed(name):
-    """Where it says: the first tensor of that stage to differ; and by ten tolerances, there or behind it in the stage."""
-    mutant = MUTANTS[name]
-    place = place_of(mutant.shows_at)
-    right, wrong = reference(*place).tensors, under(mutant, *place)
-    off = {tensor: error(tensor, wrong[tensor], right[tensor]) for tensor in right if tensor in wrong}
-    assert next(tensor for tensor, units in off.items() if units > 1) == mutant.shows_at
-    assert max(off.values()) >= 10
+@pytest.mark.parametrize("place", sorted({place_of(mutant.shows_at) for mutant in MUTANTS.values()}), ids="/".join)
+def test_every_mutant_is_killed(place):
+    """Where it says: the first tensor of that stage to differ; and by ten tolerances, there or behind it in the stage.
+
+    One test for all that show in a stage, for what takes its time is the first run of a stage in a process.
+    """
+    right = reference(*place).tensors
+    for mutant in MUTANTS.values():
+        if place_of(mutant.shows_at) != place:
+            continue
+        wrong = under(mutant, *place)
+        off = {tensor: error(tensor, wrong[tensor], right[tensor]) for tensor in right if tensor in wrong}
+        assert next((tensor for tensor, units in off.items() if units > 1), None) == mutant.shows_at, mutant.name
+        assert max(off.values()) >= 10, mutant.name
 
 
-@pytest.mark.parametrize("name", [name for name, variant in EQUIVALENT.items() if variant.same_at])
-def test_no_equivalent_variant_is_flagged(name):
-    """Though it takes part: in the first case where it does, the tensors of all stages agree."""
-    variant = EQUIVALENT[name]
-    stages = ["verify"] if variant.function.startswith("decoding.verify") else [it for it in CHEAP if it != "chunked"]
-    is_meant = lambda tensor: any(fnmatch.fnmatch(tensor.split("/", 1)[1], at) for at in variant.same_at)
-    for case in WITNESSES:
-        places = [(case, stage) for stage in stages if variant.function in reference(case, stage).called]
-        compared = [
-            error(tensor, under(variant, *place)[tensor], right)
-            for place in places
-            for tensor, right in reference(*place).tensors.items()
-            if is_meant(tensor)
-        ]
-        if compared:
-            assert max(compared) <= 1
-            return
-    pytest.fail("it took no part in anything")
+@pytest.mark.parametrize("place", sorted({variant.tried_at for variant in EQUIVALENT.values()}))
+def test_no_equivalent_variant_is_flagged(place):
+    """All that take part there: their tensors agree with the reference."""
+    right, called = reference(*place.split("/"))
+    for variant in EQUIVALENT.values():
+        if variant.tried_at != place:
+            continue
+        assert variant.function in called, variant.name
+        other = under(variant, *place.split("/"))
+        is_meant = lambda tensor, at=variant.same_at: any(fnmatch.fnmatch(tensor.split("/", 1)[1], it) for it in at)
+        off = [error(tensor, other[tensor], value) for tensor, value in right.items() if is_meant(tensor)]
+        assert max(off, default=0) <= 1 and bool(off) == bool(variant.same_at), variant.name
 
 
 def test_the_page_is_up_to_date():

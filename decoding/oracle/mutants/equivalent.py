@@ -11,6 +11,7 @@ FALSE_ALARMS = (
         name="softmax-before-top-k",
         what="Softmax over all tokens, then top-k, then renormalised: algebraically the softmax of the top-k logits.",
         seen_in=(Seen("mlx-swift-lm", "https://github.com/ml-explore/mlx-swift-lm/pull/228"),),
+        tried_at="E2B/law",
         function="decoding.sampling.law",
         change={
             "    if 0 < sampling.top_k": "    full = jax.nn.softmax(logits, axis=-1)\n    if 0 < sampling.top_k",
@@ -35,6 +36,7 @@ FALSE_ALARMS = (
             Seen("mlx-swift-lm", "https://github.com/ml-explore/mlx-swift-lm/pull/459"),
             Seen("TensorRT-LLM", "https://github.com/NVIDIA/TensorRT-LLM/pull/15775"),
         ),
+        tried_at="E2B/accept",
         function="decoding.accept.decide",
         change={
             "accepted = uniforms[:, :-1] * at_draft(draft_probs) < at_draft(target_probs[:, :-1])": "samples = "
@@ -63,6 +65,7 @@ FALSE_ALARMS = (
             Seen("SGLang", "https://github.com/sgl-project/sglang/pull/24436"),
             Seen("transformers", "https://github.com/huggingface/transformers"),
         ),
+        tried_at="E2B/draft",
         function="drafter.clustering.clustered_logits",
         change={"-jnp.inf": "logits.min() - 1"},
     ),
@@ -70,6 +73,7 @@ FALSE_ALARMS = (
         name="clusters-filled-with-a-large-number",
         what="Tokens outside the chosen clusters get -1e30: probability 0, as with -inf.",
         seen_in=(Seen("Ollama", "https://github.com/ollama/ollama"),),
+        tried_at="E2B/draft",
         function="drafter.clustering.clustered_logits",
         change={"-jnp.inf": "-1e30"},
     ),
@@ -80,6 +84,7 @@ FALSE_ALARMS = (
             Seen("vLLM", "https://github.com/vllm-project/vllm"),
             Seen("keras-hub", "https://github.com/keras-team/keras-hub"),
         ),
+        tried_at="26B-A4B/draft",
         function="drafter.model.Drafter.dense_logits",
         change={
             "return matmul(normed, self.embed_tokens.weight[...].T).astype(jnp.float32)": "return 30 * jnp.tanh("
@@ -105,6 +110,7 @@ FALSE_ALARMS = (
             Seen("Rapid-MLX", "https://github.com/raullenchai/Rapid-MLX/issues/3295"),
             Seen("llama.cpp", "https://github.com/ggml-org/llama.cpp/issues/25618"),
         ),
+        tried_at="E2B/verify",
         function="decoding.verify.verify",
         change={
             "hidden, cache = target(block, cache)": "rows = []\n    for place in range(block.shape[1]):\n"
@@ -118,6 +124,7 @@ REWRITINGS = (
     Equivalent(
         name="router-softmax-over-the-chosen",
         what="The router takes the softmax over its top-k scores only, which is the renormalised one.",
+        tried_at="26B-A4B/forward",
         function="gemma4.moe.Router.__call__",
         change={
             "probs = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)": "probs = scores.astype(jnp.float32)",
@@ -151,6 +158,7 @@ REWRITINGS = (
     Equivalent(
         name="rope-as-complex-numbers",
         what="Pairs turn as complex numbers.",
+        tried_at="E2B/rope",
         function="gemma4.functional.rotate",
         change={
             "return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)": "turned = "
@@ -178,6 +186,7 @@ REWRITINGS = (
     Equivalent(
         name="chosen-experts-only",
         what="Only the chosen experts are computed, gathered for each token.",
+        tried_at="26B-A4B/forward",
         function="gemma4.moe.Experts.__call__",
         change={
             'jnp.einsum("btd,efd->btef", x, self.gate_up_proj[...])': 'jnp.einsum("btd,btkfd->btkf", x, '
@@ -191,6 +200,7 @@ REWRITINGS = (
     Equivalent(
         name="ratio-as-a-division",
         what="Acceptance compares u with p / q.",
+        tried_at="E2B/accept",
         function="decoding.accept.decide",
         change={
             "uniforms[:, :-1] * at_draft(draft_probs) < at_draft(target_probs[:, :-1])": "uniforms[:, :-1] < "
@@ -200,6 +210,7 @@ REWRITINGS = (
     Equivalent(
         name="residual-renormalised",
         what="The residual is divided by its sum before the draw.",
+        tried_at="E2B/accept",
         function="decoding.accept.residual",
         change={
             "    return jnp.where(rest.sum(axis=-1, keepdims=True) > 0, rest, target_probs)": (

@@ -87,10 +87,12 @@ class Mutant(Variant):
 class Equivalent(Variant):
     """Another way to the same result, which is not to be called a bug.
 
+    tried_at: a case and a stage in which it takes part.
     same_at: patterns of the tensors that are the same; what lies beside them may differ (logits above equal tokens, say).
              Empty for a variant that draws other tokens with the same law.
     """
 
+    tried_at: str = "E2B/forward"
     same_at: tuple[str, ...] = ("*",)
 
 
