@@ -59,8 +59,8 @@ class Experts(nnx.Module):
         return (self.chosen if visits < num_experts else self.dense)(x, weights, experts)
 
     def dense(self, x, weights, experts):
-        gate, up = jnp.split(jnp.einsum("btd,efd->btef", x, self.gate_up_proj[...]), 2, axis=-1)
-        out = jnp.einsum("btef,edf->bted", gelu(gate) * up, self.down_proj[...])
+        inner = gated(jnp.einsum("btd,efd->btef", x, self.gate_up_proj[...]))
+        out = jnp.einsum("btef,edf->bted", inner, self.down_proj[...])
         one_hot = jax.nn.one_hot(experts, out.shape[2], dtype=weights.dtype)
         per_expert = jnp.einsum("btk,btke->bte", weights, one_hot)
         return jnp.einsum("bte,bted->btd", per_expert, out.astype(jnp.float32)).astype(x.dtype)
@@ -71,10 +71,14 @@ class Experts(nnx.Module):
         def token(row, weights, experts):
             def visit(total, choice):
                 weight, expert = choice
-                gate, up = jnp.split(gate_up_proj[expert] @ row, 2)
-                return total + weight * (down_proj[expert] @ (gelu(gate) * up)), None
+                return total + weight * (down_proj[expert] @ gated(gate_up_proj[expert] @ row)), None
 
             return jax.lax.scan(visit, jnp.zeros(row.shape, jnp.float32), (weights, experts))[0].astype(row.dtype)
 
         rows = [rearrange(array, "b t last -> (b t) last") for array in (x, weights, experts)]
         return jax.lax.map(lambda args: token(*args), tuple(rows)).reshape(x.shape)
+
+
+def gated(gate_up: Float[Array, "*batch twice"]) -> Float[Array, "*batch f"]:
+    gate, up = jnp.split(gate_up, 2, axis=-1)
+    return gelu(gate) * up

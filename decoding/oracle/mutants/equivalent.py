@@ -185,17 +185,10 @@ REWRITINGS = (
     ),
     Equivalent(
         name="chosen-experts-only",
-        what="Only the chosen experts are computed, gathered for each token.",
+        what="Each token visits its chosen experts alone, however many tokens there are.",
         tried_at="26B-A4B/forward",
         function="gemma4.moe.Experts.__call__",
-        change={
-            'jnp.einsum("btd,efd->btef", x, self.gate_up_proj[...])': 'jnp.einsum("btd,btkfd->btkf", x, '
-            "self.gate_up_proj[...][experts])",
-            'jnp.einsum("btef,edf->bted", gelu(gate) * up, self.down_proj[...])': 'jnp.einsum("btkf,btkdf->btkd", '
-            "gelu(gate) * up, self.down_proj[...][experts])",
-            "one_hot = jax.nn.one_hot(experts, out.shape[2], dtype=weights.dtype)": "pass",
-            'jnp.einsum("btk,btke->bte", weights, one_hot)': "weights",
-        },
+        change={"self.chosen if visits < num_experts else self.dense": "self.chosen"},
     ),
     Equivalent(
         name="ratio-as-a-division",

@@ -46,9 +46,13 @@ MUTANTS = (
         fix="Give the drafter the rows that the logits are computed from, after the final norm.",
         function="decoding.prefill._read_chunk",
         change={
-            "rows, cache = target(tokens, cache)": "taps = {}\n    _, cache = target(tokens, cache, "
-            "lambda name, value: taps.setdefault(name, value))\n"
-            '    rows = taps[f"layers.{target.config.num_hidden_layers - 1}.output"]'
+            "last, cache = target(tokens, cache, only": "taps = {}\n"
+            "    tap = lambda name, value: taps.setdefault(name, value)\n"
+            "    _, cache = target(tokens, cache, tap, only",
+            "    return jnp.where": "    last = taps[f'layers.{target.config.num_hidden_layers - 1}.output']\n"
+            "    if not target.config.num_kv_shared_layers:\n"
+            "        last = jnp.take_along_axis(last, jnp.maximum(kept - 1, 0)[:, None, None], axis=1)\n"
+            "    return jnp.where",
         },
     ),
     Mutant(

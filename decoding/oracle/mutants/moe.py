@@ -64,7 +64,7 @@ MUTANTS = (
         what="Experts gate with SiLU, which a fused kernel had built in.",
         seen_in=SILU,
         fix="gelu_pytorch_tanh in experts as in the dense MLP.",
-        function="gemma4.moe.Experts.__call__",
+        function="gemma4.moe.gated",
         change={"gelu(gate) * up": "jax.nn.silu(gate) * up"},
     ),
     Mutant(
@@ -91,7 +91,7 @@ MUTANTS = (
         shows_at="26B-A4B/forward/layers.0.experts",
         what="The stacked gate_up_proj is split the other way round.",
         fix="Gate rows come first, then up.",
-        function="gemma4.moe.Experts.__call__",
+        function="gemma4.moe.gated",
         change={"gate, up = ": "up, gate = "},
     ),
     Mutant(
