@@ -4,14 +4,15 @@ share -> draft -> verify -> accept -> emit -> rollback
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from decoding.accept import accept, accept_greedy
-from decoding.draft import draft
+from decoding.accept import Acceptance, accept, accept_greedy
+from decoding.draft import Draft, draft
 from decoding.rollback import rollback
 from decoding.sampling import Sampling, law
 from decoding.state import DecodeState, Round
@@ -30,8 +31,23 @@ class Options(NamedTuple):
     eos_ids: tuple[int, ...] = ()
 
 
-def round_of(target: Gemma4, drafter: Drafter, state: DecodeState, options: Options) -> DecodeState:
-    """All stages of one round.  Rows that are done stand still."""
+Judge = Callable[[jax.Array, Draft, Options, jax.Array], Acceptance]
+
+
+def judge(logits: Float[Array, "b t v"], block: Draft, options: Options, key: jax.Array) -> Acceptance:
+    """Which drafts stay, by the law that the text is drawn from."""
+    if options.sampling.temperature == 0:
+        return accept_greedy(logits, block.tokens)
+    return accept(law(logits, options.sampling), block.tokens, block.probs, key)
+
+
+def round_of(
+    target: Gemma4, drafter: Drafter, state: DecodeState, options: Options, judge: Judge = judge
+) -> DecodeState:
+    """All stages of one round.  Rows that are done stand still.
+
+    judge: what decides about drafts; another one than the default only to simulate.
+    """
     key, draft_key, accept_key = jax.random.split(state.key, 3)
     shared = share_cache(state.cache, target.config)
 
@@ -40,10 +56,7 @@ def round_of(target: Gemma4, drafter: Drafter, state: DecodeState, options: Opti
         draft_length=options.draft_length, sampling=options.draft_sampling,
     )  # fmt: skip
     verdict = verify(target, state.cache, state.token, block.tokens)
-    if options.sampling.temperature == 0:
-        result = accept_greedy(verdict.logits, block.tokens)
-    else:
-        result = accept(law(verdict.logits, options.sampling), block.tokens, block.probs, accept_key)
+    result = judge(verdict.logits, block, options, accept_key)
 
     tokens = with_next_token(block.tokens, result.num_accepted, result.next_token)
     num_emitted, done = count_emitted(tokens, result.num_accepted + 1, state, options.eos_ids)
