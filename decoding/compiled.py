@@ -5,7 +5,7 @@ a tenth of a round.  Flattened once, the weights go in as a list.
 
 On CPU two things more, which leave the formulas alone.  XLA hands products of a few rows, such as a verify's, to YNNPACK,
 which packs the weights anew at every call; its Eigen products are faster there, but slow against a table that lies the
-wrong way round.  So YNNPACK is switched off, and the target's head is laid out once for all calls.
+wrong way round.  So YNNPACK is switched off, and heads are laid out once for all calls.
 """
 
 import functools
@@ -15,7 +15,6 @@ import jax
 
 from decoding.speculative import Options
 from decoding.state import DecodeState
-from gemma4 import Gemma4
 
 Step = Callable[..., DecodeState]  # (*models, state, options) -> state
 
@@ -23,7 +22,7 @@ Step = Callable[..., DecodeState]  # (*models, state, options) -> state
 def compiled(step: Step, options: Options, *models) -> Callable[[DecodeState], DecodeState]:
     """state -> step(*models, state, options), jitted, with the state donated.  Compiled once per models' structure."""
     if jax.default_backend() == "cpu":
-        models = [model.with_head() if isinstance(model, Gemma4) else model for model in models]
+        models = [model.with_head() for model in models]
     weights, structure = jax.tree.flatten(tuple(models))
     run = _jitted(step, options, structure)
     return lambda state: run(weights, state)

@@ -3,6 +3,9 @@
 A dense head scores every token: v x d multiplications.  The clustered head scores `num_centroids` centroids first and
 then only the tokens of the best `top_k` clusters (E2B: 2048 centroids, then 32 clusters of 128 tokens out of 262,144).
 All clusters have one size, so the tokens of cluster c are row c of `token_ordering.reshape(num_centroids, -1)`.
+
+The table's rows of one cluster lie scattered over the table.  A CPU reads them faster from a copy of the table in which they
+are neighbours, a block for each cluster (`in_blocks`); scoring takes it as `blocks`, and finds the same tokens.
 """
 
 from typing import NamedTuple
@@ -24,12 +27,40 @@ def _candidates(
     centroids: Float[Array, "clusters d"],
     token_ordering: Int[Array, " v"],
     top_k: int,
+    blocks: Float[Array, "clusters size d"] | None = None,
 ) -> tuple[Int[Array, "b candidates"], Float[Array, "b candidates"]]:
     """The tokens of the `top_k` clusters whose centroids score highest, and their logits (float32)."""
     _, chosen = jax.lax.top_k(hidden @ centroids.T, top_k)
     members = token_ordering.reshape(centroids.shape[0], -1)
     tokens = members[chosen].reshape(hidden.shape[0], -1)
-    return tokens, jnp.einsum("bd,bcd->bc", hidden, table[tokens]).astype(jnp.float32)
+    if blocks is None:
+        logits = jnp.einsum("bd,bcd->bc", hidden, table[tokens])
+    else:
+        logits = _block_by_block(hidden, blocks, chosen)
+    return tokens, logits.astype(jnp.float32)
+
+
+def in_blocks(
+    table: Float[Array, "v d"], token_ordering: Int[Array, " v"], num_centroids: int
+) -> Float[Array, "clusters size d"]:
+    """The table's rows in the order of their clusters."""
+    return table[token_ordering].reshape(num_centroids, -1, table.shape[1])
+
+
+def _block_by_block(
+    hidden: Float[Array, "b d"], blocks: Float[Array, "clusters size d"], chosen: Int[Array, "b k"]
+) -> Float[Array, "b candidates"]:
+    """einsum("bd,bksd->bks", hidden, blocks[chosen]), in a loop over k that reads each block where it lies, uncopied."""
+
+    def of_row(row, clusters):
+        def of_cluster(cluster):
+            # XLA on CPU multiplies bfloat16 as float32.  The barrier keeps it from converting all blocks before the loop.
+            now, cluster = jax.lax.optimization_barrier((blocks, cluster))
+            return now[cluster] @ row
+
+        return jax.lax.map(of_cluster, clusters).reshape(-1)
+
+    return jax.vmap(of_row)(hidden, chosen)
 
 
 def clustered_logits(
@@ -38,13 +69,14 @@ def clustered_logits(
     centroids: Float[Array, "clusters d"],
     token_ordering: Int[Array, " v"],
     top_k: int,
+    blocks: Float[Array, "clusters size d"] | None = None,
 ) -> Float[Array, "b v"]:
     """Logits of the tokens in the `top_k` best clusters; every other token gets -inf, so its probability is exactly 0.
 
     transformers 5.22.2 fills the others with min(selected) - 1 over the whole batch, which leaves them some probability:
     the same argmax, but not a law that acceptance may use.
     """
-    tokens, logits = _candidates(hidden, table, centroids, token_ordering, top_k)
+    tokens, logits = _candidates(hidden, table, centroids, token_ordering, top_k, blocks)
     rows = jnp.arange(hidden.shape[0])[:, None]
     return jnp.full((hidden.shape[0], table.shape[0]), -jnp.inf, jnp.float32).at[rows, tokens].set(logits)
 
@@ -55,9 +87,10 @@ def clustered_argmax(
     centroids: Float[Array, "clusters d"],
     token_ordering: Int[Array, " v"],
     top_k: int,
+    blocks: Float[Array, "clusters size d"] | None = None,
 ) -> Int[Array, " b"]:
     """argmax of `clustered_logits` without writing the other logits down; the lowest id among equals, as argmax does."""
-    tokens, logits = _candidates(hidden, table, centroids, token_ordering, top_k)
+    tokens, logits = _candidates(hidden, table, centroids, token_ordering, top_k, blocks)
     is_best = logits == logits.max(axis=-1, keepdims=True)
     return jnp.where(is_best, tokens, table.shape[0]).min(axis=-1).astype(jnp.int32)
 

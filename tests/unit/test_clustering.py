@@ -10,6 +10,9 @@ import pytest
 from decoding import Sampling
 from decoding.sampling import law
 from drafter import Clusters, cluster_recall, cluster_vocabulary, clustered_argmax, clustered_logits
+from drafter.clustering import in_blocks
+from tests.tiny import TINY
+from tests.tiny_pair import drafter_config, random_drafter
 
 VOCAB, WIDTH, CENTROIDS = 512, 12, 32
 SIZE = VOCAB // CENTROIDS
@@ -184,3 +187,82 @@ def test_with_all_clusters_it_is_the_dense_head():
     logits, best = score(hidden, head(), CENTROIDS)
     np.testing.assert_allclose(logits, hidden @ head()[0].T, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(best, np.argmax(hidden @ head()[0].T, axis=1))
+
+
+# -- scoring from blocks -----------------------------------------------------------------------------------------------
+
+
+def random_head(vocabulary: int, width: int, centroids: int) -> tuple[jnp.ndarray, jnp.ndarray, jnp.ndarray]:
+    """Rows of small integers, whose products are exact in any order; twins of each, anywhere in the ordering."""
+    rng = np.random.default_rng(5)
+    rows = np.tile(rng.integers(-3, 4, (vocabulary // 4, width)), (4, 1)).astype(np.float32)
+    ordering = rng.permutation(vocabulary).astype(np.int32)
+    assert (ordering[ordering] != np.arange(vocabulary)).any()  # not its own inverse
+    return jnp.asarray(rows), jnp.asarray(rng.normal(size=(centroids, width)), jnp.float32), jnp.asarray(ordering)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def score_blocks(hidden, head, top_k):
+    blocks = in_blocks(head[0], head[2], head[1].shape[0])
+    return clustered_logits(hidden, *head, top_k, blocks), clustered_argmax(hidden, *head, top_k, blocks)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    "vocabulary, width, centroids, top_k", [(512, 12, 32, 5), (512, 12, 32, 32), (96, 7, 8, 1), (40, 3, 40, 9)]
+)
+def test_blocks_hold_the_same_tokens(vocabulary, width, centroids, top_k, batch):
+    """Blocks and gathered rows: the same logits, bit for bit where products are exact, and of tied tokens the lowest id."""
+    head, rng = random_head(vocabulary, width, centroids), np.random.default_rng(6)
+    is_tied = []
+    for _ in range(8):
+        hidden = jnp.asarray(rng.integers(-3, 4, (batch, width)), jnp.float32)
+        (gathered, best), (from_blocks, best_of_blocks) = score(hidden, head, top_k), score_blocks(hidden, head, top_k)
+        np.testing.assert_array_equal(from_blocks, gathered)
+        np.testing.assert_array_equal(best_of_blocks, best)
+        np.testing.assert_array_equal(best_of_blocks, np.argmax(from_blocks, axis=1))
+        is_tied += [(row == row.max()).sum() > 1 for row in np.asarray(from_blocks)]
+        if top_k == centroids:
+            np.testing.assert_array_equal(from_blocks, hidden @ head[0].T)
+    assert top_k < centroids or all(is_tied)
+
+
+def test_blocks_round_as_gathered_rows_do():
+    """Rows that are no integers: float32 logits within 1e-6 of the largest, and the same argmax."""
+    hidden = hidden_rows(64)
+    (gathered, best), (from_blocks, best_of_blocks) = score(hidden, head(), TOP_K), score_blocks(hidden, head(), TOP_K)
+    scored = np.isfinite(gathered)
+    np.testing.assert_array_equal(np.isfinite(from_blocks), scored)
+    largest = np.abs(gathered[scored]).max()
+    np.testing.assert_allclose(from_blocks[scored], gathered[scored], rtol=0, atol=1e-6 * largest)
+    np.testing.assert_array_equal(best_of_blocks, best)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_blocks_are_read_where_they_lie(dtype):
+    """Scoring takes no room for another copy of the table: XLA on CPU likes to make one in float32."""
+    shapes = {"hidden": (1, 64), "table": (8192, 64), "centroids": (256, 64), "blocks": (256, 32, 64)}
+    args = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in shapes.items()}
+    args["token_ordering"] = jax.ShapeDtypeStruct((8192,), jnp.int32)
+    compiled = jax.jit(clustered_argmax, static_argnames="top_k").lower(**args, top_k=4).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 8192 * 64 / 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("clustered", [True, False])
+def test_head_laid_out_for_the_cpu(clustered, dtype):
+    """The same logits and argmax, from the copy; the model itself stays as it was."""
+    drafter = random_drafter(drafter_config(TINY["E2B"], clustered=clustered), dtype=jnp.dtype(dtype))
+    twin = drafter.with_head()
+    normed = jax.random.normal(jax.random.key(0), (3, drafter.config.text.hidden_size), dtype)
+    np.testing.assert_allclose(twin.logits(normed), drafter.logits(normed), rtol=1e-5 if dtype == "float32" else 1e-2)
+    np.testing.assert_array_equal(twin.argmax(normed), drafter.argmax(normed))
+    np.testing.assert_allclose(twin.dense_logits(normed), drafter.dense_logits(normed), rtol=1e-5)
+
+    copy_of = lambda drafter: drafter.masked_embedding.blocks if clustered else drafter.head
+    assert copy_of(drafter) is None
+    if not clustered and dtype == "bfloat16":
+        assert copy_of(twin) is None  # it is read faster as it is
+        return
+    copy_of(twin)[...] *= 2
+    np.testing.assert_allclose(twin.logits(normed), 2 * drafter.logits(normed), rtol=1e-2)  # it is what `logits` reads
