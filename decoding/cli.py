@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import jax
 
+from decoding.bench import cli as bench
 from decoding.generate import LONGEST_DRAFT
 from decoding.job import UserError, prepare, run
 from decoding.oracle import cli as oracle
@@ -108,6 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     option("--json", action="store_true", help="print one JSON object and nothing else")
     option("--show-rejected", action="store_true", help="show rejected drafts too, before the token that replaced them")
     option("--no-color", action="store_true", help="marks in place of colours")
+    bench.add_command(commands, layout)
     oracle.add_command(commands, layout)
     return parser
 
@@ -122,13 +124,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         try:
             args = make_parser().parse_args(arguments)
-            keep_compiled_code()
-            job = None if args.command == "oracle" else prepare(args)
+            if args.command == "bench":  # without the kept code: it times compilation
+                job = bench.prepare(args)
+            else:
+                keep_compiled_code()
+                job = None if args.command == "oracle" else prepare(args)
         except (ValueError, OSError) as error:
             return mistake(error)
-        if job is None:
-            return oracle.run(args)
-        run(job, args, began)
+        match args.command:
+            case "oracle":
+                return oracle.run(args)
+            case "bench":
+                bench.run(args, job)
+            case "generate":
+                run(job, args, began)
         return OK
     except OracleError as error:
         return mistake(error)

@@ -33,11 +33,11 @@ def _jitted(step: Step, options: Options, structure: jax.tree_util.PyTreeDef) ->
     def run(weights, state):
         return step(*jax.tree.unflatten(structure, weights), state, options)
 
-    return jax.jit(run, donate_argnames="state", compiler_options=_compiler_options())
+    return jax.jit(run, donate_argnames="state", compiler_options=compiler_options())
 
 
 @functools.cache
-def _compiler_options() -> dict[str, str]:
+def compiler_options() -> dict[str, str]:
     without_ynnpack = {"xla_cpu_experimental_ynn_fusion_type": ""}
     try:
         jax.jit(lambda: 0, compiler_options=without_ynnpack).lower().compile()

@@ -102,7 +102,7 @@ class Config:
         }
 
 
-def _released(
+def config_for(
     target: gemma4_config.Config, *, width: int, mlp: int, heads: int, clustered: bool, context: int
 ) -> Config:
     """S S S F over `target`'s K/V: whatever concerns K/V is the target's, the rest is the drafter's own."""
@@ -128,7 +128,7 @@ def _released(
 
 
 PRESETS: dict[str, Config] = {
-    name: _released(
+    name: config_for(
         gemma4_config.PRESETS[name], width=width, mlp=mlp, heads=heads, clustered=clustered, context=context
     )
     for name, width, mlp, heads, clustered, context in (

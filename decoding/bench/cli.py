@@ -1,0 +1,175 @@
+"""`gemma4-mtp bench`: arguments, help, and what they mean.  Everything a user can get wrong is found before the first run."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from decoding.bench.contexts import measure_contexts
+from decoding.bench.heads import time_heads
+from decoding.bench.measure import Plan, measure
+from decoding.bench.peer import Transformers, compare
+from decoding.bench.plot import check_plot, plot
+from decoding.bench.report import lines
+from decoding.bench.subject import LAYOUTS, Subject, from_directories, from_preset, prompts
+from decoding.generate import check_draft_length
+from decoding.sampling import Sampling
+
+PEERS = ("transformers",)
+
+DESCRIPTION = """\
+How fast a pair is on this machine: each stage by itself, whole loops, and how both compare with what the formulas cannot do
+without and with what the machine gives.  Without arguments, the shipped pair on text that it was not trained on."""
+
+EPILOG = """\
+examples:
+  gemma4-mtp bench                                              the shipped pair, draft lengths 1 to 8
+  gemma4-mtp bench --batch 1,8 --plot speed_up.png              also eight ragged prompts at once
+  gemma4-mtp bench --against transformers --draft-lengths 4     transformers' generate and assisted generate, in turn
+  gemma4-mtp bench --preset E2B --scale 0.1 --accept-rate 0.7   random weights, a tenth of the width
+  gemma4-mtp bench --preset 50M --contexts 512,4096,32768       how time and memory grow with the context
+  gemma4-mtp bench --heads                                      the clustered head at its released size
+
+what is measured:
+  A stage is compiled by itself and repeated in one call, so that calls do not count; loops run whole generations, and their
+  prefill does not count, except where transformers is compared with: there both count it.  Everything takes turns; figures
+  are medians over --runs, with quartiles in --json.  The speed-up is against our own autoregressive loop of the same kind;
+  `predicted` comes from tokens per round and the stages' own times.
+  The share of the copy bandwidth counts what must move: each weight in use once, the keys and values that are seen.  A model
+  that fits into the processor's cache exceeds 100 %.  The share of the matmul rate likewise.
+  Code is compiled anew in every run, so compile times are true ones.
+"""
+
+
+def add_command(commands: argparse._SubParsersAction, layout) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="measure speed",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=layout,
+        allow_abbrev=False,
+    )
+    option, default = parser.add_argument, Plan()
+    option("--target", metavar="DIR", help="directory of a target; with --drafter, in place of the shipped pair")
+    option("--drafter", metavar="DIR", help="directory of its drafter")
+    option("--preset", metavar="NAME", help=f"random weights in a layout: {', '.join(LAYOUTS)}")
+    option("--scale", metavar="F", type=float, default=1.0, help="with --preset: all widths times F, over 0 to 1 (1)")
+    option("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)")
+    option("--draft-lengths", metavar="LIST", default="1-8", help="such as 1-8 or 2,4 (%(default)s)")
+    option("--batch", metavar="LIST", default="1", help="batch sizes, ragged, such as 1,8 (%(default)s)")
+    option("--prompt-tokens", metavar="N", type=int, default=default.prompt_tokens, help="(%(default)s)")
+    option("--new-tokens", metavar="N", type=int, default=default.new_tokens, help="(%(default)s)")
+    option("--prefill-tokens", metavar="N", type=int, default=default.prefill_tokens, help="(%(default)s)")
+    option("--prompts", metavar="N", type=int, default=default.num_prompts, help="different ones (%(default)s)")
+    option("--runs", metavar="N", type=int, default=default.runs, help="of everything, in turn (%(default)s)")
+    option("--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (0)")
+    option("--accept-rate", metavar="A", type=float, help="simulate that each draft is accepted with probability A")
+    option("--against", choices=PEERS, help="compare with this engine, and measure nothing else")
+    option("--contexts", metavar="LIST", help="measure only how a step depends on the context: lengths in tokens")
+    option("--heads", action="store_true", help="measure only the clustered head against the dense one")
+    option("--json", action="store_true", help="print one JSON object and nothing else")
+    option(
+        "--plot", metavar="FILE", help="draw speed-up over draft length and batch, or the contexts (needs matplotlib)"
+    )
+
+
+def prepare(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
+    """The measurement, not yet run.  Errors: ValueError or OSError for every mistake that a user can make."""
+    plan = plan_of(args)
+    contexts = numbers("--contexts", args.contexts, least=16) if args.contexts else []
+    if sum((bool(args.against), bool(contexts), args.heads)) > 1:
+        raise ValueError("--against, --contexts and --heads are measurements of their own: give one of them")
+    if args.plot:
+        if args.against or args.heads:
+            raise ValueError("--plot: there is nothing to draw with --against or --heads; leave it out")
+        check_plot(Path(args.plot))
+    if args.heads:
+        return lambda: {"heads": time_heads()}
+    subject = subject_of(args)
+    config = subject.target.config
+    for name, tokens in (
+        ("--prompt-tokens and --new-tokens", plan.prompt_tokens + plan.new_tokens),
+        *(("--contexts", context) for context in contexts),
+    ):
+        if tokens > config.max_position_embeddings:
+            raise ValueError(f"{name}: {tokens} tokens, but this model's context is {config.max_position_embeddings}")
+    if args.against:
+        peer = Transformers(subject)
+        return lambda: {"against": against(subject, peer, plan)}
+    if contexts:
+        return lambda: {"contexts": measure_contexts(subject, contexts, plan.runs), "name": subject.name}
+    return lambda: measure(subject, plan, progress)
+
+
+def subject_of(args: argparse.Namespace) -> Subject:
+    if args.preset is None:
+        if args.scale != 1:
+            raise ValueError("--scale: only the layout of a --preset can be shrunk; a pair's own weights cannot")
+        return from_directories(args.target, args.drafter, args.dtype)
+    if args.target or args.drafter:
+        raise ValueError("--preset has random weights: give it or --target and --drafter, not both")
+    return from_preset(args.preset, args.scale, args.dtype)
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    draft_lengths = numbers("--draft-lengths", args.draft_lengths)
+    for length in draft_lengths:
+        check_draft_length(length)
+    for name in ("prompt_tokens", "new_tokens", "prefill_tokens", "prompts", "runs"):
+        least = 3 if name == "new_tokens" else 1
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {getattr(args, name)}")
+    if args.accept_rate is not None and not 0 <= args.accept_rate <= 1:
+        raise ValueError(f"--accept-rate: expected a probability in 0..1, got {args.accept_rate:g}")
+    return Plan(
+        draft_lengths=draft_lengths,
+        batches=numbers("--batch", args.batch),
+        streamed=min(draft_lengths, key=lambda length: abs(length - 4)),
+        prompt_tokens=args.prompt_tokens,
+        new_tokens=args.new_tokens,
+        prefill_tokens=args.prefill_tokens,
+        num_prompts=args.prompts,
+        runs=args.runs,
+        sampling=Sampling(args.temperature).check(),
+        accept_rate=args.accept_rate,
+    )
+
+
+def numbers(option: str, text: str, least: int = 1) -> tuple[int, ...]:
+    """`1-8` or `1,2,4`, rising.  Errors: ValueError that names the option."""
+    found: set[int] = set()
+    for item in text.split(","):
+        first, _, last = item.strip().partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal() or len(item) > 16:
+            raise ValueError(f"{option}: expected numbers such as 1-8 or 1,2,4, got {text!r}")
+        if int(last or first) - int(first) > 1000:
+            raise ValueError(f"{option}: {item} is a range of more than 1000 numbers")
+        found |= set(range(int(first), int(last or first) + 1))
+    if not found or min(found) < least:
+        raise ValueError(f"{option}: expected numbers of at least {least}, got {text!r}")
+    return tuple(sorted(found))
+
+
+def against(subject: Subject, peer: Transformers, plan: Plan) -> dict[str, Any]:
+    """Greedy, batch 1, the streamed draft length."""
+    texts = [prompts(subject, 1, plan.prompt_tokens, seed)[0] for seed in range(plan.num_prompts)]
+    found = compare(subject, peer, texts, plan.new_tokens, plan.streamed, plan.runs, progress)
+    return {"name": subject.name, "draft_length": plan.streamed, "new_tokens": plan.new_tokens, **found}
+
+
+def run(args: argparse.Namespace, job: Callable[[], dict[str, Any]]) -> None:
+    found = job()
+    progress("")
+    if args.plot:
+        plot(found, Path(args.plot))
+    print(json.dumps(found) if args.json else "\n".join(lines(found)))
+
+
+def progress(what: str) -> None:
+    """On one line of a terminal, which the next one replaces."""
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        print(f"\r\x1b[K{what}{' ...' if what else ''}", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,90 @@
+"""How time and memory grow with the context: a whole step, and the attention of one layer of either type by itself."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from decoding.bench.stages import Desk, Stage, Timer, after, autoregressive_stage
+from decoding.bench.subject import Subject
+from decoding.speculative import Options
+from decoding.state import DecodeState, Round
+from gemma4 import init_cache
+from gemma4.config import FULL, SLIDING
+
+CHUNK = 8  # tokens that one forward may write: what a ring has beyond its window
+
+
+def measure_contexts(subject: Subject, contexts: Sequence[int], runs: int) -> list[dict[str, Any]]:
+    """One entry a context: seconds of a step and of one layer's attention, bytes of the cache by type of layer.
+
+    All contexts take turns.
+    """
+    config = subject.target.config
+    stages = {"step": autoregressive_stage} | {
+        kind: attention_stage(config.donors[kind]) for kind in (SLIDING, FULL) if kind in config.donors
+    }
+    timers = {
+        (context, name): Timer(stage, subject.target, subject.drafter, full_state(subject, context), Options(1))
+        for context in contexts
+        for name, stage in stages.items()
+    }
+    laps: dict[tuple[int, str], list[float]] = {key: [] for key in timers}
+    for _ in range(runs):
+        for key, timer in timers.items():
+            laps[key].append(timer.lap())
+    return [
+        {
+            "context": context,
+            "seconds": {name: min(laps[context, name]) for name in stages},
+            "cache_bytes": cache_bytes(subject, context),
+        }
+        for context in contexts
+    ]
+
+
+def full_state(subject: Subject, context: int) -> DecodeState:
+    """One row whose cache holds all but the last token of `context`."""
+    config, table = subject.target.config, subject.target.embed_tokens.weight
+    cache = init_cache(config, 1, context, chunk=CHUNK, dtype=table.dtype)
+    one = jnp.ones(1, jnp.int32)
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    return DecodeState(
+        cache=cache._replace(length=one * (context - 1)),
+        token=one,
+        hidden=jnp.ones((1, config.hidden_size), table.dtype),
+        key=jax.random.key(0),
+        emitted=one,
+        budget=one,
+        done=one > 0,  # stands still, so that every repetition is at the same place
+        last=Round(tokens[:, 1:], one, tokens, one),
+    )
+
+
+def cache_bytes(subject: Subject, context: int) -> dict[str, int]:
+    config = subject.target.config
+    cache = jax.eval_shape(
+        lambda: init_cache(config, 1, context, chunk=CHUNK, dtype=subject.target.embed_tokens.weight.dtype)
+    )
+    size = lambda kv: sum(array.size * array.dtype.itemsize for array in kv)
+    return {
+        kind: sum(size(kv) for layer, kv in enumerate(cache.layers) if kv and config.layer_types[layer] == kind)
+        for kind in (SLIDING, FULL)
+    }
+
+
+@functools.lru_cache
+def attention_stage(layer: int) -> Stage:
+    """The attention of one layer that owns K/V, over one token."""
+
+    def run(target, drafter, desk: Desk, options: Options) -> Desk:
+        state = desk.state
+        place = target._place(target.config.layer_types[layer], state.token[:, None], state.cache)
+        out, kv = target.layers[layer].self_attn(state.hidden[:, None], state.cache.layers[layer], place)
+        layers = tuple(kv if i == layer else old for i, old in enumerate(state.cache.layers))
+        cache = state.cache._replace(layers=layers)
+        return desk._replace(state=state._replace(cache=cache, hidden=after(out, state.hidden)))
+
+    return run

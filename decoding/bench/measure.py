@@ -1,0 +1,196 @@
+"""All measurements of one subject, as one record of plain numbers.
+
+Whatever is compared takes turns within one run: machines change their speed from minute to minute by more than most
+differences.  Times are seconds, medians over the runs unless said.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from decoding.bench import cost
+from decoding.bench.loops import Lap, Loop, typical
+from decoding.bench.machine import Machine, measure_machine, peak_bytes
+from decoding.bench.prefill import measure_prefill
+from decoding.bench.spread import quartiles
+from decoding.bench.stages import (
+    Stage,
+    Timer,
+    accept_stage,
+    autoregressive_stage,
+    draft_and_step,
+    products_stage,
+    verify_stage,
+)
+from decoding.bench.subject import Subject, prompts
+from decoding.bench.work import Work, against_machine, draft_work, forward_work
+from decoding.generate import start
+from decoding.sampling import Sampling
+from decoding.speculative import Options
+from gemma4.storage import named_params
+
+AUTOREGRESSIVE = 0  # as a draft length
+LONG_DRAFT = 8  # steps: enough that its further ones outweigh the first
+
+
+class Plan(NamedTuple):
+    draft_lengths: Sequence[int] = tuple(range(1, 9))
+    batches: Sequence[int] = (1,)
+    streamed: int = 4  # the draft length that is streamed too
+    prompt_tokens: int = 48
+    new_tokens: int = 120
+    prefill_tokens: int = 512
+    num_prompts: int = 4  # of each batch size; repeated `runs` times
+    runs: int = 5
+    sampling: Sampling = Sampling()
+    accept_rate: float | None = None  # None: whatever is accepted
+
+    def options(self, draft_length: int) -> Options:
+        return Options(draft_length, self.sampling, self.sampling)
+
+
+def measure(subject: Subject, plan: Plan, progress: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
+    """Errors: ValueError if prompts and new tokens do not fit the context."""
+    progress("measuring the machine")
+    machine = measure_machine(subject.target.embed_tokens.weight.dtype)
+    batches = []
+    for batch in plan.batches:
+        progress(f"compiling for batch {batch}")
+        batches.append(measure_batch(subject, plan, batch, machine, progress))
+    return {
+        "subject": describe(subject),
+        "machine": machine._asdict() | {"backend": jax.default_backend(), "jax": jax.__version__},
+        "plan": plan._asdict() | {"sampling": plan.sampling._asdict(), "acceptance": acceptance_kind(plan)},
+        "prefill": measure_prefill(subject, plan.prefill_tokens, plan.runs, machine),
+        "batches": batches,
+        "peak_bytes": peak_bytes(),
+    }
+
+
+def acceptance_kind(plan: Plan) -> str:
+    return "as measured" if plan.accept_rate is None else f"simulated, {plan.accept_rate:g} for each draft"
+
+
+def describe(subject: Subject) -> dict[str, Any]:
+    params = {name: named_params(model) for name, model in (("target", subject.target), ("drafter", subject.drafter))}
+    count = lambda leaves: sum(leaf.size for leaf in leaves.values())
+    size = lambda leaves: sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
+    return {
+        "name": subject.name,
+        "dtype": subject.target.embed_tokens.weight.dtype.name,
+        "parameters": {name: count(leaves) for name, leaves in params.items()},
+        "bytes": {name: size(leaves) for name, leaves in params.items()},
+        "text": "held out of the training" if subject.texts else "random tokens",
+    }
+
+
+def measure_batch(
+    subject: Subject, plan: Plan, batch: int, machine: Machine, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    groups = [prompts(subject, batch, plan.prompt_tokens, seed) for seed in range(plan.num_prompts)]
+    loops = {
+        (gamma, on_device): Loop(subject, plan.new_tokens, plan.options(gamma), on_device, plan.accept_rate)
+        for on_device, lengths in ((True, plan.draft_lengths), (False, [plan.streamed]))
+        for gamma in (AUTOREGRESSIVE, *lengths)
+    }
+    timers = stage_timers(subject, plan, groups[0])
+    for loop in loops.values():
+        loop.lap(groups[0])  # compiles
+    laps: dict[tuple, list[list[Lap]]] = {key: [[] for _ in groups] for key in loops}
+    seconds: dict[tuple, list[float]] = {key: [] for key in timers}
+    for run in range(plan.runs):
+        progress(f"batch {batch}, run {run + 1} of {plan.runs}")
+        for place, group in enumerate(groups):
+            for key, loop in loops.items():
+                laps[key][place].append(loop.lap(group))
+            for key, timer in timers.items():
+                seconds[key].append(timer.lap())
+    stages = stage_seconds(seconds)
+    context = plan.prompt_tokens + plan.new_tokens // 2
+    compiled_in = {key: timer.compile_seconds for key, timer in timers.items()}
+    return {
+        "batch": batch,
+        "stages": [
+            {"stage": name, "draft_length": gamma, "compile_seconds": compiled_in.get((name, gamma))}
+            | against_machine(laps_of, stage_work(subject, name, batch, context, gamma), machine)
+            for (name, gamma), laps_of in stages.items()
+        ],
+        "loops": loop_entries(laps, {key: statistics.median(values) for key, values in stages.items()}),
+    }
+
+
+STEP, FIRST, FURTHER = "autoregressive step", "draft, first step", "draft, each further"
+VERIFY, ACCEPT = "verify", "accept"
+PRODUCTS = "verify, products alone"
+DRAFT_AND_STEP = "draft and step"  # measured, and taken apart by `stage_seconds`
+
+
+def stage_timers(subject: Subject, plan: Plan, group: list[list[int]]) -> dict[tuple[str, int], Timer]:
+    """By stage and draft length."""
+
+    def timer(stage: Stage, gamma: int) -> Timer:
+        options = plan.options(gamma)
+        state = start(subject.target, group, plan.new_tokens, options, jax.random.key(0))
+        return Timer(stage, subject.target, subject.drafter, state, options)
+
+    return {
+        (STEP, 0): timer(autoregressive_stage, 1),
+        **{(DRAFT_AND_STEP, gamma): timer(draft_and_step, gamma) for gamma in (1, LONG_DRAFT)},
+        **{(VERIFY, gamma): timer(verify_stage, gamma) for gamma in plan.draft_lengths},
+        **{(PRODUCTS, gamma): timer(products_stage, gamma) for gamma in plan.draft_lengths},
+        **{(ACCEPT, gamma): timer(accept_stage, gamma) for gamma in plan.draft_lengths},
+    }
+
+
+def stage_seconds(laps: dict[tuple[str, int], list[float]]) -> dict[tuple[str, int], list[float]]:
+    """The laps of each stage; those of a draft step are differences of laps that stood side by side."""
+    step, short, long = laps[STEP, 0], laps[DRAFT_AND_STEP, 1], laps[DRAFT_AND_STEP, LONG_DRAFT]
+    return {
+        (STEP, 0): step,
+        (FIRST, 1): [a - b for a, b in zip(short, step, strict=True)],
+        (FURTHER, 1): [(a - b) / (LONG_DRAFT - 1) for a, b in zip(long, short, strict=True)],
+        **{key: values for key, values in laps.items() if key[0] in (VERIFY, PRODUCTS, ACCEPT)},
+    }
+
+
+def stage_work(subject: Subject, name: str, batch: int, context: int, draft_length: int) -> Work:
+    match name:
+        case "autoregressive step":
+            return forward_work(subject.target, batch, 1, context)
+        case "verify":
+            return forward_work(subject.target, batch, draft_length + 1, context)
+        case "draft, first step" | "draft, each further":
+            return draft_work(subject.target, subject.drafter, batch, context)
+    return Work(0, 0)  # not counted
+
+
+def loop_entries(laps: dict[tuple[int, bool], list[list[Lap]]], seconds: dict[tuple[str, int], float]) -> list[dict]:
+    """Tokens a second of each loop, its gain over the autoregressive one of its kind, and what the cost model says."""
+    entries = []
+    for (gamma, on_device), mine in laps.items():
+        lap, baseline = typical(mine), laps[AUTOREGRESSIVE, on_device]
+        entry = {
+            "loop": "on the device" if on_device else "streaming",
+            "draft_length": gamma,
+            "tokens_per_second": lap.tokens_per_second,
+            "seconds_per_round": lap.seconds / lap.turns,
+        }
+        if gamma:
+            ratios = [
+                ours.tokens_per_second / theirs.tokens_per_second
+                for ours_of, theirs_of in zip(mine, baseline, strict=True)
+                for ours, theirs in zip(ours_of, theirs_of, strict=True)
+            ]
+            entry |= {
+                "tokens_per_round": lap.tokens / lap.rounds,
+                "acceptance": lap.reached,
+                "speed_up": lap.tokens_per_second / typical(baseline).tokens_per_second,
+                "speed_up_quartiles": quartiles(ratios),
+            }
+        if gamma and on_device:
+            stages = [seconds[key] for key in ((STEP, 0), (FIRST, 1), (FURTHER, 1), (VERIFY, gamma), (ACCEPT, gamma))]
+            entry["predicted"] = cost.speed_up(lap.tokens / lap.rounds, gamma, cost.Times(*stages))
+        entries.append(entry)
+    return entries

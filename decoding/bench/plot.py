@@ -1,0 +1,64 @@
+"""Pictures of a measurement.  matplotlib is an extra: it is looked for only when a picture is asked for."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from gemma4.config import FULL, SLIDING
+
+SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def check_plot(file: Path) -> None:
+    """Before anything is measured.  Errors: ValueError if the picture could not be drawn or written."""
+    if file.suffix not in SUFFIXES:
+        raise ValueError(f"--plot {file}: expected a name that ends in {', '.join(SUFFIXES)}")
+    if not file.absolute().parent.is_dir():
+        raise ValueError(f"--plot {file}: no such directory {file.absolute().parent}; make it first")
+    if file.is_dir():
+        raise ValueError(f"--plot {file}: is a directory; give the name of a file")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib, which is not installed: pip install 'gemma4-mtp[tutorials]'")
+
+
+def plot(found: dict[str, Any], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    if "contexts" in found:
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+        _draw_contexts(found["contexts"], left, right)
+        figure.suptitle(f"{found['name']}: one token more")
+    else:
+        figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+        _draw_speed_up(found, axes)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def _draw_speed_up(found: dict[str, Any], axes) -> None:
+    for batch in found["batches"]:
+        entries = [entry for entry in batch["loops"] if "predicted" in entry]
+        gammas = [entry["draft_length"] for entry in entries]
+        (line,) = axes.plot(gammas, [entry["speed_up"] for entry in entries], "o-", label=f"batch {batch['batch']}")
+        predicted = [entry["predicted"] for entry in entries]
+        axes.plot(gammas, predicted, "--", color=line.get_color(), label=f"batch {batch['batch']}, predicted")
+    axes.axhline(1, color="grey", linewidth=0.8)
+    axes.set(xlabel="draft length", ylabel="speed-up over the autoregressive loop", title=found["subject"]["name"])
+    axes.set_ylim(bottom=0)
+    axes.legend()
+
+
+def _draw_contexts(entries: list[dict[str, Any]], left, right) -> None:
+    contexts = [entry["context"] for entry in entries]
+    for kind in (SLIDING, FULL):
+        if kind in entries[0]["seconds"]:
+            left.plot(contexts, [entry["seconds"][kind] * 1e6 for entry in entries], "o-", label=kind.replace("_", " "))
+        right.plot(contexts, [entry["cache_bytes"][kind] / 1e6 for entry in entries], "o-", label=kind.split("_")[0])
+    left.set(xlabel="context (tokens)", ylabel="attention of one layer (us)")
+    right.set(xlabel="context (tokens)", ylabel="cache (MB)")
+    for axes in (left, right):
+        axes.set_ylim(bottom=0)
+        axes.legend()

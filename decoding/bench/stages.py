@@ -1,0 +1,144 @@
+"""One stage of a round, repeated on the device and timed: what it takes by itself, without the call that starts it.
+
+Each stage takes and returns the same record, `Desk`, so that any of them can be the body of a loop.  A stage whose inputs
+stayed the same would be run once, before the loop, by a clever compiler: `after` makes each repetition wait for the last.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from decoding.autoregressive import step_of
+from decoding.compiled import compiled
+from decoding.draft import Draft, draft
+from decoding.rollback import rollback
+from decoding.speculative import Options, judge
+from decoding.state import DecodeState
+from decoding.verify import verify
+from drafter import Drafter, share_cache
+from gemma4 import Gemma4
+from gemma4.layers import matmul
+from gemma4.storage import linear_weights, named_params
+
+LAP_SECONDS = 0.08  # of one measurement: many repetitions of a short stage, one of a long one
+
+
+class Desk(NamedTuple):
+    state: DecodeState
+    block: Draft
+    logits: Float[Array, "b gamma+1 v"]
+
+
+Stage = Callable[[Gemma4, Drafter, Desk, Options], Desk]
+
+
+def draft_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:
+    """A whole draft of gamma tokens; the next one continues from its last."""
+    state = desk.state
+    key, draft_key = jax.random.split(state.key)
+    shared = share_cache(state.cache, target.config)
+    block = draft(
+        target, drafter, desk.block.tokens[:, -1], state.hidden, shared, draft_key,
+        draft_length=options.draft_length, sampling=options.draft_sampling,
+    )  # fmt: skip
+    if options.sampling.temperature == 0:
+        block = block._replace(
+            probs=desk.block.probs
+        )  # a greedy round has no use for them, and does not write them down
+    return desk._replace(state=state._replace(key=key), block=block)
+
+
+def verify_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:
+    """The target over gamma + 1 tokens, and back to the length before."""
+    state = desk.state
+    verdict = verify(target, state.cache, state.token, desk.block.tokens)
+    state = state._replace(
+        cache=rollback(verdict.cache, state.cache.length, jnp.zeros_like(state.token)),
+        token=after(verdict.logits, state.token),
+    )
+    return Desk(state, desk.block._replace(tokens=after(verdict.logits, desk.block.tokens)), verdict.logits)
+
+
+def accept_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:
+    key, accept_key = jax.random.split(desk.state.key)
+    result = judge(desk.logits, desk.block, options, accept_key)
+    block = desk.block._replace(tokens=after(result.next_token, desk.block.tokens))
+    return Desk(desk.state._replace(key=key), block, after(result.next_token, desk.logits))
+
+
+def autoregressive_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:
+    """One token.  Once the budget is used up the row stands still, at the same cost."""
+    last = desk.state.last
+    state = step_of(target, desk.state, options)
+    return desk._replace(state=state._replace(last=last))
+
+
+def draft_and_step(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:
+    """A draft as it is in a round, where the target's pass before it has left none of the drafter's weights in a cache."""
+    return autoregressive_stage(target, drafter, draft_stage(target, drafter, desk, options), options)
+
+
+def products_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:
+    """The products of gamma + 1 rows a prompt with the target's weights, one after the other, and nothing else.
+
+    What of `verify` is the backend's, and no formula of ours; experts and the per-layer table are left out.
+    """
+    rows = desk.block.tokens.shape[0] * (options.draft_length + 1)
+    total = desk.block.tokens[0, 0].astype(jnp.float32)
+    params = named_params(target)
+    head = target.embed_tokens.weight[...].T if target.head is None else target.head[...]
+    for weight in (*(params[name] for name in sorted(linear_weights(target))), head):
+        row = jnp.resize(desk.logits, (rows, weight.shape[0])) + total
+        total = matmul(row.astype(weight.dtype), weight).max().astype(jnp.float32)
+    return desk._replace(block=desk.block._replace(tokens=after(total, desk.block.tokens)))
+
+
+def after(done: Array, value: Array) -> Array:
+    """`value`, unchanged, but known only once `done` is: no number is at once above and below itself."""
+    first = done.reshape(-1)[0]
+    return value + (first != first if jnp.issubdtype(done.dtype, jnp.floating) else first < -1).astype(value.dtype)
+
+
+class Timer:
+    """Laps of one compiled stage.  `compile_seconds` is the first call's time, without that of the stage itself."""
+
+    def __init__(self, stage: Stage, target: Gemma4, drafter: Drafter, state: DecodeState, options: Options):
+        self._run = compiled(_repeated(stage), options, target, drafter)
+        self._desk = _desk(target, state, options)
+        first = self._time(1)
+        again = self._time(1)
+        self.compile_seconds = first - again
+        self._count = 1
+        if again < LAP_SECONDS:
+            self._count = max(1, int(LAP_SECONDS / max(self._time(5) / 5, 1e-7)))
+
+    def lap(self) -> float:
+        """Seconds that one run of the stage takes, as the mean of a lap."""
+        return self._time(self._count) / self._count
+
+    def _time(self, count: int) -> float:
+        began = time.perf_counter()
+        _, self._desk = jax.block_until_ready(self._run((jnp.int32(count), self._desk)))
+        return time.perf_counter() - began
+
+
+@functools.lru_cache
+def _repeated(stage: Stage) -> Callable:
+    def run(target, drafter, counted: tuple[Array, Desk], options: Options) -> tuple[Array, Desk]:
+        count, desk = counted
+        return count, jax.lax.fori_loop(0, count, lambda _, desk: stage(target, drafter, desk, options), desk)
+
+    return run
+
+
+def _desk(target: Gemma4, state: DecodeState, options: Options) -> Desk:
+    batch, gamma, vocabulary = state.token.shape[0], options.draft_length, target.config.vocab_size
+    tokens = jnp.zeros((batch, gamma), jnp.int32)
+    state = jax.tree.map(jnp.copy, state)  # each timer donates its own
+    block = Draft(tokens, jnp.zeros((batch, gamma, vocabulary)))
+    return Desk(state, block, jnp.zeros((batch, gamma + 1, vocabulary)))

@@ -1,0 +1,148 @@
+"""What is measured: a pair from its directories, or the layout of a released size, shrunk and filled at random."""
+
+import dataclasses
+import functools
+import json
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tokenizers import Tokenizer
+
+from decoding.pair import SHIPPED, load_pair
+from drafter import Drafter
+from drafter import config as drafter_config
+from gemma4 import PRESETS, Config, Gemma4
+from gemma4.config import FULL, SLIDING
+from gemma4.storage import abstract, linear_weights, named_params, with_params
+
+# Not a released size: small enough for a laptop, large enough that the products of a step take the time, not the calls.
+FIFTY_MILLION = Config(
+    vocab_size=8192,
+    hidden_size=512,
+    intermediate_size=2048,
+    layer_types=2 * (SLIDING, SLIDING, SLIDING, SLIDING, FULL),
+    num_attention_heads=8,
+    num_key_value_heads=1,
+    head_dim=64,
+    global_head_dim=128,
+    num_kv_shared_layers=5,
+    hidden_size_per_layer_input=64,
+    vocab_size_per_layer_input=8192,
+    max_position_embeddings=131_072,
+)
+LAYOUTS: dict[str, tuple[Config, drafter_config.Config]] = {
+    **{name: (config, drafter_config.PRESETS[name]) for name, config in PRESETS.items()},
+    "50M": (
+        FIFTY_MILLION,
+        dataclasses.replace(
+            drafter_config.config_for(FIFTY_MILLION, width=128, mlp=256, heads=4, clustered=True, context=131_072),
+            num_centroids=128,
+            centroid_intermediate_top_k=16,
+        ),
+    ),
+}
+
+
+class Subject(NamedTuple):
+    name: str
+    target: Gemma4
+    drafter: Drafter
+    texts: list[list[int]]  # token ids to cut prompts from; empty: prompts are drawn at random
+
+
+def from_directories(target: str | None, drafter: str | None, dtype: str) -> Subject:
+    """A pair's own weights; the shipped pair comes with text that it was not trained on.  Errors: as `load_pair`."""
+    pair = load_pair(target, drafter, dtype)
+    texts = [] if target else held_out(pair.tokenizer, pair.target.config)
+    return Subject(str(target or "the shipped pair"), pair.target, pair.drafter, texts)
+
+
+def held_out(tokenizer: Tokenizer, config: Config) -> list[list[int]]:
+    chapters = json.loads((SHIPPED / "held_out.json").read_text(encoding="utf-8"))
+    return [[config.bos_token_id, *encoding.ids] for encoding in tokenizer.encode_batch(chapters)]
+
+
+def from_preset(name: str, scale: float, dtype: str, seed: int = 0) -> Subject:
+    """Random weights in the layout of `name`, its widths multiplied by `scale`.  Errors: ValueError for an unknown name."""
+    if name not in LAYOUTS:
+        raise ValueError(f"--preset {name}: expected one of {', '.join(LAYOUTS)}")
+    target, drafter = LAYOUTS[name] if scale == 1 else shrunk(*LAYOUTS[name], scale)
+    label = f"{name}, random weights" + ("" if scale == 1 else f", widths times {scale:g}")
+    weights = [
+        random_weights(abstract(build, config, dtype), seed) for build, config in ((Gemma4, target), (Drafter, drafter))
+    ]
+    return Subject(label, *weights, texts=[])
+
+
+def shrunk(target: Config, drafter: drafter_config.Config, scale: float) -> tuple[Config, drafter_config.Config]:
+    """Every width, that of heads and the vocabulary included, times `scale`; layers, heads, experts and windows stay.
+
+    Errors: ValueError unless 0 < scale <= 1.
+    """
+    if not 0 < scale <= 1:
+        raise ValueError(f"--scale: expected a number over 0 and up to 1, got {scale:g}")
+    return (
+        _narrower(target, scale, drafter.num_centroids),
+        dataclasses.replace(
+            drafter,
+            text=_narrower(drafter.text, scale, drafter.num_centroids),
+            backbone_hidden_size=_width(target.hidden_size, scale, 64),
+        ),
+    )
+
+
+def _narrower(config: Config, scale: float, clusters: int) -> Config:
+    multiples = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "moe_intermediate_size": 32,
+        "head_dim": 16,
+        "global_head_dim": 16,
+        "hidden_size_per_layer_input": 16,
+        "vocab_size": clusters,
+        "vocab_size_per_layer_input": clusters,
+    }
+    return dataclasses.replace(
+        config, **{field: _width(getattr(config, field), scale, multiple) for field, multiple in multiples.items()}
+    )
+
+
+def _width(full: int, scale: float, multiple: int) -> int:
+    return multiple * math.ceil(full * scale / multiple)  # 0 stays 0: the layout lacks that part
+
+
+def random_weights(blank: nnx.Module, seed: int) -> nnx.Module:
+    """`blank`, which holds shapes only, filled leaf by leaf, so that at no time much more than the model is in memory."""
+    linear, key = linear_weights(blank), jax.random.key(seed)
+
+    def fill(name: str, leaf: jax.ShapeDtypeStruct, key: jax.Array) -> jax.Array:
+        if leaf.ndim == 1:
+            if jnp.issubdtype(leaf.dtype, jnp.integer):  # a clustered head's token ordering
+                return jax.random.permutation(key, leaf.shape[0]).astype(leaf.dtype)
+            return jnp.ones(leaf.shape, leaf.dtype)
+        inputs = leaf.shape[0] if name in linear else leaf.shape[-1]
+        return _normal(key, leaf.shape, leaf.dtype, inputs**-0.5)
+
+    params = named_params(blank)
+    keys = jax.random.split(key, len(params))
+    return with_params(
+        blank, {name: fill(name, leaf, key) for (name, leaf), key in zip(params.items(), keys, strict=True)}
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, deviation: float) -> jax.Array:
+    return jax.random.normal(key, shape, dtype) * jnp.asarray(deviation, dtype)
+
+
+def prompts(subject: Subject, batch: int, tokens: int, seed: int = 0) -> list[list[int]]:
+    """`batch` prompts; the first of `tokens` tokens, and each next one about a sixteenth shorter, so that they are ragged."""
+    lengths = [max(1, tokens - row * tokens // 16) for row in range(batch)]
+    if subject.texts:
+        return [subject.texts[row % len(subject.texts)][:length] for row, length in enumerate(lengths)]
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, subject.target.config.vocab_size, length).tolist() for length in lengths]

@@ -1,0 +1,111 @@
+"""What a stage cannot do without: the bytes that must come from memory, and the multiplications that the formulas ask for.
+
+Counted from shapes alone, for any device: every weight that is used is read once, every K/V row that a query sees is read
+by the layer that attends to it, new rows are written; a product of [m, k] with [k, n] is 2mkn operations.  Activations, norms
+and soft-max are left out, so this is a bound from below, and time spent beyond it is what an implementation adds.
+"""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from decoding.bench.machine import Machine
+from decoding.bench.spread import quartiles
+from drafter import Drafter
+from gemma4 import Config, Gemma4
+from gemma4.storage import Leaf, named_params
+
+
+class Work(NamedTuple):
+    bytes: float
+    flops: float
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.bytes + other.bytes, self.flops + other.flops)
+
+
+def against_machine(seconds: Sequence[float], work: Work, machine: Machine) -> dict[str, Any]:
+    """Median time, and how it compares with what the machine could do."""
+    median = statistics.median(seconds)
+    return {
+        "seconds": median,
+        "seconds_quartiles": quartiles(seconds),
+        **work._asdict(),
+        "share_of_bandwidth": work.bytes / median / machine.bytes_per_second,
+        "share_of_flops": work.flops / median / machine.flops_per_second,
+    }
+
+
+def forward_work(target: Gemma4, batch: int, tokens: int, context: int) -> Work:
+    """One forward over `tokens` a row that stand after `context` others, all with logits."""
+    return _forward(target, batch, tokens, context, shared_tokens=tokens, scored=tokens)
+
+
+def prefill_work(target: Gemma4, batch: int, tokens: int) -> Work:
+    """All of a prompt at once: layers that share K/V run for its last token only, which alone gets logits."""
+    return _forward(target, batch, tokens, 0, shared_tokens=1, scored=1)
+
+
+def _forward(target: Gemma4, batch: int, tokens: int, context: int, *, shared_tokens: int, scored: int) -> Work:
+    config, params = target.config, named_params(target)
+    table, first_shared = params["embed_tokens.weight"], config.first_kv_shared_layer
+    tokens_of = lambda layer: tokens if layer < first_shared else shared_tokens
+    work = _looked_up(table, batch * tokens) + _product(table, batch * scored)
+    if config.hidden_size_per_layer_input:
+        work += _looked_up(params["per_layer_inputs.embed_tokens_per_layer.weight"], batch * tokens)
+    for name, weight in params.items():
+        layer = int(name.split(".")[1]) if name.startswith("layers.") else 0
+        work += _weight(name, weight, batch * tokens_of(layer), config)
+    for layer in range(config.num_hidden_layers):
+        owns, keys = config.kv_source[layer] == layer, context + tokens
+        work += _attention(config, layer, batch, tokens_of(layer), keys, table.dtype.itemsize, writes=owns)
+    return work
+
+
+def draft_work(target: Gemma4, drafter: Drafter, batch: int, context: int) -> Work:
+    """One draft step: the drafter's layers over the target's K/V, and its head."""
+    config, params = drafter.config, named_params(drafter)
+    table = params["embed_tokens.weight"]
+    work = _looked_up(named_params(target)["embed_tokens.weight"], batch)
+    for name, weight in params.items():
+        work += _weight(name, weight, batch, config.text)
+    if config.use_ordered_embeddings:  # the centroids are among the weights
+        candidates = config.text.vocab_size // config.num_centroids * config.centroid_intermediate_top_k
+        work += _looked_up(table, batch * candidates) + Work(0, 2 * batch * candidates * table.shape[1])
+        work += Work(batch * candidates * 4, 0)  # their token ids
+    else:
+        work += _product(table, batch)
+    for layer in range(config.text.num_hidden_layers):
+        work += _attention(config.text, layer, batch, 1, context, table.dtype.itemsize, writes=False)
+    return work
+
+
+def _weight(name: str, weight: Leaf, rows: int, config: Config) -> Work:
+    """What one parameter costs `rows` tokens; tables cost nothing here, for a token reads one row of them."""
+    if name.endswith(("embed_tokens.weight", "embed_tokens_per_layer.weight", "token_ordering")):
+        return Work(0, 0)
+    if weight.ndim == 3:  # of experts, of which each token visits some
+        share, experts = config.top_k_experts / config.num_experts, config.num_experts
+        read = experts * (1 - (1 - share) ** rows)  # different ones, if the choices fall by chance
+        size = weight.size / experts
+        return Work(read * size * weight.dtype.itemsize, 2 * size * rows * config.top_k_experts)
+    if weight.ndim == 2:
+        return _product(weight, rows)
+    return Work(weight.size * weight.dtype.itemsize, 0)
+
+
+def _product(weight: Leaf, rows: int) -> Work:
+    return Work(weight.size * weight.dtype.itemsize, 2 * weight.size * rows)
+
+
+def _looked_up(table: Leaf, rows: int) -> Work:
+    return Work(rows * table.shape[1] * table.dtype.itemsize, 0)
+
+
+def _attention(config: Config, layer: int, batch: int, tokens: int, keys: int, itemsize: int, *, writes: bool) -> Work:
+    """Scores and sums over the `keys` newest positions; a sliding layer's queries see a window's worth each."""
+    seen = min(keys, config.sliding_window + tokens - 1) if config.is_sliding(layer) else keys
+    head_dim, row = config.layer_head_dim(layer), 2 * config.kv_heads(layer) * config.layer_head_dim(layer) * itemsize
+    per_query = min(keys, config.sliding_window) if config.is_sliding(layer) else keys
+    flops = 4 * batch * tokens * config.num_attention_heads * head_dim * per_query
+    return Work(batch * (seen + (tokens if writes else 0)) * row, flops)
