@@ -10,6 +10,7 @@ wrong way round.  So YNNPACK is switched off, and heads are laid out once for al
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -19,7 +20,7 @@ from decoding.state import DecodeState
 Step = Callable[..., DecodeState]  # (*models, state, options) -> state
 
 
-def compiled(step: Step, options: Options, *models) -> Callable[[DecodeState], DecodeState]:
+def compiled(step: Callable, options: Options, *models) -> Callable[[DecodeState], Any]:
     """state -> step(*models, state, options), jitted, with the state donated.  Compiled once per models' structure."""
     if jax.default_backend() == "cpu":
         models = [model.with_head() for model in models]
@@ -29,7 +30,7 @@ def compiled(step: Step, options: Options, *models) -> Callable[[DecodeState], D
 
 
 @functools.lru_cache(maxsize=64)
-def _jitted(step: Step, options: Options, structure: jax.tree_util.PyTreeDef) -> Callable:
+def _jitted(step: Callable, options: Options, structure: jax.tree_util.PyTreeDef) -> Callable:
     def run(weights, state):
         return step(*jax.tree.unflatten(structure, weights), state, options)
 

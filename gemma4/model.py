@@ -3,6 +3,7 @@
 Reads `functional.py`, `cache.py`, `layers.py` and `moe.py`.
 """
 
+import copy
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from gemma4.cache import KVCache, LayerKV, check_room, slot_positions
 from gemma4.config import SLIDING, Config
 from gemma4.functional import gelu, rope_angles, softcap, visible
+from gemma4.kept import transposed
 from gemma4.layers import MLP, Attention, Embedding, Linear, PerLayerInputs, Place, RMSNorm, Tap, matmul, no_tap, scoped
 from gemma4.moe import Experts, Router
 
@@ -83,8 +85,8 @@ class Gemma4(nnx.Module):
 
     def with_head(self) -> "Gemma4":
         """The same weights, and beside them the table laid out as `logits` reads it.  To run on a CPU, not to be saved."""
-        twin = nnx.merge(*nnx.split(self))
-        twin.head = nnx.Variable(jnp.array(self.embed_tokens.weight[...].T))
+        twin = copy.copy(self)  # shares all modules
+        twin.head = nnx.Variable(transposed(self.embed_tokens.weight[...]))
         return twin
 
     def _place(self, kind: str, tokens: Int[Array, "b t"], cache: KVCache | None) -> Place:

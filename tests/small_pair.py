@@ -97,11 +97,12 @@ def generate_scripted(
         on_state(state)
         return state
 
-    def compiled(round_of, options, target, drafter) -> Callable[[DecodeState], DecodeState]:
+    def compiled(one_round, options, target, drafter) -> Callable[[DecodeState], tuple]:
         def step(state):
-            state = scripted_step(target, drafter, jnp.asarray(script), state, options)
-            on_state(state)
-            return state
+            if not state.done.all():  # else the call ahead of the end
+                state = scripted_step(target, drafter, jnp.asarray(script), state, options)
+                on_state(state)
+            return state, jax.device_get((state.last, state.done))
 
         return step
 

@@ -1,12 +1,21 @@
 """The loop on the device yields the rounds of the host's loop: the same tokens, the same record of each round."""
 
+import gc
+import weakref
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import decoding
-from decoding import Sampling
+from decoding import Options, Sampling, loops
+from decoding.autoregressive import step_of
+from decoding.compiled import compiled
+from decoding.generate import start
+from decoding.speculative import round_of
 from decoding.state import Round
+from gemma4.kept import kept
 from tests.small_pair import VOCAB, small_drafter, small_target
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -55,6 +64,71 @@ def test_autoregressive():
     assert len(rounds) == 9
 
 
+def test_each_round_comes_as_it_ends_and_the_next_is_under_way(monkeypatch):
+    """Round n is seen when n + 1 calls were made: one is ahead, and none waits for the host.  The first follows its prefill."""
+    calls, calls_when_seen = [], []
+
+    def counting(*args):
+        run = compiled(*args)
+        return lambda state: (calls.append(0), run(state))[1]
+
+    monkeypatch.setattr(loops, "compiled", counting)
+    see = lambda last: calls_when_seen.append(len(calls))
+    decoding.generate_autoregressive(small_target(), PROMPTS, max_new_tokens=6, on_round=see)
+    assert calls_when_seen == [0, 2, 3, 4, 5, 6]
+    calls.clear()
+    decoding.generate_autoregressive(small_target(), PROMPTS, max_new_tokens=1)
+    assert not calls, "the prefill's token was the last"
+
+
+@pytest.mark.parametrize("step, gamma", [(round_of, 3), (step_of, 0)])
+def test_a_call_after_the_end_runs_no_forward(step, gamma):
+    """The state comes back as it was, its key and its cache too, though the weights would have made it NaN."""
+    models = (small_target(), small_drafter()) if gamma else (small_target(),)
+    options = Options(gamma)
+    state = start(models[0], PROMPTS, 1, options, jax.random.key(5))
+    values = lambda state: jax.tree.map(np.array, state._replace(key=jax.random.key_data(state.key)))
+    before = values(state)
+    models = jax.tree.map(lambda weight: weight * jnp.nan if weight.dtype == jnp.float32 else weight, models)
+    state, (last, done) = compiled(loops._one_round(step), options, *models)(state)
+    assert done.all()
+    jax.tree.map(np.testing.assert_array_equal, values(state), before)
+    jax.tree.map(np.testing.assert_array_equal, last, before.last)
+
+
+def test_rounds_seen_stay_as_they_were():
+    """What `on_round` gets is not overwritten by later rounds, whose calls reuse the state's buffers."""
+    rounds, copies = [], []
+
+    def on_round(last):
+        rounds.append(last)
+        copies.append(jax.tree.map(np.array, last))
+
+    decoding.generate(small_target(), small_drafter(), PROMPTS, max_new_tokens=21, draft_length=3, on_round=on_round)
+    jax.tree.map(np.testing.assert_array_equal, rounds, copies)
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 4])
+def test_stopping_early_leaves_nothing_broken(stop_after):
+    """By an exception in `on_round`, or by a consumer that takes no more: the next generation is as if nothing had been."""
+    pair, settings = (small_target(), small_drafter()), {"max_new_tokens": 21, "draft_length": 3}
+    whole = decoding.generate(*pair, PROMPTS, **settings)
+    seen = []
+
+    def on_round(last):
+        seen.append(last)
+        if len(seen) == stop_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decoding.generate(*pair, PROMPTS, **settings, on_round=on_round)
+    state = start(pair[0], PROMPTS, 21, Options(3), jax.random.key(0))
+    some = [last for last, _ in zip(loops.rounds(state, round_of, Options(3), *pair), range(stop_after), strict=False)]
+    jax.tree.map(np.testing.assert_array_equal, some, seen)
+    again = decoding.generate(*pair, PROMPTS, **settings)
+    jax.tree.map(np.testing.assert_array_equal, again.tokens, whole.tokens)
+
+
 def test_head_laid_out_for_the_cpu():
     """The same logits, from the copy; the model itself stays as it was."""
     target = small_target()
@@ -64,3 +138,36 @@ def test_head_laid_out_for_the_cpu():
     twin.head[...] *= 2
     assert np.abs(twin.logits(hidden) - target.logits(hidden)).max() > 0.1  # it is what `logits` reads
     assert target.head is None
+
+
+def test_head_is_laid_out_once_and_follows_the_weights():
+    """A new table gives new logits; the old copy goes with the old table."""
+    target = small_target()
+    target.embed_tokens.weight[...] = target.embed_tokens.weight[...] * 1  # a table that no other test's model shares
+    hidden = jax.random.normal(jax.random.key(0), (3, target.config.hidden_size))
+    before = target.with_head()
+    assert target.with_head().head[...] is before.head[...], "the copy is made once"
+    old_logits, old_head = before.logits(hidden), weakref.ref(before.head[...])
+    target.embed_tokens.weight[...] = -target.embed_tokens.weight[...]
+    np.testing.assert_allclose(target.with_head().logits(hidden), -old_logits, rtol=1e-6)
+    del before
+    gc.collect()
+    assert old_head() is None, "the copy is freed with its table"
+
+
+def test_kept_by_all_arrays():
+    """Any other array means another result; a result lives as long as all arrays that it came from."""
+    calls = []
+    pick = kept(lambda table, order: (calls.append(0), table[order])[1])
+    table, order = jnp.arange(4.0) + 5, jnp.array([2, 0])
+    first = pick(table, order)
+    assert pick(table, order) is first and len(calls) == 1
+    np.testing.assert_array_equal(pick(table, jnp.array([1, 3])), [6, 8])  # its order is freed here
+    np.testing.assert_array_equal(pick(table * 2, order), [14, 10])
+    assert pick(table, order) is first and len(calls) == 3
+    first = weakref.ref(first)
+    del order
+    gc.collect()
+    assert first() is None and not jnp.isnan(table).any()
+    for value in range(20):  # arrays that come and go may get the ids of those before
+        np.testing.assert_array_equal(pick(table, jnp.array([value % 4])), [5 + value % 4])
