@@ -1,7 +1,7 @@
 """The loop over rounds, twice: one call a round, so that the host sees each as it ends; or one call for all of them.
 
 Both yield the same rounds.  The host's loop calls a round before it reads the one before it, so that the device always has
-work: what a call, a copy and the display cost is done meanwhile (`python -m decoding.pairs.measure` prints both loops' speed).
+work: what a call, a copy and the display cost is done meanwhile (`gemma4-mtp bench` prints both loops' speed).
 """
 
 import functools

@@ -62,6 +62,7 @@ def from_directories(target: str | None, drafter: str | None, dtype: str) -> Sub
 
 
 def held_out(tokenizer: Tokenizer, config: Config) -> list[list[int]]:
+    """Chapters that the shipped pair was not trained on, BOS first."""
     chapters = json.loads((SHIPPED / "held_out.json").read_text(encoding="utf-8"))
     return [[config.bos_token_id, *encoding.ids] for encoding in tokenizer.encode_batch(chapters)]
 

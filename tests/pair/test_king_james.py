@@ -1,6 +1,6 @@
 """The shipped pair: its size, what it knows of held-out text, and how much its drafter saves, counted by the live loop.
 
-Wall-clock time is not asserted here, since a busy machine would decide; `python -m decoding.pairs.measure` prints it.
+Wall-clock time is not asserted here, since a busy machine would decide; `gemma4-mtp bench` prints it.
 """
 
 import json
