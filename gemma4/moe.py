@@ -55,8 +55,10 @@ class Experts(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t d"], weights: Float[Array, "b t top_k"], experts: Int[Array, "b t top_k"]
     ) -> Float[Array, "b t d"]:
-        visits, num_experts = experts.size, self.gate_up_proj.shape[0]
-        return (self.chosen if visits < num_experts else self.dense)(x, weights, experts)
+        return (self.chosen if self.reads_chosen_only(experts.size) else self.dense)(x, weights, experts)
+
+    def reads_chosen_only(self, visits: int) -> bool:
+        return visits < self.gate_up_proj.shape[0]
 
     def dense(self, x, weights, experts):
         inner = gated(jnp.einsum("btd,efd->btef", x, self.gate_up_proj[...]))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from decoding.bench.contexts import measure_contexts
+from decoding.bench.experts import time_experts
 from decoding.bench.heads import time_heads
 from decoding.bench.measure import Plan, measure
 from decoding.bench.peer import Transformers, compare
@@ -32,6 +33,7 @@ examples:
   gemma4-mtp bench --preset E2B --scale 0.1 --accept-rate 0.7   random weights, a tenth of the width
   gemma4-mtp bench --preset 50M --contexts 512,4096,32768       how time and memory grow with the context
   gemma4-mtp bench --heads                                      the clustered head at its released size
+  gemma4-mtp bench --experts                                    all experts for all tokens, or only the chosen ones
 
 what is measured:
   A stage is compiled by itself and repeated in one call, so that calls do not count; loops run whole generations, and their
@@ -71,6 +73,7 @@ def add_command(commands: argparse._SubParsersAction, layout) -> None:
     option("--against", choices=PEERS, help="compare with this engine, and measure nothing else")
     option("--contexts", metavar="LIST", help="measure only how a step depends on the context: lengths in tokens")
     option("--heads", action="store_true", help="measure only the clustered head against the dense one")
+    option("--experts", action="store_true", help="measure only a layer of experts, its two forms")
     option("--json", action="store_true", help="print one JSON object and nothing else")
     option(
         "--plot", metavar="FILE", help="draw speed-up over draft length and batch, or the contexts (needs matplotlib)"
@@ -81,14 +84,16 @@ def prepare(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     """The measurement, not yet run.  Errors: ValueError or OSError for every mistake that a user can make."""
     plan = plan_of(args)
     contexts = numbers("--contexts", args.contexts, least=16) if args.contexts else []
-    if sum((bool(args.against), bool(contexts), args.heads)) > 1:
-        raise ValueError("--against, --contexts and --heads are measurements of their own: give one of them")
+    if sum((bool(args.against), bool(contexts), args.heads, args.experts)) > 1:
+        raise ValueError("--against, --contexts, --heads, --experts are measurements of their own: give one of them")
     if args.plot:
-        if args.against or args.heads:
-            raise ValueError("--plot: there is nothing to draw with --against or --heads; leave it out")
+        if args.against or args.heads or args.experts:
+            raise ValueError("--plot: only draft lengths, batches and contexts are drawn; leave it out")
         check_plot(Path(args.plot))
     if args.heads:
-        return lambda: {"heads": time_heads()}
+        return lambda: {"heads": time_heads(runs=plan.runs)}
+    if args.experts:
+        return lambda: {"experts": time_experts(runs=plan.runs)}
     subject = subject_of(args)
     config = subject.target.config
     for name, tokens in (

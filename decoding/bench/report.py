@@ -9,6 +9,8 @@ from gemma4.config import FULL, SLIDING
 def lines(found: dict[str, Any]) -> Iterator[str]:
     if "heads" in found:
         yield from _heads(found["heads"])
+    elif "experts" in found:
+        yield from _experts(found["experts"])
     elif "against" in found:
         yield from _against(found["against"])
     elif "contexts" in found:
@@ -140,6 +142,21 @@ def _heads(found: dict[str, float]) -> Iterator[str]:
     yield from _table(("head", "ms", "faster"), rows)
     scored = found["rows whose best token was scored"]
     yield f"best token among the chosen clusters in {scored:.0%} of rows, and found in all of them"
+
+
+def _experts(found: list[dict[str, Any]]) -> Iterator[str]:
+    yield "one layer of 26B-A4B's 128 experts, top 8, a quarter of the width, float32, batch 1"
+    rows = [
+        (
+            str(entry["tokens"]),
+            _ms(entry["dense seconds"]),
+            _ms(entry["chosen seconds"]),
+            f"{entry['dense seconds'] / entry['chosen seconds']:.1f} x",
+            entry["form"],
+        )
+        for entry in found
+    ]
+    yield from _table(("tokens", "dense, ms", "chosen, ms", "faster", "which runs"), rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
