@@ -15,7 +15,9 @@ COMMAND = re.compile(r"^(?:\$ |.*&& \.venv/bin/)?gemma4-mtp ([^|#\n]*)|`gemma4-m
 
 def commands() -> list[tuple[str, str]]:
     texts = [(page.name, page.read_text(encoding="utf-8")) for page in PAGES]
-    return sorted({(name, (block or inline).strip()) for name, text in texts for block, inline in COMMAND.findall(text)})
+    return sorted(
+        {(name, (block or inline).strip()) for name, text in texts for block, inline in COMMAND.findall(text)}
+    )
 
 
 def test_commands_are_found_on_every_page():

@@ -1,0 +1,63 @@
+"""`bench --heads` and `--experts`: the forms that are timed do the same, or nothing is reported."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from decoding.bench import heads
+from decoding.bench.experts import SCALE, time_experts
+from decoding.bench.heads import time_heads
+from decoding.bench.report import lines
+from gemma4.moe import Experts
+from tests.tiny import TINY
+
+SMALL = {"vocabulary": 512, "width": 16, "centroids": 32, "top_k": 4, "runs": 2}
+
+
+def test_heads_are_timed():
+    found = time_heads(**SMALL)
+    assert all(value > 0 for value in found.values())
+    assert found["dense over blocks"] == pytest.approx(found["dense seconds"] / found["blocks seconds"])
+    assert 0.5 < found["rows whose best token was scored"] <= 1
+    table = list(lines({"heads": found}))
+    assert [row.split()[0] for row in table[2:5]] == ["dense", "gathered", "blocks"]
+
+
+def test_heads_that_differ_are_not_reported(monkeypatch):
+    monkeypatch.setattr(
+        heads, "in_blocks", lambda table, ordering, clusters: table.reshape(clusters, -1, table.shape[1])
+    )
+    with pytest.raises(RuntimeError, match="different tokens"):
+        time_heads(**SMALL)
+
+
+def test_heads_without_a_common_row_are_not_reported(monkeypatch):
+    monkeypatch.setattr(
+        heads.jax.lax, "top_k", lambda scores, k: (scores[..., :k], jnp.full((*scores.shape[:-1], k), -1))
+    )
+    monkeypatch.setattr(heads, "_timer", lambda *_: lambda: (1.0, np.zeros(heads.CHOICES, int)))
+    with pytest.raises(RuntimeError, match="nothing was compared"):
+        time_heads(**SMALL)
+
+
+def test_experts_are_timed_in_both_forms(monkeypatch):
+    """Each form is the one that it is said to be, at the widths that are said."""
+    seen = []
+    for name in ("dense", "chosen"):
+        form = getattr(Experts, name)
+
+        def spy(experts, x, weights, chosen, form=form, name=name):
+            seen.append((name, x.shape, chosen.shape))
+            return form(experts, x, weights, chosen)
+
+        monkeypatch.setattr(Experts, name, spy)
+    config = dataclasses.replace(TINY["26B-A4B"], hidden_size=32, moe_intermediate_size=16)
+    most = config.num_experts // config.top_k_experts
+    found = time_experts(tokens=(1, most), runs=2, config=config)
+    assert [entry["form"] for entry in found] == ["chosen", "dense"]
+    assert all(entry[f"{name} seconds"] > 0 for entry in found for name in ("dense", "chosen"))
+    shape = (1, most, config.hidden_size // SCALE)
+    assert {(name, shape, (1, most, config.top_k_experts)) for name in ("dense", "chosen")} <= set(seen)
+    assert len(list(lines({"experts": found}))) == 4
