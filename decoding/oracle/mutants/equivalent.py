@@ -188,7 +188,7 @@ REWRITINGS = (
         what="Each token visits its chosen experts alone, however many tokens there are.",
         tried_at="26B-A4B/forward",
         function="gemma4.moe.Experts.__call__",
-        change={"self.chosen if visits < num_experts else self.dense": "self.chosen"},
+        change={"self.chosen if self.reads_chosen_only(experts.size) else self.dense": "self.chosen"},
     ),
     Equivalent(
         name="ratio-as-a-division",
