@@ -73,7 +73,7 @@ exit codes: 0 done; 2 a mistake in the arguments or in the files they name (one 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; `gemma4-mtp generate --help` shows what is possible")
+        raise UserError(f"{message}; `{self.prog} --help` shows what is possible")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ from decoding.bench.peer import Transformers, compare
 from decoding.bench.plot import check_plot, plot
 from decoding.bench.report import lines
 from decoding.bench.subject import LAYOUTS, Subject, from_directories, from_preset, prompts
-from decoding.generate import check_draft_length
+from decoding.generate import LONGEST_DRAFT
 from decoding.sampling import Sampling
 
 PEERS = ("transformers",)
@@ -83,10 +83,10 @@ def add_command(commands: argparse._SubParsersAction, layout) -> None:
 def prepare(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     """The measurement, not yet run.  Errors: ValueError or OSError for every mistake that a user can make."""
     plan = plan_of(args)
-    contexts = numbers("--contexts", args.contexts, least=16) if args.contexts else []
+    contexts = () if args.contexts is None else numbers("--contexts", args.contexts, least=16)
     if sum((bool(args.against), bool(contexts), args.heads, args.experts)) > 1:
         raise ValueError("--against, --contexts, --heads, --experts are measurements of their own: give one of them")
-    if args.plot:
+    if args.plot is not None:
         if args.against or args.heads or args.experts:
             raise ValueError("--plot: only draft lengths, batches and contexts are drawn; leave it out")
         check_plot(Path(args.plot))
@@ -95,13 +95,14 @@ def prepare(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     if args.experts:
         return lambda: {"experts": time_experts(runs=plan.runs)}
     subject = subject_of(args)
-    config = subject.target.config
-    for name, tokens in (
-        ("--prompt-tokens and --new-tokens", plan.prompt_tokens + plan.new_tokens),
-        *(("--contexts", context) for context in contexts),
-    ):
-        if tokens > config.max_position_embeddings:
-            raise ValueError(f"{name}: {tokens} tokens, but this model's context is {config.max_position_embeddings}")
+    used = [("--contexts", context) for context in contexts]
+    if not contexts:
+        used = [("--prompt-tokens and --new-tokens", plan.prompt_tokens + plan.new_tokens)]
+        used += [] if args.against else [("--prefill-tokens", plan.prefill_tokens + 1)]  # and the token after them
+    longest = subject.target.config.max_position_embeddings
+    for name, tokens in used:
+        if tokens > longest:
+            raise ValueError(f"{name}: {tokens} tokens, but this model's context is {longest}")
     if args.against:
         peer = Transformers(subject)
         return lambda: {"against": against(subject, peer, plan)}
@@ -122,8 +123,8 @@ def subject_of(args: argparse.Namespace) -> Subject:
 
 def plan_of(args: argparse.Namespace) -> Plan:
     draft_lengths = numbers("--draft-lengths", args.draft_lengths)
-    for length in draft_lengths:
-        check_draft_length(length)
+    if max(draft_lengths) > LONGEST_DRAFT:
+        raise ValueError(f"--draft-lengths: expected 1 to {LONGEST_DRAFT} tokens a round, got {max(draft_lengths)}")
     for name in ("prompt_tokens", "new_tokens", "prefill_tokens", "prompts", "runs"):
         least = 3 if name == "new_tokens" else 1
         if getattr(args, name) < least:
@@ -169,9 +170,9 @@ def against(subject: Subject, peer: Transformers, plan: Plan) -> dict[str, Any]:
 def run(args: argparse.Namespace, job: Callable[[], dict[str, Any]]) -> None:
     found = job()
     progress("")
-    if args.plot:
+    print(json.dumps(found) if args.json else "\n".join(lines(found)), flush=True)
+    if args.plot is not None:
         plot(found, Path(args.plot))
-    print(json.dumps(found) if args.json else "\n".join(lines(found)))
 
 
 def progress(what: str) -> None:

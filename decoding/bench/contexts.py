@@ -1,6 +1,7 @@
 """How time and memory grow with the context: a whole step, and the attention of one layer of either type by itself."""
 
 import functools
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ def measure_contexts(subject: Subject, contexts: Sequence[int], runs: int) -> li
     return [
         {
             "context": context,
-            "seconds": {name: min(laps[context, name]) for name in stages},
+            "seconds": {name: statistics.median(laps[context, name]) for name in stages},
             "cache_bytes": cache_bytes(subject, context),
         }
         for context in contexts
@@ -64,6 +65,7 @@ def full_state(subject: Subject, context: int) -> DecodeState:
 
 
 def cache_bytes(subject: Subject, context: int) -> dict[str, int]:
+    """By type of layer, for one row of `context` tokens."""
     config = subject.target.config
     cache = jax.eval_shape(
         lambda: init_cache(config, 1, context, chunk=CHUNK, dtype=subject.target.embed_tokens.weight.dtype)

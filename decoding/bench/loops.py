@@ -39,10 +39,10 @@ class Loop(NamedTuple):
     on_device: bool
     accept_rate: float | None = None  # simulated
 
-    def lap(self, prompts: list[list[int]]) -> Lap:
-        """Errors: ValueError if the prompts do not fit the context."""
+    def lap(self, prompts: list[list[int]], seed: int = 0) -> Lap:
+        """seed: of what is sampled or simulated.  Errors: ValueError if the prompts do not fit the context."""
         subject, options = self.subject, self.options
-        state = start(subject.target, prompts, self.new_tokens, options, jax.random.key(0))
+        state = start(subject.target, prompts, self.new_tokens, options, jax.random.key(seed))
         jax.block_until_ready(state)
         turn = rounds_on_device if self.on_device else rounds
         models = (subject.target, subject.drafter) if options.draft_length else (subject.target,)

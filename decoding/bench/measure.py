@@ -104,7 +104,7 @@ def measure_batch(
         progress(f"batch {batch}, run {run + 1} of {plan.runs}")
         for place, group in enumerate(groups):
             for key, loop in loops.items():
-                laps[key][place].append(loop.lap(group))
+                laps[key][place].append(loop.lap(group, seed=place))
             for key, timer in timers.items():
                 seconds[key].append(timer.lap())
     stages = stage_seconds(seconds)

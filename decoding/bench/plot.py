@@ -1,6 +1,7 @@
 """Pictures of a measurement.  matplotlib is an extra: it is looked for only when a picture is asked for."""
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ def check_plot(file: Path) -> None:
         raise ValueError(f"--plot {file}: expected a name that ends in {', '.join(SUFFIXES)}")
     if not file.absolute().parent.is_dir():
         raise ValueError(f"--plot {file}: no such directory {file.absolute().parent}; make it first")
+    if not os.access(file.absolute().parent, os.W_OK):
+        raise ValueError(f"--plot {file}: {file.absolute().parent} cannot be written to; name another directory")
     if file.is_dir():
         raise ValueError(f"--plot {file}: is a directory; give the name of a file")
     if importlib.util.find_spec("matplotlib") is None:
@@ -22,6 +25,7 @@ def check_plot(file: Path) -> None:
 
 
 def plot(found: dict[str, Any], file: Path) -> None:
+    """Draw what `measure` or `measure_contexts` found.  The file is whole or, after an error, as it was before."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -34,8 +38,13 @@ def plot(found: dict[str, Any], file: Path) -> None:
     else:
         figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
         _draw_speed_up(found, axes)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+    scratch = file.with_stem(f".{file.stem}-unfinished")
+    try:
+        figure.savefig(scratch, dpi=150)
+        scratch.replace(file)
+    finally:
+        scratch.unlink(missing_ok=True)
+        plt.close(figure)
 
 
 def _draw_speed_up(found: dict[str, Any], axes) -> None:

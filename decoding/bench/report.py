@@ -57,8 +57,10 @@ def _stage_row(entry: dict[str, Any]) -> tuple[str, ...]:
         work = (
             f"{entry['bytes'] / 1e6:.1f}",
             f"{entry['flops'] / 1e6:.0f}",
-            f"{entry['share_of_bandwidth']:.0%}",
-            f"{entry['share_of_flops']:.0%}",
+            *(
+                "" if entry[share] is None else f"{entry[share]:.0%}"
+                for share in ("share_of_bandwidth", "share_of_flops")
+            ),
         )
     gamma = str(entry["draft_length"]) if entry["stage"].startswith(("verify", "accept")) else ""
     compiled = "" if entry["compile_seconds"] is None else f"{entry['compile_seconds']:.1f} s"
@@ -106,7 +108,7 @@ def _against(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _contexts(name: str, entries: list[dict[str, Any]]) -> Iterator[str]:
-    yield f"{name}: one token more, by what the cache holds (batch 1; least of the runs)"
+    yield f"{name}: one token more, by what the cache holds (batch 1)"
     yield from _table(
         (
             "context",

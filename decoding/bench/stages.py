@@ -47,9 +47,7 @@ def draft_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) 
         draft_length=options.draft_length, sampling=options.draft_sampling,
     )  # fmt: skip
     if options.sampling.temperature == 0:
-        block = block._replace(
-            probs=desk.block.probs
-        )  # a greedy round has no use for them, and does not write them down
+        block = block._replace(probs=desk.block.probs)  # which a greedy round does not write down
     return desk._replace(state=state._replace(key=key), block=block)
 
 
@@ -99,9 +97,10 @@ def products_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Option
 
 
 def after(done: Array, value: Array) -> Array:
-    """`value`, unchanged, but known only once `done` is: no number is at once above and below itself."""
+    """`value`, to the bit, but known only once `done` is: no number differs from itself, no token is below -1."""
     first = done.reshape(-1)[0]
-    return value + (first != first if jnp.issubdtype(done.dtype, jnp.floating) else first < -1).astype(value.dtype)
+    never = first != first if jnp.issubdtype(done.dtype, jnp.floating) else first < -1
+    return jnp.where(never, jnp.zeros_like(value), value)
 
 
 class Timer:

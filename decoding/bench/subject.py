@@ -141,9 +141,14 @@ def _normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, deviation:
 
 
 def prompts(subject: Subject, batch: int, tokens: int, seed: int = 0) -> list[list[int]]:
-    """`batch` prompts; the first of `tokens` tokens, and each next one about a sixteenth shorter, so that they are ragged."""
+    """`batch` prompts; the first of `tokens` tokens, and each next one about a sixteenth shorter, so that they are ragged.
+
+    seed: another one gives other random tokens, or the texts that come next (after the last the first again).
+    A text of fewer tokens is taken whole.
+    """
     lengths = [max(1, tokens - row * tokens // 16) for row in range(batch)]
     if subject.texts:
-        return [subject.texts[row % len(subject.texts)][:length] for row, length in enumerate(lengths)]
+        text = lambda row: subject.texts[(seed * batch + row) % len(subject.texts)]
+        return [text(row)[:length] for row, length in enumerate(lengths)]
     rng = np.random.default_rng(seed)
     return [rng.integers(3, subject.target.config.vocab_size, length).tolist() for length in lengths]

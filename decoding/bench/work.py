@@ -25,14 +25,18 @@ class Work(NamedTuple):
 
 
 def against_machine(seconds: Sequence[float], work: Work, machine: Machine) -> dict[str, Any]:
-    """Median time, and how it compares with what the machine could do."""
+    """Median time, and how it compares with what the machine could do.
+
+    A time that is a difference may come out as zero or less where the machine is noisy: no share then.
+    """
     median = statistics.median(seconds)
+    share = lambda work, rate: work / median / rate if median > 0 else None
     return {
         "seconds": median,
         "seconds_quartiles": quartiles(seconds),
         **work._asdict(),
-        "share_of_bandwidth": work.bytes / median / machine.bytes_per_second,
-        "share_of_flops": work.flops / median / machine.flops_per_second,
+        "share_of_bandwidth": share(work.bytes, machine.bytes_per_second),
+        "share_of_flops": share(work.flops, machine.flops_per_second),
     }
 
 

@@ -210,7 +210,7 @@ def test_help(arguments, capsys):
 # -- what it refuses ---------------------------------------------------------------------------------------------------
 
 REFUSED = {
-    "unknown option": (["x", "--frobnicate"], "unrecognized arguments: --frobnicate; `gemma4-mtp generate --help`"),
+    "unknown option": (["x", "--frobnicate"], "unrecognized arguments: --frobnicate; `gemma4-mtp --help`"),
     "shortened option": (["x", "--max", "3"], "unrecognized arguments: --max 3; "),
     "no prompt": ([], "expected a prompt, either TEXT or --prompt-ids, got neither"),
     "two prompts": (["x", "--prompt-ids=2"], "expected a prompt, either TEXT or --prompt-ids, got both"),
