@@ -333,10 +333,9 @@ def desk_after(stage: stages.Stage, desk: stages.Desk, count: int = 3, temperatu
 
 
 def operations(text: str, kind: str) -> tuple[Counter, Counter]:
-    """Shapes of all results of one kind of operation in optimised HLO: those in loops of the entry, and all others."""
+    """Shapes of all results of one kind of operation in optimised HLO: those in loops, and all others."""
     bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) [^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
-    (entry,) = re.findall(r"^ENTRY %?([\w.-]+)", text, re.MULTILINE)
-    inside, waiting = set(), re.findall(r"body=%?([\w.-]+)", bodies[entry])
+    inside, waiting = set(), re.findall(r"body=%?([\w.-]+)", text)
     while waiting:
         name = waiting.pop()
         if name not in inside:
