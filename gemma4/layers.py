@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gemma4.cache import LayerKV, write
 from gemma4.config import Config
 from gemma4.functional import attend, gelu, rms_norm, rotate, scaled
+from gemma4.long_attention import attend_in_blocks, is_long
 
 Tap = Callable[[str, jax.Array], jax.Array]
 
@@ -103,7 +104,8 @@ class Attention(nnx.Module):
         if self.owns_kv:
             key, value = self._key_value(x, place, tap)
             kv = LayerKV.of(key, value) if kv is None else write(kv, key, value, place.start)
-        out = tap("attention", attend(query, kv.key, kv.value, place.seen))
+        attention = attend_in_blocks if is_long(query.shape[1], kv.capacity) else attend
+        out = tap("attention", attention(query, kv.key, kv.value, place.seen))
         return self.o_proj(rearrange(out, "b t n h -> b t (n h)")), kv
 
     def _key_value(self, x, place, tap):

@@ -3,6 +3,7 @@
 Tolerances are relative to the largest value in play: float32 has 24 bits (6e-8), bfloat16 8 bits (4e-3).
 """
 
+import functools
 import math
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from gemma4.functional import attend, gelu, inverse_frequencies, rms_norm, rope_angles, rotate, scaled, softcap, visible
+from gemma4.long_attention import attend_in_blocks
 
 F32 = 5e-7
 POSITIONS = (0, 1, 777, 131_071)  # 131071: the last position of E2B's context
@@ -138,6 +140,13 @@ def test_window_counts_the_query_itself(count):
 
 # -- attention ---------------------------------------------------------------------------------------------------------
 
+FORMS = {
+    "at once": attend,
+    "in one block": attend_in_blocks,
+    "in blocks of 4": functools.partial(attend_in_blocks, block=4),  # of 9 keys, say: the last one overlaps
+}
+forms = pytest.mark.parametrize("attend", FORMS.values(), ids=FORMS.keys())
+
 
 def attend_twin(query, key, value, seen, round_score=float) -> np.ndarray:
     batch, time, heads, _ = query.shape
@@ -152,8 +161,9 @@ def attend_twin(query, key, value, seen, round_score=float) -> np.ndarray:
     return out
 
 
+@forms
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
-def test_attend(kv_heads):
+def test_attend(attend, kv_heads):
     query, key, value = normal(2, 5, 6, 8), normal(2, kv_heads, 9, 8, seed=1), normal(2, kv_heads, 9, 8, seed=2)
     seen = np.random.default_rng(0).random((2, 5, 9)) < 0.4
     seen[..., 3] = True  # each query sees something
@@ -161,8 +171,9 @@ def test_attend(kv_heads):
     assert_close(ours, attend_twin(query, key, value, seen), 2 * F32)
 
 
+@forms
 @pytest.mark.parametrize("poison", [np.nan, np.inf, 3e38, -3e38])
-def test_unseen_slots_may_hold_anything(poison):
+def test_unseen_slots_may_hold_anything(attend, poison):
     query, key, value = normal(1, 4, 2, 8), normal(1, 1, 9, 8, seed=1), normal(1, 1, 9, 8, seed=2)
     seen = np.zeros((1, 4, 9), bool)
     seen[..., [1, 4, 5]] = True
@@ -172,13 +183,16 @@ def test_unseen_slots_may_hold_anything(poison):
     np.testing.assert_array_equal(np.asarray(attend(*map(jnp.asarray, (query, key, value, seen)))), clean)
 
 
-def test_a_query_that_sees_nothing_gets_a_finite_result():
+@forms
+def test_a_query_that_sees_nothing_gets_a_finite_result(attend):
     query, kv = jnp.asarray(normal(1, 2, 2, 8)), jnp.asarray(normal(1, 1, 4, 8))
-    seen = jnp.asarray([[[True, False, False, False], [False] * 4]])
-    assert np.isfinite(np.asarray(attend(query, kv, kv, seen))).all()
+    for sees in ([True, False, False, False], [False] * 4):
+        seen = jnp.asarray([[sees, [False] * 4]])
+        assert np.isfinite(np.asarray(attend(query, kv, kv, seen))).all()
 
 
-def test_attend_in_bfloat16_takes_the_softmax_in_float32():
+@forms
+def test_attend_in_bfloat16_takes_the_softmax_in_float32(attend):
     """Scores are rounded once (to 1/8 at 20), weights once; exponentials and their sum are not."""
     cast = lambda x: x.astype(ml_dtypes.bfloat16)
     query, key, value = (cast(normal(1, 40, 2, 64, seed=i, scale=s)) for i, s in ((0, 0.5), (1, 0.5), (2, 1)))

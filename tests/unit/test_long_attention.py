@@ -1,0 +1,42 @@
+"""Which form of attention runs where.  That both are right: `test_functional.py`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gemma4 import forward, init_cache, long_attention
+from tests.tiny import TINY, WINDOW, random_target, random_tokens
+
+
+@pytest.mark.parametrize("layout", ["E2B", "26B-A4B"])  # full layers that share K/V, and none
+def test_a_long_cache_gives_the_same_logits(layout, monkeypatch):
+    """In chunks, over a full layer's cache that is several blocks long and half empty; sliding layers' rings are short."""
+    config, time = TINY[layout], 2 * WINDOW + 3
+    target, tokens = random_target(config), random_tokens(2, time)
+    expected = forward(target, tokens).logits
+    calls = []
+
+    def counted(query, key, value, seen):
+        calls.append(key.shape[2])
+        return attend_in_blocks(query, key, value, seen, block=7)
+
+    attend_in_blocks = long_attention.attend_in_blocks
+    ring = WINDOW + 5
+    monkeypatch.setattr(long_attention, "LONG", ring)
+    monkeypatch.setattr("gemma4.layers.attend_in_blocks", counted)
+    cache, logits = init_cache(config, 2, 2 * time, chunk=5), []
+    for first in range(0, time, 5):
+        hidden, cache = target(jnp.asarray(tokens[:, first : first + 5]), cache)
+        logits.append(target.logits(hidden))
+    # Chunks alone, read at once, differ by 2.2e-5 in E2B.
+    np.testing.assert_allclose(jnp.concatenate(logits, axis=1), expected, atol=2e-4 * np.abs(expected).max())
+    full_layers = sum(not config.is_sliding(layer) for layer in range(config.num_hidden_layers))
+    assert calls == [2 * time] * full_layers * len(logits)
+
+
+def test_only_a_long_cache_is_read_in_blocks():
+    slots = long_attention.LONG + 1
+    assert long_attention.is_long(1, slots) == (jax.default_backend() == "cpu")
+    assert not long_attention.is_long(1, slots - 1)
+    assert not long_attention.is_long(slots, slots)  # a whole text without a cache: may need a gradient
