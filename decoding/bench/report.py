@@ -154,11 +154,10 @@ def _experts(found: list[dict[str, Any]]) -> Iterator[str]:
             _ms(entry["dense seconds"]),
             _ms(entry["chosen seconds"]),
             f"{entry['dense seconds'] / entry['chosen seconds']:.1f} x",
-            entry["form"],
         )
         for entry in found
     ]
-    yield from _table(("tokens", "dense, ms", "chosen, ms", "faster", "which runs"), rows)
+    yield from _table(("tokens", "dense, ms", "chosen, ms", "faster"), rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from decoding.bench import heads
 from decoding.bench.experts import SCALE, time_experts
 from decoding.bench.heads import time_heads
 from decoding.bench.report import lines
-from gemma4.moe import Experts
+from gemma4 import moe
 from tests.tiny import TINY
 
 SMALL = {"vocabulary": 512, "width": 16, "centroids": 32, "top_k": 4, "runs": 2}
@@ -46,18 +46,21 @@ def test_experts_are_timed_in_both_forms(monkeypatch):
     """Each form is the one that it is said to be, at the widths that are said."""
     seen = []
     for name in ("dense", "chosen"):
-        form = getattr(Experts, name)
+        form = getattr(moe, name)
 
-        def spy(experts, x, weights, chosen, form=form, name=name):
-            seen.append((name, x.shape, chosen.shape))
-            return form(experts, x, weights, chosen)
+        def spy(*args, form=form, name=name):
+            seen.append((name, *(array.shape for array in args)))
+            return form(*args)
 
-        monkeypatch.setattr(Experts, name, spy)
+        monkeypatch.setattr(moe, name, spy)
     config = dataclasses.replace(TINY["26B-A4B"], hidden_size=32, moe_intermediate_size=16)
-    most = config.num_experts // config.top_k_experts
-    found = time_experts(tokens=(1, most), runs=2, config=config)
-    assert [entry["form"] for entry in found] == ["chosen", "dense"]
+    found = time_experts(tokens=(1, 3), runs=2, config=config)
     assert all(entry[f"{name} seconds"] > 0 for entry in found for name in ("dense", "chosen"))
-    shape = (1, most, config.hidden_size // SCALE)
-    assert {(name, shape, (1, most, config.top_k_experts)) for name in ("dense", "chosen")} <= set(seen)
+    width, hidden, experts, top_k = 32 // SCALE, 16 // SCALE, config.num_experts, config.top_k_experts
+    weights = (experts, 2 * hidden, width), (experts, width, hidden)
+    assert {
+        (name, *weights, (1, tokens, width), (1, tokens, top_k), (1, tokens, top_k))
+        for name in ("dense", "chosen")
+        for tokens in (1, 3)
+    } <= set(seen)
     assert len(list(lines({"experts": found}))) == 4

@@ -184,11 +184,11 @@ REWRITINGS = (
         },
     ),
     Equivalent(
-        name="chosen-experts-only",
-        what="Each token visits its chosen experts alone, however many tokens there are.",
+        name="every-expert-for-every-token",
+        what="All experts compute all tokens; those that the router did not choose get weight 0.",
         tried_at="26B-A4B/forward",
         function="gemma4.moe.Experts.__call__",
-        change={"self.chosen if self.reads_chosen_only(experts.size) else self.dense": "self.chosen"},
+        change={"chosen if few else dense": "dense"},
     ),
     Equivalent(
         name="ratio-as-a-division",
