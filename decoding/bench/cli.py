@@ -20,6 +20,14 @@ from decoding.generate import LONGEST_DRAFT
 from decoding.sampling import Sampling
 
 PEERS = ("transformers",)
+# Measurements of their own, and the options that each of them heeds.
+PAIR = ("target", "drafter", "preset", "scale", "dtype")
+HEEDED = {
+    "against": (*PAIR, "draft_lengths", "prompt_tokens", "new_tokens", "prompts", "runs"),
+    "contexts": (*PAIR, "runs", "plot"),
+    "heads": ("runs",),
+    "experts": ("runs",),
+}
 
 DESCRIPTION = """\
 How fast a pair is on this machine: each stage by itself, whole loops, and how both compare with what the formulas cannot do
@@ -55,6 +63,10 @@ def add_command(commands: argparse._SubParsersAction, layout) -> None:
         formatter_class=layout,
         allow_abbrev=False,
     )
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     option, default = parser.add_argument, Plan()
     option("--target", metavar="DIR", help="directory of a target; with --drafter, in place of the shipped pair")
     option("--drafter", metavar="DIR", help="directory of its drafter")
@@ -84,11 +96,8 @@ def prepare(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     """The measurement, not yet run.  Errors: ValueError or OSError for every mistake that a user can make."""
     plan = plan_of(args)
     contexts = () if args.contexts is None else numbers("--contexts", args.contexts, least=16)
-    if sum((bool(args.against), bool(contexts), args.heads, args.experts)) > 1:
-        raise ValueError("--against, --contexts, --heads, --experts are measurements of their own: give one of them")
+    check_heeded(args)
     if args.plot is not None:
-        if args.against or args.heads or args.experts:
-            raise ValueError("--plot: only draft lengths, batches and contexts are drawn; leave it out")
         check_plot(Path(args.plot))
     if args.heads:
         return lambda: {"heads": time_heads(runs=plan.runs)}
@@ -109,6 +118,20 @@ def prepare(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     if contexts:
         return lambda: {"contexts": measure_contexts(subject, contexts, plan.runs), "name": subject.name}
     return lambda: measure(subject, plan, progress)
+
+
+def check_heeded(args: argparse.Namespace) -> None:
+    """Errors: ValueError for two measurements at once, and for an option that would do nothing."""
+    own = [name for name in HEEDED if getattr(args, name)]
+    if len(own) > 1:
+        raise ValueError("--against, --contexts, --heads, --experts are measurements of their own: give one of them")
+    if not own:
+        return
+    blank = argparse.ArgumentParser()
+    add_options(blank)
+    for name, default in vars(blank.parse_args([])).items():
+        if name not in (*own, *HEEDED[own[0]], "json") and getattr(args, name) != default:
+            raise ValueError(f"--{name.replace('_', '-')} does nothing with --{own[0]}: leave one of them out")
 
 
 def subject_of(args: argparse.Namespace) -> Subject:

@@ -20,7 +20,7 @@ from decoding.bench.stages import (
     Timer,
     accept_stage,
     autoregressive_stage,
-    draft_and_step,
+    draft_and_verify,
     products_stage,
     verify_stage,
 )
@@ -38,7 +38,7 @@ LONG_DRAFT = 8  # steps: enough that its further ones outweigh the first
 class Plan(NamedTuple):
     draft_lengths: Sequence[int] = tuple(range(1, 9))
     batches: Sequence[int] = (1,)
-    streamed: int = 4  # the draft length that is streamed too
+    streamed: int = 4  # the draft length that is streamed too, and before whose verify a draft is timed
     prompt_tokens: int = 48
     new_tokens: int = 120
     prefill_tokens: int = 512
@@ -107,7 +107,7 @@ def measure_batch(
                 laps[key][place].append(loop.lap(group, seed=place))
             for key, timer in timers.items():
                 seconds[key].append(timer.lap())
-    stages = stage_seconds(seconds)
+    stages = stage_seconds(seconds, plan.streamed)
     context = plan.prompt_tokens + plan.new_tokens // 2
     compiled_in = {key: timer.compile_seconds for key, timer in timers.items()}
     return {
@@ -124,32 +124,32 @@ def measure_batch(
 STEP, FIRST, FURTHER = "autoregressive step", "draft, first step", "draft, each further"
 VERIFY, ACCEPT = "verify", "accept"
 PRODUCTS = "verify, products alone"
-DRAFT_AND_STEP = "draft and step"  # measured, and taken apart by `stage_seconds`
+DRAFT_AND_VERIFY = "draft and verify"  # measured, and taken apart by `stage_seconds`
 
 
 def stage_timers(subject: Subject, plan: Plan, group: list[list[int]]) -> dict[tuple[str, int], Timer]:
     """By stage and draft length."""
 
     def timer(stage: Stage, gamma: int) -> Timer:
-        options = plan.options(gamma)
-        state = start(subject.target, group, plan.new_tokens, options, jax.random.key(0))
-        return Timer(stage, subject.target, subject.drafter, state, options)
+        longest = plan.options(max(gamma, plan.streamed))
+        state = start(subject.target, group, plan.new_tokens, longest, jax.random.key(0))
+        return Timer(stage, subject.target, subject.drafter, state, plan.options(gamma))
 
     return {
         (STEP, 0): timer(autoregressive_stage, 1),
-        **{(DRAFT_AND_STEP, gamma): timer(draft_and_step, gamma) for gamma in (1, LONG_DRAFT)},
+        **{(DRAFT_AND_VERIFY, gamma): timer(draft_and_verify(plan.streamed), gamma) for gamma in (1, LONG_DRAFT)},
         **{(VERIFY, gamma): timer(verify_stage, gamma) for gamma in plan.draft_lengths},
         **{(PRODUCTS, gamma): timer(products_stage, gamma) for gamma in plan.draft_lengths},
         **{(ACCEPT, gamma): timer(accept_stage, gamma) for gamma in plan.draft_lengths},
     }
 
 
-def stage_seconds(laps: dict[tuple[str, int], list[float]]) -> dict[tuple[str, int], list[float]]:
+def stage_seconds(laps: dict[tuple[str, int], list[float]], streamed: int) -> dict[tuple[str, int], list[float]]:
     """The laps of each stage; those of a draft step are differences of laps that stood side by side."""
-    step, short, long = laps[STEP, 0], laps[DRAFT_AND_STEP, 1], laps[DRAFT_AND_STEP, LONG_DRAFT]
+    alone, short, long = laps[VERIFY, streamed], laps[DRAFT_AND_VERIFY, 1], laps[DRAFT_AND_VERIFY, LONG_DRAFT]
     return {
-        (STEP, 0): step,
-        (FIRST, 1): [a - b for a, b in zip(short, step, strict=True)],
+        (STEP, 0): laps[STEP, 0],
+        (FIRST, 1): [a - b for a, b in zip(short, alone, strict=True)],
         (FURTHER, 1): [(a - b) / (LONG_DRAFT - 1) for a, b in zip(long, short, strict=True)],
         **{key: values for key, values in laps.items() if key[0] in (VERIFY, PRODUCTS, ACCEPT)},
     }

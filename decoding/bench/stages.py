@@ -52,14 +52,15 @@ def draft_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) 
 
 
 def verify_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:
+    state, logits = _verified(target, desk.state, desk.block.tokens)
+    return Desk(state, desk.block._replace(tokens=after(logits, desk.block.tokens)), logits)
+
+
+def _verified(target: Gemma4, state: DecodeState, draft_tokens: Array) -> tuple[DecodeState, Array]:
     """The target over gamma + 1 tokens, and back to the length before."""
-    state = desk.state
-    verdict = verify(target, state.cache, state.token, desk.block.tokens)
-    state = state._replace(
-        cache=rollback(verdict.cache, state.cache.length, jnp.zeros_like(state.token)),
-        token=after(verdict.logits, state.token),
-    )
-    return Desk(state, desk.block._replace(tokens=after(verdict.logits, desk.block.tokens)), verdict.logits)
+    verdict = verify(target, state.cache, state.token, draft_tokens)
+    cache = rollback(verdict.cache, state.cache.length, jnp.zeros_like(state.token))
+    return state._replace(cache=cache, token=after(verdict.logits, state.token)), verdict.logits
 
 
 def accept_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:
@@ -76,9 +77,20 @@ def autoregressive_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: 
     return desk._replace(state=state._replace(last=last))
 
 
-def draft_and_step(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:
-    """A draft as it is in a round, where the target's pass before it has left none of the drafter's weights in a cache."""
-    return autoregressive_stage(target, drafter, draft_stage(target, drafter, desk, options), options)
+@functools.lru_cache
+def draft_and_verify(verified: int) -> Stage:
+    """A draft as it stands in a round: behind a verify, here always one of `verified` drafts, whatever the draft's length.
+
+    That verify has left none of the drafter's weights in a cache, and a thread that looks for more work beside this one.
+    """
+
+    def run(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:
+        drafted = draft_stage(target, drafter, desk, options)
+        tokens = jnp.resize(drafted.block.tokens, (desk.state.token.shape[0], verified))
+        state, logits = _verified(target, drafted.state, tokens)
+        return drafted._replace(state=state, logits=after(logits, desk.logits))
+
+    return run
 
 
 def products_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:

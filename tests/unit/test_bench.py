@@ -74,7 +74,17 @@ REFUSED = {
     "plot folder": (["--plot=/nowhere/x.png"], "--plot /nowhere/x.png: no such directory /nowhere; make it first"),
     "plot against": (
         ["--plot=x.png", "--against=transformers"],
-        "--plot: only draft lengths, batches and contexts are drawn",
+        "--plot does nothing with --against: leave one of them out",
+    ),
+    "against sampled": (
+        ["--against=transformers", "--temperature=1"],
+        "--temperature does nothing with --against: leave one of them out",
+    ),
+    "contexts batched": (["--contexts=16", "--batch=8"], "--batch does nothing with --contexts: leave one of them out"),
+    "heads in bfloat16": (["--heads", "--dtype=bfloat16"], "--dtype does nothing with --heads: leave one of them out"),
+    "experts shrunk": (
+        ["--experts", "--preset=26B-A4B", "--scale=0.5"],
+        "--preset does nothing with --experts: leave one of them out",
     ),
     "against another": (["--against=vllm"], "argument --against: invalid choice: 'vllm' (choose from "),
     "contexts with against": (
@@ -386,15 +396,17 @@ def test_stage_seconds(monkeypatch):
     names = measure
     laps = {
         (names.STEP, 0): [1.0, 2.0],
-        (names.DRAFT_AND_STEP, 1): [3.0, 5.0],
-        (names.DRAFT_AND_STEP, names.LONG_DRAFT): [10.0, 19.0],
+        (names.DRAFT_AND_VERIFY, 1): [9.0, 11.0],
+        (names.DRAFT_AND_VERIFY, names.LONG_DRAFT): [16.0, 25.0],
         (names.VERIFY, 2): [7.0, 8.0],
+        (names.VERIFY, 3): [20.0, 30.0],
     }
-    assert measure.stage_seconds(laps) == {
+    assert measure.stage_seconds(laps, 2) == {
         (names.STEP, 0): [1.0, 2.0],
         (names.FIRST, 1): [2.0, 3.0],
         (names.FURTHER, 1): [1.0, 2.0],
         (names.VERIFY, 2): [7.0, 8.0],
+        (names.VERIFY, 3): [20.0, 30.0],
     }
 
 
@@ -403,7 +415,7 @@ def test_groups_of_prompts_are_sampled_apart(monkeypatch):
     seeds = []
     monkeypatch.setattr(Loop, "lap", lambda self, group, seed=0: seeds.append(seed))
     monkeypatch.setattr(measure, "stage_timers", lambda *args: {})
-    monkeypatch.setattr(measure, "stage_seconds", lambda laps: {})
+    monkeypatch.setattr(measure, "stage_seconds", lambda laps, streamed: {})
     monkeypatch.setattr(measure, "loop_entries", lambda *args: [])
     plan = Plan(draft_lengths=(1,), streamed=1, prompt_tokens=3, new_tokens=3, num_prompts=2, runs=2)
     measure.measure_batch(small_subject(), plan, 1, machine.Machine("none", 1.0, 1.0), lambda what: None)

@@ -278,6 +278,7 @@ ATTENTION = contexts.attention_stage(0)
 WORK_OF = {
     "draft": (stages.draft_stage, "dot"),
     "verify": (stages.verify_stage, "dot"),
+    "draft and verify": (stages.draft_and_verify(GAMMA + 1), "dot"),
     "accept": (stages.accept_stage, "reduce"),
     "autoregressive": (stages.autoregressive_stage, "dot"),
     "products": (stages.products_stage, "dot"),
@@ -352,7 +353,7 @@ def test_sampled_acceptance_is_done_in_every_repetition():
     assert f"f32[{len(PROMPTS)},{GAMMA + 1}]{{1,0}}" in inside
 
 
-@pytest.mark.parametrize("name", ["verify", "accept", "products", "attention"])
+@pytest.mark.parametrize("name", ["verify", "draft and verify", "accept", "products", "attention"])
 def test_work_is_lost_without_after(name):
     """What the compiler does to a stage whose next repetition does not wait for this one's result."""
     stage, kind = WORK_OF[name]
@@ -413,6 +414,20 @@ def test_verify_stage():
     np.testing.assert_array_equal(out.state.cache.length, [len(prompt) for prompt in PROMPTS])
     cache = out.state.cache._replace(layers=desk.state.cache.layers)
     assert_same(out._replace(logits=desk.logits, state=out.state._replace(cache=cache)), desk)
+
+
+def test_draft_and_verify_stage():
+    """The drafts are those of `draft_stage`; behind them the target reads one more, as many as were asked for."""
+    desk = new_desk()
+    out = desk_after(stages.draft_and_verify(GAMMA + 1), desk, count=2)
+    drafted = desk_after(stages.draft_stage, desk, count=2)
+    read = f"f32[{len(PROMPTS) * (GAMMA + 2)},{small_target().config.vocab_size}]"
+    assert any(
+        shape.startswith(read)
+        for shape in operations(built(stages.draft_and_verify(GAMMA + 1), True).as_text(), "dot")[0]
+    )
+    cache = out.state.cache._replace(layers=desk.state.cache.layers)
+    assert_same(out._replace(state=out.state._replace(cache=cache)), drafted)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
