@@ -117,7 +117,7 @@ def measure_batch(
             | against_machine(laps_of, stage_work(subject, name, batch, context, gamma), machine)
             for (name, gamma), laps_of in stages.items()
         ],
-        "loops": loop_entries(laps, {key: statistics.median(values) for key, values in stages.items()}),
+        "loops": loop_entries(laps, {key: statistics.median(values) for key, values in stages.items()}, batch),
     }
 
 
@@ -166,7 +166,9 @@ def stage_work(subject: Subject, name: str, batch: int, context: int, draft_leng
     return Work(0, 0)  # not counted
 
 
-def loop_entries(laps: dict[tuple[int, bool], list[list[Lap]]], seconds: dict[tuple[str, int], float]) -> list[dict]:
+def loop_entries(
+    laps: dict[tuple[int, bool], list[list[Lap]]], seconds: dict[tuple[str, int], float], batch: int
+) -> list[dict]:
     """Tokens a second of each loop, its gain over the autoregressive one of its kind, and what the cost model says."""
     entries = []
     for (gamma, on_device), mine in laps.items():
@@ -191,6 +193,7 @@ def loop_entries(laps: dict[tuple[int, bool], list[list[Lap]]], seconds: dict[tu
             }
         if gamma and on_device:
             stages = [seconds[key] for key in ((STEP, 0), (FIRST, 1), (FURTHER, 1), (VERIFY, gamma), (ACCEPT, gamma))]
-            entry["predicted"] = cost.speed_up(lap.tokens / lap.rounds, gamma, cost.Times(*stages))
+            yield_of_turn = lap.tokens / lap.turns / batch  # rows that end before the others yield nothing any more
+            entry["predicted"] = cost.speed_up(yield_of_turn, gamma, cost.Times(*stages))
         entries.append(entry)
     return entries

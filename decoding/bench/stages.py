@@ -25,7 +25,7 @@ from gemma4 import Gemma4
 from gemma4.layers import matmul
 from gemma4.storage import linear_weights, named_params
 
-LAP_SECONDS = 0.08  # of one measurement: many repetitions of a short stage, one of a long one
+LAP_SECONDS = 0.2  # of one measurement: many repetitions of a short stage; in 0.08 s the first ones, cold, add 3 to 5 %
 
 
 class Desk(NamedTuple):

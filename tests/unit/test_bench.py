@@ -410,6 +410,26 @@ def test_stage_seconds(monkeypatch):
     }
 
 
+def test_the_prediction_counts_rows_that_end_early():
+    """Two rows of 12 tokens; one takes 4 rounds, the other 8, and the loop turns until that one is done."""
+    laps = {
+        (0, True): [[Lap(12.0, 24, 24, 12, [])]],
+        (2, True): [[Lap(16.0, 24, 12, 8, [0.6, 0.4])]],
+    }
+    seconds = {
+        (measure.STEP, 0): 1.0,
+        (measure.FIRST, 1): 0.3,
+        (measure.FURTHER, 1): 0.2,
+        (measure.VERIFY, 2): 1.4,
+        (measure.ACCEPT, 2): 0.1,
+    }
+    plain, drafted = measure.loop_entries(laps, seconds, batch=2)
+    assert (plain["seconds_per_round"], drafted["seconds_per_round"]) == (1.0, 2.0)
+    assert drafted["tokens_per_round"] == 2.0
+    assert drafted["predicted"] == pytest.approx(1.5 * 1.0 / 2.0)
+    assert drafted["speed_up"] == pytest.approx(drafted["predicted"])
+
+
 def test_groups_of_prompts_are_sampled_apart(monkeypatch):
     """Runs of one group repeat it; another group has another seed."""
     seeds = []
