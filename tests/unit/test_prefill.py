@@ -36,8 +36,8 @@ def test_layers_that_share_kv_run_for_that_row_alone(layout):
         times[name] = value.shape[1]
         return value
 
-    tokens = random_tokens(len(LAST), TIME)
-    random_target(config)(jnp.asarray(tokens), init_cache(config, len(LAST), TIME), tap, only=jnp.asarray(LAST))
+    target, tokens, cache = random_target(config), random_tokens(len(LAST), TIME), init_cache(config, len(LAST), TIME)
+    jax.eval_shape(lambda: target(jnp.asarray(tokens), cache, tap, only=jnp.asarray(LAST)))
     first = config.first_kv_shared_layer
     expected = [1 if layer >= first else TIME for layer in range(config.num_hidden_layers)]
     assert [times[f"layers.{layer}.output"] for layer in range(config.num_hidden_layers)] == expected

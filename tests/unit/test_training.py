@@ -57,14 +57,14 @@ def test_schedule_warms_up_stays_and_decays_to_zero():
 
 def test_held_out_nats_are_the_sum_over_tokens():
     """Against one forward per window, on documents of lengths around the window's."""
-    target = random_target(TINY["E2B"], 0)
+    target, loss = random_target(TINY["E2B"], 0), jax.jit(next_token_loss)
     rng = np.random.default_rng(0)
     documents = [rng.integers(3, 64, length) for length in (1, 9, 10, 11, 25)]
     expected = 0.0
     for document in documents:
         for begin in range(0, len(document), 10):
             piece = document[begin : begin + 10]
-            expected += len(piece) * float(next_token_loss(target, jnp.array([[2, *piece]], jnp.int32)))
+            expected += len(piece) * float(loss(target, jnp.array([[2, *piece]], jnp.int32)))
     assert held_out_nats(target, documents, length=10, bos=2, batch=4) == pytest.approx(expected, rel=1e-5)
 
 
