@@ -78,7 +78,8 @@ def chosen(gate_up_proj, down_proj, x, weights, experts):
 
     def visit(total, choice):
         row, expert, weight = choice
-        out = down_proj[expert] @ gated(gate_up_proj[expert] @ rows[row])
+        # A row times a matrix: the other way round XLA copies the expert's weights first, on CPU.
+        out = gated(rows[row] @ gate_up_proj[expert].T) @ down_proj[expert].T
         return total.at[row].add(weight * out), None
 
     visits = order // experts.shape[-1], experts.reshape(-1)[order], weights.reshape(-1)[order]
