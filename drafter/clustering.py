@@ -55,8 +55,9 @@ def _block_by_block(
     def of_row(row, clusters):
         def of_cluster(cluster):
             # XLA on CPU multiplies bfloat16 as float32.  The barrier keeps it from converting all blocks before the loop.
+            # A row times a block: the other way round it would copy the block first.
             now, cluster = jax.lax.optimization_barrier((blocks, cluster))
-            return now[cluster] @ row
+            return row @ now[cluster].T
 
         return jax.lax.map(of_cluster, clusters).reshape(-1)
 
