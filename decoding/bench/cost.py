@@ -4,7 +4,8 @@
 
 Leviathan et al. 2023 (arXiv 2211.17192), theorem 3.8, with their cost c of a draft step as measured, twice: the first step of
 a round reads the drafter's weights from memory, the others may find them in a cache.  Both are measured where they stand,
-behind a verify.  And with verify's own time in place of one step's: a pass over gamma + 1 tokens is not free.
+behind a verify, the first for each gamma.  And with verify's own time in place of one step's: a pass over gamma + 1 tokens
+is not free.
 """
 
 from typing import NamedTuple

@@ -38,7 +38,7 @@ LONG_DRAFT = 8  # steps: enough that its further ones outweigh the first
 class Plan(NamedTuple):
     draft_lengths: Sequence[int] = tuple(range(1, 9))
     batches: Sequence[int] = (1,)
-    streamed: int = 4  # the draft length that is streamed too, and before whose verify a draft is timed
+    streamed: int = 4  # the draft length that is streamed too, and behind whose verify a long draft is timed
     prompt_tokens: int = 48
     new_tokens: int = 120
     prefill_tokens: int = 512
@@ -124,20 +124,22 @@ def measure_batch(
 STEP, FIRST, FURTHER = "autoregressive step", "draft, first step", "draft, each further"
 VERIFY, ACCEPT = "verify", "accept"
 PRODUCTS = "verify, products alone"
-DRAFT_AND_VERIFY = "draft and verify"  # measured, and taken apart by `stage_seconds`
+FIRST_AND_VERIFY, LONG_AND_VERIFY = "first draft and verify", "long draft and verify"  # taken apart by `stage_seconds`
 
 
 def stage_timers(subject: Subject, plan: Plan, group: list[list[int]]) -> dict[tuple[str, int], Timer]:
     """By stage and draft length."""
 
+    longest = plan.options(max(LONG_DRAFT, *plan.draft_lengths))  # for all of them, so that all caches are alike
+
     def timer(stage: Stage, gamma: int) -> Timer:
-        longest = plan.options(max(gamma, plan.streamed))
         state = start(subject.target, group, plan.new_tokens, longest, jax.random.key(0))
         return Timer(stage, subject.target, subject.drafter, state, plan.options(gamma))
 
     return {
         (STEP, 0): timer(autoregressive_stage, 1),
-        **{(DRAFT_AND_VERIFY, gamma): timer(draft_and_verify(plan.streamed), gamma) for gamma in (1, LONG_DRAFT)},
+        **{(FIRST_AND_VERIFY, gamma): timer(draft_and_verify(gamma), 1) for gamma in plan.draft_lengths},
+        (LONG_AND_VERIFY, plan.streamed): timer(draft_and_verify(plan.streamed), LONG_DRAFT),
         **{(VERIFY, gamma): timer(verify_stage, gamma) for gamma in plan.draft_lengths},
         **{(PRODUCTS, gamma): timer(products_stage, gamma) for gamma in plan.draft_lengths},
         **{(ACCEPT, gamma): timer(accept_stage, gamma) for gamma in plan.draft_lengths},
@@ -146,10 +148,11 @@ def stage_timers(subject: Subject, plan: Plan, group: list[list[int]]) -> dict[t
 
 def stage_seconds(laps: dict[tuple[str, int], list[float]], streamed: int) -> dict[tuple[str, int], list[float]]:
     """The laps of each stage; those of a draft step are differences of laps that stood side by side."""
-    alone, short, long = laps[VERIFY, streamed], laps[DRAFT_AND_VERIFY, 1], laps[DRAFT_AND_VERIFY, LONG_DRAFT]
+    first = {gamma: laps[FIRST_AND_VERIFY, gamma] for name, gamma in laps if name == FIRST_AND_VERIFY}
+    long, short = laps[LONG_AND_VERIFY, streamed], first[streamed]
     return {
         (STEP, 0): laps[STEP, 0],
-        (FIRST, 1): [a - b for a, b in zip(short, alone, strict=True)],
+        **{(FIRST, gamma): [a - b for a, b in zip(first[gamma], laps[VERIFY, gamma], strict=True)] for gamma in first},
         (FURTHER, 1): [(a - b) / (LONG_DRAFT - 1) for a, b in zip(long, short, strict=True)],
         **{key: values for key, values in laps.items() if key[0] in (VERIFY, PRODUCTS, ACCEPT)},
     }
@@ -192,7 +195,9 @@ def loop_entries(
                 "speed_up_quartiles": quartiles(ratios),
             }
         if gamma and on_device:
-            stages = [seconds[key] for key in ((STEP, 0), (FIRST, 1), (FURTHER, 1), (VERIFY, gamma), (ACCEPT, gamma))]
+            stages = [
+                seconds[key] for key in ((STEP, 0), (FIRST, gamma), (FURTHER, 1), (VERIFY, gamma), (ACCEPT, gamma))
+            ]
             yield_of_turn = lap.tokens / lap.turns / batch  # rows that end before the others yield nothing any more
             entry["predicted"] = cost.speed_up(yield_of_turn, gamma, cost.Times(*stages))
         entries.append(entry)

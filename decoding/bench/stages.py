@@ -79,9 +79,9 @@ def autoregressive_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: 
 
 @functools.lru_cache
 def draft_and_verify(verified: int) -> Stage:
-    """A draft as it stands in a round: behind a verify, here always one of `verified` drafts, whatever the draft's length.
+    """A draft as it stands in a round: behind a verify, here one of `verified` drafts, whatever the draft's length.
 
-    That verify has left none of the drafter's weights in a cache, and a thread that looks for more work beside this one.
+    That verify has left none of the drafter's weights in a cache; the longer it was, the slower is the first step behind it.
     """
 
     def run(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:

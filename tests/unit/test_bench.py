@@ -221,9 +221,9 @@ def test_json(found):
 
 def assert_every_draft_length(batch: dict, gammas: tuple[int, ...]) -> None:
     lengths = lambda name: [entry["draft_length"] for entry in batch["stages"] if entry["stage"] == name]
-    for name in (measure.VERIFY, measure.PRODUCTS, measure.ACCEPT):
+    for name in (measure.FIRST, measure.VERIFY, measure.PRODUCTS, measure.ACCEPT):
         assert lengths(name) == list(gammas)
-    assert [len(lengths(name)) for name in (measure.STEP, measure.FIRST, measure.FURTHER)] == [1, 1, 1]
+    assert [len(lengths(name)) for name in (measure.STEP, measure.FURTHER)] == [1, 1]
     lengths = lambda kind: [entry["draft_length"] for entry in batch["loops"] if entry["loop"] == kind]
     assert (lengths("on the device"), lengths("streaming")) == ([0, *gammas], [0, gammas[-1]])
     for entry in batch["loops"]:
@@ -396,14 +396,16 @@ def test_stage_seconds(monkeypatch):
     names = measure
     laps = {
         (names.STEP, 0): [1.0, 2.0],
-        (names.DRAFT_AND_VERIFY, 1): [9.0, 11.0],
-        (names.DRAFT_AND_VERIFY, names.LONG_DRAFT): [16.0, 25.0],
+        (names.FIRST_AND_VERIFY, 2): [9.0, 11.0],
+        (names.FIRST_AND_VERIFY, 3): [21.0, 35.0],
+        (names.LONG_AND_VERIFY, 2): [16.0, 25.0],
         (names.VERIFY, 2): [7.0, 8.0],
         (names.VERIFY, 3): [20.0, 30.0],
     }
     assert measure.stage_seconds(laps, 2) == {
         (names.STEP, 0): [1.0, 2.0],
-        (names.FIRST, 1): [2.0, 3.0],
+        (names.FIRST, 2): [2.0, 3.0],
+        (names.FIRST, 3): [1.0, 5.0],
         (names.FURTHER, 1): [1.0, 2.0],
         (names.VERIFY, 2): [7.0, 8.0],
         (names.VERIFY, 3): [20.0, 30.0],
@@ -418,7 +420,7 @@ def test_the_prediction_counts_rows_that_end_early():
     }
     seconds = {
         (measure.STEP, 0): 1.0,
-        (measure.FIRST, 1): 0.3,
+        (measure.FIRST, 2): 0.3,
         (measure.FURTHER, 1): 0.2,
         (measure.VERIFY, 2): 1.4,
         (measure.ACCEPT, 2): 0.1,
