@@ -13,12 +13,12 @@ jax.config.update("jax_default_matmul_precision", "highest")
 def pytest_configure(config):
     """Compiled code is kept in pytest's own cache: most of a test's time is compilation, and a second run skips it.
 
-    JAX looks it up by the program, the compiler's version and its options.
+    JAX looks it up by the program, the compiler's version and its options.  `pytest --cache-clear` empties it.  (No bound on
+    its size is set: JAX would then read the whole directory each time that it stores something.)
     """
     if not hasattr(config, "cache"):  # `-p no:cacheprovider`
         return
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
-    jax.config.update("jax_compilation_cache_max_size", 2**30)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
