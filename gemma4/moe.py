@@ -58,7 +58,11 @@ class Experts(nnx.Module):
 
 
 def dense(gate_up_proj, down_proj, x, weights, experts):
-    """Every expert computes every token; the router's weights, zero for most, add them up."""
+    """Every expert computes every token; the router's weights, zero for most, add them up.
+
+    gate_up_proj [e, 2f, d], down_proj [e, d, f]; x [b, t, d]; weights (float32) and experts (ids) [b, t, top_k].
+    Returns [b, t, d], added up in float32.
+    """
     inner = gated(jnp.einsum("btd,efd->btef", x, gate_up_proj))
     out = jnp.einsum("btef,edf->bted", inner, down_proj)
     one_hot = jax.nn.one_hot(experts, out.shape[2], dtype=weights.dtype)
@@ -68,7 +72,7 @@ def dense(gate_up_proj, down_proj, x, weights, experts):
 
 @jax.custom_vjp
 def chosen(gate_up_proj, down_proj, x, weights, experts):
-    """Each token visits its own experts, one visit after the other; no other expert's weights are read.
+    """As `dense`, but each token visits its own experts, one visit after the other; no other expert's weights are read.
 
     Visits are sorted by expert: all but the first of an expert find its weights in the processor's cache.
     (`jax.lax.ragged_dot`, made for this, is slower than `dense` on CPU: XLA masks a dense product there.)

@@ -129,7 +129,6 @@ FIRST_AND_VERIFY, LONG_AND_VERIFY = "first draft and verify", "long draft and ve
 
 def stage_timers(subject: Subject, plan: Plan, group: list[list[int]]) -> dict[tuple[str, int], Timer]:
     """By stage and draft length."""
-
     longest = plan.options(max(LONG_DRAFT, *plan.draft_lengths))  # for all of them, so that all caches are alike
 
     def timer(stage: Stage, gamma: int) -> Timer:
