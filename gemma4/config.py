@@ -92,6 +92,11 @@ class Config:
         return self.num_hidden_layers - self.num_kv_shared_layers
 
     @property
+    def last_kv_owner(self) -> int:
+        """The last layer that owns K/V: behind it nothing is written, so that a token's output concerns no other token."""
+        return self.first_kv_shared_layer - 1
+
+    @property
     def kv_source(self) -> tuple[int | None, ...]:
         """For each layer, the layer whose K/V it reads: itself, or the last earlier owner of the same type.
 

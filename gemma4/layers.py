@@ -28,7 +28,7 @@ Tap = Callable[[str, jax.Array], jax.Array]
 class Place(NamedTuple):
     """Where the tokens of this forward stand, as layers of one type see it."""
 
-    start: Int[Array, " b"] | None  # position of the first token: where an owner writes; None if no layer owns K/V
+    start: Int[Array, " b"] | None  # position of the first token: where an owner writes; None: nothing is left to write
     angles: tuple[Float[Array, "b t pairs"], Float[Array, "b t pairs"]]  # RoPE: cos, sin
     seen: Bool[Array, "b t s"]  # which slots each token attends to
 
@@ -101,12 +101,15 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "b t d"], LayerKV]:
         """kv: an owner's cache so far (None without a cache), or the K/V that this layer shares.  Returns what it read."""
         query = tap("query", rotate(self.q_norm(self._heads(self.q_proj(x))), place.angles))
-        if self.owns_kv:
-            key, value = self._key_value(x, place, tap)
-            kv = LayerKV.of(key, value) if kv is None else write(kv, key, value, place.start)
+        if self.owns_kv and place.start is not None:
+            kv = self.write_kv(x, kv, place, tap)
         attention = attend_in_blocks if is_long(query.shape[1], kv.capacity) else attend
         out = tap("attention", attention(query, kv.key, kv.value, place.seen))
         return self.o_proj(rearrange(out, "b t n h -> b t (n h)")), kv
+
+    def write_kv(self, x: Float[Array, "b t d"], kv: LayerKV | None, place: Place, tap: Tap = no_tap) -> LayerKV:
+        key, value = self._key_value(x, place, tap)
+        return LayerKV.of(key, value) if kv is None else write(kv, key, value, place.start)
 
     def _key_value(self, x, place, tap):
         raw_key = self._heads(self.k_proj(x))
@@ -148,11 +151,11 @@ class PerLayerInputs(nnx.Module):
         self.per_layer_projection_norm = RMSNorm(self.width, config.rms_norm_eps, dtype=dtype)
 
     def __call__(
-        self, tokens: Int[Array, "b t"], embedding: Float[Array, "b t d"], tap: Tap = no_tap
+        self, tokens: Int[Array, "b t"], embedding: Float[Array, "b t d"], tap: Tap = no_tap, layers: slice = slice(None)
     ) -> Float[Array, "b t layers p"]:
-        split = lambda packed: rearrange(packed, "b t (layers p) -> b t layers p", p=self.width)
-        identity = split(self.embed_tokens_per_layer(tokens))
-        context = self.per_layer_projection_norm(
-            split(scaled(self.per_layer_model_projection(embedding), self.projection_scale))
-        )
+        """layers: the ones that are wanted; all unless given."""
+        split = lambda packed: rearrange(packed, "... (layers p) -> ... layers p", p=self.width)
+        identity = split(self.embed_tokens_per_layer(tokens))[:, :, layers]
+        projection = rearrange(split(self.per_layer_model_projection.weight[...])[:, layers], "d layers p -> d (layers p)")
+        context = self.per_layer_projection_norm(split(scaled(matmul(embedding, projection), self.projection_scale)))
         return tap("per_layer_inputs", scaled(context + identity, 2**-0.5))

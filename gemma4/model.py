@@ -48,28 +48,26 @@ class Gemma4(nnx.Module):
     ) -> tuple[Float[Array, "b rows d"], KVCache | None]:
         """Hidden rows (of all tokens, or of the one at index `only`) and the cache with all tokens written.
 
-        A layer that shares K/V writes nothing, so with `only` it runs for that token alone: 20 of E2B's 35 layers.
+        With `only`, the last layer that owns K/V writes those of all tokens; from its queries on, everything runs for that
+        one token alone: 20 of E2B's 35 layers, and most of a 21st.
         """
         config = self.config
         places = {kind: self._place(kind, tokens, cache) for kind in config.donors}
         kvs: list[LayerKV] = []  # what each layer read
 
         x = tap("embedding", self.embed_tokens(tokens))
-        own_inputs = [None] * config.num_hidden_layers
-        if config.hidden_size_per_layer_input:
-            own_inputs = list(jnp.moveaxis(self.per_layer_inputs(tokens, x, tap), 2, 0))
+        own_inputs = self._own_inputs(tokens, x, only, tap)
 
         for i, layer in enumerate(self.layers):
-            if only is not None and i == config.first_kv_shared_layer:
-                places = {kind: place._replace(start=None) for kind, place in places.items()}
-                x, own_inputs, places = jax.tree.map(lambda rows: one_row(rows, only), (x, own_inputs, places))
             source = config.kv_source[i]
             past = kvs[source] if source < i else cache.layers[i] if cache else None
+            if only is not None and i == config.last_kv_owner:
+                past = layer.write_kv(x, past, places[config.layer_types[i]])
+                places = {kind: place._replace(start=None) for kind, place in places.items()}
+                x, places = jax.tree.map(lambda rows: one_row(rows, only), (x, places))
             x, kv = layer(x, own_inputs[i], past, places[config.layer_types[i]], scoped(tap, f"layers.{i}"))
             kvs.append(kv)
 
-        if only is not None and not config.num_kv_shared_layers:
-            x = one_row(x, only)
         if cache:
             owned = tuple(kv if config.kv_source[i] == i else None for i, kv in enumerate(kvs))
             cache = KVCache(owned, cache.length + tokens.shape[1])
@@ -87,6 +85,21 @@ class Gemma4(nnx.Module):
         twin = copy.copy(self)  # shares all modules
         twin.head = nnx.Variable(transposed(self.embed_tokens.weight[...]))
         return twin
+
+    def _own_inputs(self, tokens, x, only, tap) -> list[Float[Array, "b rows p"] | None]:
+        """Per-layer inputs, layer by layer; with `only`, those of that token for the layers that run for it alone."""
+        depth = self.config.num_hidden_layers
+        if not self.config.hidden_size_per_layer_input:
+            return [None] * depth
+        of_layers = lambda packed: list(jnp.moveaxis(packed, 2, 0))
+        if only is None:
+            return of_layers(self.per_layer_inputs(tokens, x, tap))
+        all_tokens, one_token = slice(0, self.config.last_kv_owner), slice(self.config.last_kv_owner, depth)
+        tokens_at, x_at = one_row(tokens, only), one_row(x, only)
+        return [
+            *of_layers(self.per_layer_inputs(tokens, x, tap, layers=all_tokens)),
+            *of_layers(self.per_layer_inputs(tokens_at, x_at, tap, layers=one_token)),
+        ]
 
     def _place(self, kind: str, tokens: Int[Array, "b t"], cache: KVCache | None) -> Place:
         config, (batch, time) = self.config, tokens.shape
@@ -144,6 +157,10 @@ class DecoderLayer(nnx.Module):
             gated = gelu(self.per_layer_input_gate(x)) * own_input
             x = x + self.post_per_layer_input_norm(tap("per_layer_projection", self.per_layer_projection(gated)))
         return tap("output", x * self.layer_scalar[...]), kv  # the scalar multiplies the residual too, and last
+
+    def write_kv(self, x: Float[Array, "b t d"], kv: LayerKV | None, place: Place) -> LayerKV:
+        """The part of the layer that other tokens depend on: its keys and values, in the cache."""
+        return self.self_attn.write_kv(self.input_layernorm(x), kv, place)
 
     def _mixture(self, residual, tap):
         weights, chosen = self.router(residual, tap)  # the router sees the raw residual, the experts a normed one

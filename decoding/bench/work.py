@@ -42,27 +42,32 @@ def against_machine(seconds: Sequence[float], work: Work, machine: Machine) -> d
 
 def forward_work(target: Gemma4, batch: int, tokens: int, context: int) -> Work:
     """One forward over `tokens` a row that stand after `context` others, all with logits."""
-    return _forward(target, batch, tokens, context, shared_tokens=tokens, scored=tokens)
+    return _forward(target, batch, tokens, context, late_tokens=tokens, scored=tokens)
 
 
 def prefill_work(target: Gemma4, batch: int, tokens: int) -> Work:
-    """All of a prompt at once: layers that share K/V run for its last token only, which alone gets logits."""
-    return _forward(target, batch, tokens, 0, shared_tokens=1, scored=1)
+    """All of a prompt at once: what follows the last keys and values runs for its last token only, which alone gets logits."""
+    return _forward(target, batch, tokens, 0, late_tokens=1, scored=1)
 
 
-def _forward(target: Gemma4, batch: int, tokens: int, context: int, *, shared_tokens: int, scored: int) -> Work:
+def _forward(target: Gemma4, batch: int, tokens: int, context: int, *, late_tokens: int, scored: int) -> Work:
+    """late_tokens: of how many the last owner of K/V, but for its keys and values, and all layers behind it run."""
     config, params = target.config, named_params(target)
-    table, first_shared = params["embed_tokens.weight"], config.first_kv_shared_layer
-    tokens_of = lambda layer: tokens if layer < first_shared else shared_tokens
+    table, depth, late = params["embed_tokens.weight"], config.num_hidden_layers, config.last_kv_owner
     work = _looked_up(table, batch * tokens) + _product(table, batch * scored)
     if config.hidden_size_per_layer_input:
         work += _looked_up(params["per_layer_inputs.embed_tokens_per_layer.weight"], batch * tokens)
     for name, weight in params.items():
-        layer = int(name.split(".")[1]) if name.startswith("layers.") else 0
-        work += _weight(name, weight, batch * tokens_of(layer), config)
-    for layer in range(config.num_hidden_layers):
-        owns, keys = config.kv_source[layer] == layer, context + tokens
-        work += _attention(config, layer, batch, tokens_of(layer), keys, table.dtype.itemsize, writes=owns)
+        rows = tokens
+        if name.startswith("layers."):
+            layer, writes = int(name.split(".")[1]), ".k_" in name or ".v_" in name
+            rows = tokens if layer < late or writes else late_tokens
+        elif name.startswith("per_layer_inputs."):  # a layer's share of its columns
+            rows = (tokens * late + late_tokens * (depth - late)) / depth
+        work += _weight(name, weight, batch * rows, config)
+    for layer in range(depth):
+        queries, written = tokens if layer < late else late_tokens, tokens if layer <= late else 0
+        work += _attention(config, layer, batch, queries, context + tokens, table.dtype.itemsize, written)
     return work
 
 
@@ -80,11 +85,11 @@ def draft_work(target: Gemma4, drafter: Drafter, batch: int, context: int) -> Wo
     else:
         work += _product(table, batch)
     for layer in range(config.text.num_hidden_layers):
-        work += _attention(config.text, layer, batch, 1, context, table.dtype.itemsize, writes=False)
+        work += _attention(config.text, layer, batch, 1, context, table.dtype.itemsize, written=0)
     return work
 
 
-def _weight(name: str, weight: Leaf, rows: int, config: Config) -> Work:
+def _weight(name: str, weight: Leaf, rows: int | float, config: Config) -> Work:
     """What one parameter costs `rows` tokens; tables cost nothing here, for a token reads one row of them."""
     if name.endswith(("embed_tokens.weight", "embed_tokens_per_layer.weight", "token_ordering")):
         return Work(0, 0)
@@ -98,7 +103,7 @@ def _weight(name: str, weight: Leaf, rows: int, config: Config) -> Work:
     return Work(weight.size * weight.dtype.itemsize, 0)
 
 
-def _product(weight: Leaf, rows: int) -> Work:
+def _product(weight: Leaf, rows: int | float) -> Work:
     return Work(weight.size * weight.dtype.itemsize, 2 * weight.size * rows)
 
 
@@ -106,10 +111,10 @@ def _looked_up(table: Leaf, rows: int) -> Work:
     return Work(rows * table.shape[1] * table.dtype.itemsize, 0)
 
 
-def _attention(config: Config, layer: int, batch: int, tokens: int, keys: int, itemsize: int, *, writes: bool) -> Work:
+def _attention(config: Config, layer: int, batch: int, queries: int, keys: int, itemsize: int, written: int) -> Work:
     """Scores and sums over the `keys` newest positions; a sliding layer's queries see a window's worth each."""
-    seen = min(keys, config.sliding_window + tokens - 1) if config.is_sliding(layer) else keys
+    seen = min(keys, config.sliding_window + queries - 1) if config.is_sliding(layer) else keys
     head_dim, row = config.layer_head_dim(layer), 2 * config.kv_heads(layer) * config.layer_head_dim(layer) * itemsize
     per_query = min(keys, config.sliding_window) if config.is_sliding(layer) else keys
-    flops = 4 * batch * tokens * config.num_attention_heads * head_dim * per_query
-    return Work(batch * (seen + (tokens if writes else 0)) * row, flops)
+    flops = 4 * batch * queries * config.num_attention_heads * head_dim * per_query
+    return Work(batch * (seen + written) * row, flops)

@@ -1,4 +1,4 @@
-"""A prefill runs the layers that share K/V for one token a row, and leaves the same hidden row and the same cache."""
+"""A prefill runs what writes no K/V for one token a row, and leaves the same hidden row and the same cache."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,8 @@ def test_only_one_row(layout):
 
 
 @pytest.mark.parametrize("layout", ["E2B", "31B"])
-def test_layers_that_share_kv_run_for_that_row_alone(layout):
+def test_what_writes_no_kv_runs_for_that_row_alone(layout):
+    """The last owner of K/V writes them for all tokens, and asks for one; layers behind it see that one only."""
     config, times = TINY[layout], {}
 
     def tap(name, value):
@@ -38,7 +39,8 @@ def test_layers_that_share_kv_run_for_that_row_alone(layout):
 
     target, tokens, cache = random_target(config), random_tokens(len(LAST), TIME), init_cache(config, len(LAST), TIME)
     jax.eval_shape(lambda: target(jnp.asarray(tokens), cache, tap, only=jnp.asarray(LAST)))
-    first = config.first_kv_shared_layer
-    expected = [1 if layer >= first else TIME for layer in range(config.num_hidden_layers)]
-    assert [times[f"layers.{layer}.output"] for layer in range(config.num_hidden_layers)] == expected
+    last_owner = config.num_hidden_layers - config.num_kv_shared_layers - 1
+    expected = [TIME if layer < last_owner else 1 for layer in range(config.num_hidden_layers)]
+    for point in ("query", "output"):
+        assert [times[f"layers.{layer}.{point}"] for layer in range(config.num_hidden_layers)] == expected
     assert times["hidden"] == 1
