@@ -97,8 +97,8 @@ class Gemma4(nnx.Module):
         all_tokens, one_token = slice(0, self.config.last_kv_owner), slice(self.config.last_kv_owner, depth)
         tokens_at, x_at = one_row(tokens, only), one_row(x, only)
         return [
-            *of_layers(self.per_layer_inputs(tokens, x, tap, layers=all_tokens)),
-            *of_layers(self.per_layer_inputs(tokens_at, x_at, tap, layers=one_token)),
+            *of_layers(self.per_layer_inputs(tokens, x, layers=all_tokens)),
+            *of_layers(self.per_layer_inputs(tokens_at, x_at, layers=one_token)),
         ]
 
     def _place(self, kind: str, tokens: Int[Array, "b t"], cache: KVCache | None) -> Place:

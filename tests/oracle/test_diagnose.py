@@ -40,7 +40,12 @@ def clone(mutant: Mutant, **changes) -> Mutant:
     return dataclasses.replace(mutant, **changes)
 
 
-@pytest.mark.parametrize("name", SAMPLE)
+SLOW = ("shared-layer-reads-its-own-empty-cache", "router-reads-the-experts-norm", "draft-drawn-in-bfloat16")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW), id=name) for name in SAMPLE]
+)
 def test_a_bug_is_named_from_its_tensors(name):
     found = diagnose(of_stage(*SAMPLE[name], MUTANTS[name]))
     [(mutant, evidence)] = found.matches

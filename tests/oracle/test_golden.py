@@ -150,6 +150,7 @@ def test_a_damaged_dump_is_refused(copy, damage, message):
 # -- the cases ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_scripts_are_what_the_targets_write():
     """texts.json is the output of `python -m decoding.oracle.write_texts`."""
     assert json.loads(TEXTS.read_text()) == texts()

@@ -67,7 +67,14 @@ def test_a_mutant_is_in_force_within_its_block_only(name, places):
     assert all(new is old for new, old in zip(now(), before, strict=True))
 
 
-@pytest.mark.parametrize("place", sorted({place_of(mutant.shows_at) for mutant in MUTANTS.values()}), ids="/".join)
+def stages_of_mutants() -> list:
+    """Where mutants show.  Whole rounds and drafts are long, and many mutants are tried there."""
+    places = sorted({place_of(mutant.shows_at) for mutant in MUTANTS.values()})
+    is_slow = lambda place: place[1] in ("rounds", "draft")
+    return [pytest.param(place, marks=[pytest.mark.slow] * is_slow(place), id="/".join(place)) for place in places]
+
+
+@pytest.mark.parametrize("place", stages_of_mutants())
 def test_every_mutant_is_killed(place):
     """Where it says: the first tensor of that stage to differ; and by ten tolerances, there or behind it in the stage.
 

@@ -11,7 +11,7 @@ from decoding.bench.subject import Subject
 from tests.small_pair import restless
 from tests.tiny import TINY, TINY_DRAFTERS, random_drafter, random_target
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
 
 PROMPTS, NEW_TOKENS, GAMMA, RUNS = [[2, 9, 4, 33], [7, 1, 60, 5, 12, 3, 8, 8, 41, 2, 19]], 20, 3, 2
 

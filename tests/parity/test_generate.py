@@ -35,7 +35,7 @@ def torch_text(model, prompts: np.ndarray) -> list[np.ndarray]:
     return list(out[:, prompts.shape[1] :].numpy())
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [LAYOUTS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS[1:])])
 def test_greedy_text_equals_transformers(layout, near_ties):
     """Both loops, float32.  A difference is excused only where the two best logits lie within 1e-4, and counted."""
     config = dataclasses.replace(TINY[layout], eos_token_ids=())

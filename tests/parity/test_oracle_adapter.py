@@ -11,6 +11,8 @@ from decoding.oracle.law_check import TOLERANCE, distances
 from decoding.oracle.record import STAGES, recorder
 from decoding.oracle.tiny import TINY
 
+pytestmark = pytest.mark.slow
+
 SPEC = "decoding.oracle.adapters.hf:load"
 TOLD = "draft/block/told"  # softmax of the logits of a draft that is their argmax
 

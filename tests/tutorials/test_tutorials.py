@@ -15,6 +15,7 @@ def test_there_are_tutorials():
     assert SOURCES
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_runs(source):

@@ -371,6 +371,7 @@ def start(pair_dir, cache: Path, *arguments, **settings) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, **pipes, **settings)
 
 
+@pytest.mark.slow
 def test_real_processes(pair_dir, tmp_path):
     arguments = ("generate", PROMPT, f"--max-new-tokens={LENGTH}", "--baseline")
     (tmp_path / "a file").touch()

@@ -58,6 +58,7 @@ def test_hf_round_trip_of_unusual_fields(change):
 def test_donors_and_kv_sources(name, donors):
     config = PRESETS[name]
     assert (config.donors[SLIDING], config.donors[FULL]) == donors
+    assert config.last_kv_owner == max(donors)
     shared = range(config.first_kv_shared_layer, config.num_hidden_layers)
     assert all(config.kv_source[i] == config.donors[config.layer_types[i]] for i in shared)
     assert all(config.kv_source[i] == i for i in range(config.first_kv_shared_layer))

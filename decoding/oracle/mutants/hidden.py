@@ -50,8 +50,6 @@ MUTANTS = (
             "    tap = lambda name, value: taps.setdefault(name, value)\n"
             "    _, cache = target(tokens, cache, tap, only",
             "    return jnp.where": "    last = taps[f'layers.{target.config.num_hidden_layers - 1}.output']\n"
-            "    if not target.config.num_kv_shared_layers:\n"
-            "        last = jnp.take_along_axis(last, jnp.maximum(kept - 1, 0)[:, None, None], axis=1)\n"
             "    return jnp.where",
         },
     ),
