@@ -151,11 +151,17 @@ class PerLayerInputs(nnx.Module):
         self.per_layer_projection_norm = RMSNorm(self.width, config.rms_norm_eps, dtype=dtype)
 
     def __call__(
-        self, tokens: Int[Array, "b t"], embedding: Float[Array, "b t d"], tap: Tap = no_tap, layers: slice = slice(None)
+        self,
+        tokens: Int[Array, "b t"],
+        embedding: Float[Array, "b t d"],
+        tap: Tap = no_tap,
+        layers: slice = slice(None),
     ) -> Float[Array, "b t layers p"]:
         """layers: the ones that are wanted; all unless given."""
         split = lambda packed: rearrange(packed, "... (layers p) -> ... layers p", p=self.width)
         identity = split(self.embed_tokens_per_layer(tokens))[:, :, layers]
-        projection = rearrange(split(self.per_layer_model_projection.weight[...])[:, layers], "d layers p -> d (layers p)")
+        projection = rearrange(
+            split(self.per_layer_model_projection.weight[...])[:, layers], "d layers p -> d (layers p)"
+        )
         context = self.per_layer_projection_norm(split(scaled(matmul(embedding, projection), self.projection_scale)))
         return tap("per_layer_inputs", scaled(context + identity, 2**-0.5))

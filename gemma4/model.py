@@ -61,7 +61,7 @@ class Gemma4(nnx.Module):
         for i, layer in enumerate(self.layers):
             source = config.kv_source[i]
             past = kvs[source] if source < i else cache.layers[i] if cache else None
-            if only is not None and i == config.last_kv_owner:
+            if only is not None and i == config.last_kv_owner:  # of all other tokens nobody needs more than these K/V
                 past = layer.write_kv(x, past, places[config.layer_types[i]])
                 places = {kind: place._replace(start=None) for kind, place in places.items()}
                 x, places = jax.tree.map(lambda rows: one_row(rows, only), (x, places))

@@ -85,7 +85,9 @@ def generate(pair: Pair, script: np.ndarray, prompts: Prompts, **settings) -> de
     return out
 
 
-@pytest.mark.parametrize("gamma", [1, 4, 8, *(pytest.param(gamma, marks=pytest.mark.slow) for gamma in (2, 3, 5, 6, 7))])
+@pytest.mark.parametrize(
+    "gamma", [1, 4, 8, *(pytest.param(gamma, marks=pytest.mark.slow) for gamma in (2, 3, 5, 6, 7))]
+)
 @pytest.mark.parametrize("name", PAIRS)
 def test_speculative_text_is_autoregressive_text(name, gamma, near_ties):
     """Batch 1 and ragged 4, the three kinds of proposals, past three windows, against the baseline in batches of one.
