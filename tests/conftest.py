@@ -1,5 +1,8 @@
-"""For all tests: full float32 products on every platform (the default is less on TPU and GPU), near-ties counted."""
+"""For all tests: full float32 products on every platform (the default is less on TPU and GPU), compilation in a third of its
+time, near-ties counted.
+"""
 
+import os
 from collections.abc import Iterator
 
 import jax
@@ -9,26 +12,32 @@ from tests.near_ties import TIE, NearTies
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
+# An older generator of code, in one piece.  XLA aborts at a flag that it does not know; jax 0.7 to 0.11.0 know these.
+QUICK_CODE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--optimized", action="store_true", help="compile as users do, with all optimizations: takes twice as long"
+    )
+
 
 def pytest_configure(config):
-    """Compiled code is kept in pytest's own cache: most of a test's time is compilation, and a second run skips it.
+    """Most of a test's time is compilation, and what is compiled runs a few times: few optimizations, and all is kept.
 
-    JAX looks it up by the program, the compiler's version and its options.  `pytest --cache-clear` empties it.  (No bound on
-    its size is set: JAX would then read the whole directory each time that it stores something.)
+    Code is kept in pytest's own cache, where JAX looks it up by the program, the compiler's version and its options.
+    `pytest --cache-clear` empties it.  (No bound on its size is set: JAX would then read the whole directory each time that it
+    stores something.)
     """
+    if not config.getoption("optimized"):
+        jax.config.update("jax_disable_most_optimizations", True)
+        if jax.__version_info__ < (0, 11):
+            os.environ["XLA_FLAGS"] = f"{QUICK_CODE} {os.environ.get('XLA_FLAGS', '')}"
     if not hasattr(config, "cache"):  # `-p no:cacheprovider`
         return
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-@pytest.fixture(scope="module")
-def quick_compile() -> Iterator[None]:
-    """Compile with few optimisations, in half the time: for tests of logic, which run what they compile a few times."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

@@ -14,8 +14,6 @@ from decoding.oracle.mutants import CLASSES, EQUIVALENT, INEXPRESSIBLE, MUTANTS,
 from decoding.oracle.mutants.mutant import locate, source_of
 from decoding.oracle.mutants_page import page, verdicts_on
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 PAGE = Path(__file__).parents[2] / "tutorials" / "oracle_mutants.md"
 VARIANTS = {**MUTANTS, **EQUIVALENT}
 

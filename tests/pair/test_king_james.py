@@ -70,6 +70,7 @@ def test_tokenizer_gives_back_every_byte(pair, chapters):
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
+@pytest.mark.slow
 def test_bits_per_byte(pair, chapters):
     target, _, tokenizer = pair
     assert bits_per_byte(target, tokenizer, chapters[EVERY_FOURTH], 512) <= 1.25

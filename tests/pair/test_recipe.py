@@ -11,8 +11,6 @@ from decoding.pairs import corpus
 from decoding.pairs.recipe import Recipe, run, smoke_recipe, train_target
 from gemma4.config import interleave
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def shallow(recipe: Recipe) -> Recipe:
     """The same with four target layers, two drafter layers and two draft steps: compiling takes nearly all the time.

@@ -11,7 +11,7 @@ from decoding.bench.subject import Subject
 from tests.small_pair import restless
 from tests.tiny import TINY, TINY_DRAFTERS, random_drafter, random_target
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
+pytestmark = pytest.mark.slow
 
 PROMPTS, NEW_TOKENS, GAMMA, RUNS = [[2, 9, 4, 33], [7, 1, 60, 5, 12, 3, 8, 8, 41, 2, 19]], 20, 3, 2
 
@@ -23,7 +23,7 @@ def module_patch():
 
 
 @pytest.fixture(scope="module")
-def found(quick_compile, module_patch) -> dict:
+def found(module_patch) -> dict:
     module_patch.setattr(peer_module, "num_cores", lambda: 1)  # a second thread only waits at these sizes
     config = dataclasses.replace(TINY["E2B"], eos_token_ids=())
     target = restless(random_target(config, seed=5))

@@ -16,8 +16,6 @@ from tests.small_pair import TINY_DRAFTERS, restless
 from tests.tiny import TINY, VOCAB, random_target, random_tokens
 from tests.tiny_pair import random_drafter
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 LAYOUTS = list(TINY)
 PROMPTS_PER_LENGTH, NEW_TOKENS, DRAFT_LENGTH = 4, 24, 3
 

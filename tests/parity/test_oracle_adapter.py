@@ -21,7 +21,7 @@ EVERY_STAGE = "31B"  # one layout runs all of them, the others those that tell l
 
 
 @pytest.fixture(scope="module", params=TINY)
-def dump(request, tmp_path_factory, quick_compile) -> golden.Dump:
+def dump(request, tmp_path_factory) -> golden.Dump:
     directory = tmp_path_factory.mktemp("oracle") / "dump"
     stages = tuple(STAGES) if request.param == EVERY_STAGE else ("forward", "draft", "rollback")
     golden.dump(directory, [request.param], stages)

@@ -9,8 +9,6 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from decoding import Sampling
 from decoding.sampling import law
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ROWS, VOCAB = 64, 50
 SETTINGS = [
     Sampling(temperature, top_k, top_p)

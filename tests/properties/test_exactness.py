@@ -25,8 +25,6 @@ from tests.small_pair import (
     small_target,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 Prompts = list[list[int]]
 
 

@@ -35,8 +35,6 @@ from decoding.oracle.law_check import (
 )
 from decoding.sampling import choose, law
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @functools.cache
 def law_of(which: str, sampling: Sampling) -> np.ndarray:

@@ -22,8 +22,6 @@ from drafter.config import CONVENTIONS, TRANSFORMERS
 from gemma4.cache import KVCache, LayerKV, slot_positions
 from tests.small_pair import CONTEXT, SMALL, VOCAB, WINDOW, script_of, scripted_step, small_drafter, small_target
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 LENGTHS = (WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW + 2)
 GAMMA, ROUNDS, NEW_TOKENS = 3, 8, 30
 OPTIONS = Options(GAMMA)

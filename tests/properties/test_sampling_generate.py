@@ -26,8 +26,6 @@ from decoding.sampling import law
 from decoding.speculative import round_of
 from tests.small_pair import VOCAB, small_drafter, small_target
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ROWS, LEVEL = 4096, 1e-3
 PROMPT = [3, 14, 0, 7, 7, 2, 9, 1]
 SAMPLING = Sampling(1.0, top_k=6, top_p=0.9)

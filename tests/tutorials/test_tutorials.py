@@ -16,7 +16,6 @@ def test_there_are_tutorials():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_runs(source):
     matplotlib.use("Agg")

@@ -35,8 +35,6 @@ from gemma4.storage import abstract, linear_weights, named_params
 from tests.small_pair import VOCAB, small_drafter, small_target
 from tests.tiny import TINY, TINY_DRAFTERS, WINDOW, random_target
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 RELEASED = list(PRESETS)
 
 

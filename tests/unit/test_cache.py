@@ -14,8 +14,6 @@ from gemma4.cache import slot_positions, write
 from gemma4.config import FULL, SLIDING
 from tests.tiny import TINY, WINDOW, random_target, random_tokens
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CONFIG = TINY["E2B"]
 LENGTHS = (WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3)  # one row of a batch each
 VERIFY = 5  # tokens in a verified block

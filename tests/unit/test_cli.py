@@ -21,8 +21,6 @@ from decoding.console import Origin
 from tests.tiny import TINY
 from tests.tiny_pair import drafter_config, random_drafter
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ROOT = Path(__file__).parents[2]
 PROMPT = "In the beginning"
 LENGTH, GAMMA = 12, 2  # of every text here, so that steps compile once

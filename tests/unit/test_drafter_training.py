@@ -25,8 +25,6 @@ from tests.small_pair import TINY_DRAFTERS, WINDOW, small_drafter, small_target
 from tests.tiny import TINY, random_target
 from tests.tiny_pair import random_drafter
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 BATCH, TIME, STEPS = 2, 2 * WINDOW + 5, 4
 ANCHORS = (1, 2, WINDOW - 1, WINDOW, WINDOW + 1, TIME - STEPS)
 

@@ -9,7 +9,6 @@ from gemma4 import forward, init_cache, long_attention
 from tests.tiny import TINY, WINDOW, random_target, random_tokens
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("layout", ["E2B", "26B-A4B"])  # full layers that share K/V, and none
 def test_a_long_cache_gives_the_same_logits(layout, monkeypatch):
     """In chunks, over a full layer's cache that is several blocks long and half empty; sliding layers' rings are short."""

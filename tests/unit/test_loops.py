@@ -18,8 +18,6 @@ from decoding.state import Round
 from gemma4.kept import kept
 from tests.small_pair import VOCAB, small_drafter, small_target
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 PROMPTS = [[2, 9, 4], [7, 1, 1, 5, 12, 3, 8]]  # the second is longer than the window
 
 

@@ -8,8 +8,6 @@ import pytest
 from gemma4 import init_cache
 from tests.tiny import TINY, WINDOW, random_target, random_tokens
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 TIME = 2 * WINDOW + 3
 LAST = np.array([0, TIME - 1, WINDOW])  # the row of each prompt that is wanted
 

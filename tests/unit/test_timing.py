@@ -7,8 +7,6 @@ import decoding
 from decoding import Options, Round, timing
 from decoding.timing import Figures, Speed, compare, time_stages
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 class Clock:
     now = 0.0
