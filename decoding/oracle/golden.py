@@ -90,7 +90,7 @@ def write_case(case: Case, directory: Path, stages: Collection[str]) -> list[Ent
     directory.mkdir()
     case.write(directory)
     stages = [stage for stage in stages if case.convention == TRANSFORMERS or stage in OF_THE_CONVENTION]
-    tensors = record(case, stages, directory=directory)
+    tensors = record(case, stages, directory=directory, jit=True)
     for file, values in ((INPUTS, case.inputs_of(stages)), (EXPECTED, tensors)):
         save_file({f"{case.name}/{name}": np.ascontiguousarray(x) for name, x in values.items()}, directory / file)
     return [entry_of(case, name, value) for name, value in tensors.items()]

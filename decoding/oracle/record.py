@@ -5,6 +5,7 @@ several steps or rounds, `step0/` or `round2/` before it.  A stage starts from g
 stage does not spread over the others; `rollback` and `rounds` chain on purpose.
 """
 
+import functools
 import tempfile
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -32,27 +33,33 @@ from gemma4.config import SLIDING
 
 
 def record(
-    case: Case, stages: Collection[str] | None = None, *, load: Load | None = None, directory: Path | None = None
+    case: Case,
+    stages: Collection[str] | None = None,
+    *,
+    load: Load | None = None,
+    directory: Path | None = None,
+    jit: bool = False,
 ) -> dict[str, np.ndarray]:
     """What an engine computes in the given stages (all unless given), by name.
 
     load:      the adapter's entry (`adapter.Load`); without one, the reference, whose models are built in memory.
     directory: where `Case.write` wrote the checkpoints; a temporary one unless given.
+    jit:       compile the reference's forwards and rounds; not where its functions are replaced (mutants).
     """
     stages = [name for name in STAGES if stages is None or name in stages]
     with tempfile.TemporaryDirectory() as scratch:
         if directory is None and (load is not None or "load" in stages):
             directory = Path(scratch)
             case.write(directory)
-        this = recorder(case.name, load=load, directory=directory)
+        this = recorder(case.name, load=load, directory=directory, jit=jit)
         return {name: value for stage in stages for name, value in this.stage(stage).items()}
 
 
-def recorder(case_name: str, *, load: Load | None, directory: Path | None) -> "Recorder":
+def recorder(case_name: str, *, load: Load | None, directory: Path | None, jit: bool = False) -> "Recorder":
     """A recorder of one case: of the engine that `load` opens, or of the reference with its models in memory."""
-    case, load_any = CASES[case_name], load or ours.load
+    case, load_any = CASES[case_name], load or functools.partial(ours.load, jit=jit)
     open_engine = lambda target="target": load_any(directory / target, directory / "drafter", case.convention)
-    engine = ours.Ours(case.target(), case.drafter()) if load is None else open_engine()
+    engine = ours.Ours(case.target(), case.drafter(), jit=jit) if load is None else open_engine()
     return Recorder(case, engine, open_engine, case.inputs())
 
 

@@ -13,6 +13,7 @@ from decoding.oracle.diagnose import error, place_of, reference, under
 from decoding.oracle.mutants import CLASSES, EQUIVALENT, INEXPRESSIBLE, MUTANTS, NOT_IN_TEXT
 from decoding.oracle.mutants.mutant import locate, source_of
 from decoding.oracle.mutants_page import page, verdicts_on
+from decoding.oracle.record import record
 
 PAGE = Path(__file__).parents[2] / "tutorials" / "oracle_mutants.md"
 VARIANTS = {**MUTANTS, **EQUIVALENT}
@@ -86,6 +87,15 @@ def test_every_mutant_is_killed(place):
         off = {tensor: error(tensor, wrong[tensor], right[tensor]) for tensor in right if tensor in wrong}
         assert next((tensor for tensor, units in off.items() if units > 1), None) == mutant.shows_at, mutant.name
         assert max(off.values()) >= 10, mutant.name
+
+
+@pytest.mark.parametrize("stage", ["chunked", "draft", pytest.param("rounds", marks=pytest.mark.slow)])
+def test_a_dump_is_of_the_same_reference(stage):
+    """Dumps are recorded jitted, mutants operation by operation: the same tensors, in the same order."""
+    right = reference("E2B", stage).tensors
+    dumped = {f"E2B/{name}": value for name, value in record(CASES["E2B"], [stage], jit=True).items()}
+    assert list(dumped) == list(right)
+    assert max(error(name, dumped[name], right[name]) for name in right) < 0.5
 
 
 @pytest.mark.parametrize("place", sorted({variant.tried_at for variant in EQUIVALENT.values()}))

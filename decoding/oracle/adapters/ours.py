@@ -1,12 +1,12 @@
 """Our own implementation behind the oracle's interface: the reference that expected tensors are recorded from.
 
-Every function of the reference is looked up through its module when it is called and runs unjitted, so whoever replaces one
-(a mutant) sees the replacement recorded.
+Every function of the reference is looked up through its module when it is called and, unless `jit` is asked for, runs
+unjitted, so whoever replaces one (a mutant) sees the replacement recorded.
 """
 
 import collections
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
@@ -48,17 +48,15 @@ class Written(NamedTuple):
     length_before: jax.Array
 
 
-class Taps(dict):
-    """The `tap` that keeps what it is shown."""
-
-    def __call__(self, name: str, value: jax.Array) -> jax.Array:
-        self[name] = np.asarray(value)
-        return value
-
-
 class Ours:
-    def __init__(self, target: Gemma4, drafter: Drafter):
+    """jit: compile whole forwards and rounds, not operation by operation: a fraction of the time, and no mutant may come."""
+
+    def __init__(self, target: Gemma4, drafter: Drafter, *, jit: bool = False):
         self.target, self.drafter, self.config = target, drafter, target.config
+        self.is_jitted, self._jit = jit, jax.jit if jit else lambda function: function
+        self._forward = self._jit(tapped(lambda *args, **taps: gemma4.forward(*args, **taps)))
+        self._draft_step = self._jit(tapped(lambda *args, **taps: drafter_model.forward(*args, **taps)))
+        self._verify = self._jit(lambda *args: verify.verify(*args))
 
     # -- the target --------------------------------------------------------------------------------------------------------
 
@@ -67,9 +65,8 @@ class Ours:
         return np.asarray(functional.rotate(jnp.asarray(x)[None], angles))[0]
 
     def forward(self, tokens: np.ndarray) -> Tensors:
-        taps = Taps()
-        gemma4.forward(self.target, tokens, tap=taps)
-        return dict(taps)
+        _, taps = self._forward(self.target, tokens)
+        return arrays(taps)
 
     def prefill(self, prompts: Sequence[Sequence[int]], chunk: int, room: int) -> tuple[list[Tensors], Written]:
         """As `decoding.prefill` does: chunks padded on the right, pads rolled back."""
@@ -94,13 +91,12 @@ class Ours:
         return taken, Written(cache, cache.length)
 
     def _extend(self, cache: KVCache, tokens: np.ndarray) -> tuple[Tensors, KVCache]:
-        taps = Taps()
-        out = gemma4.forward(self.target, tokens, cache, tap=taps)
-        return dict(taps), out.cache
+        out, taps = self._forward(self.target, tokens, cache)
+        return arrays(taps), out.cache
 
     def verify(self, cache: Written, token: np.ndarray, drafts: np.ndarray) -> tuple[Tensors, Written]:
         before = cache.cache.length
-        out = verify.verify(self.target, cache.cache, jnp.asarray(token), jnp.asarray(drafts))
+        out = self._verify(self.target, cache.cache, jnp.asarray(token), jnp.asarray(drafts))
         return {"logits": np.asarray(out.logits), "hidden": np.asarray(out.hidden)}, Written(out.cache, before)
 
     def rollback(self, cache: Written, num_kept: np.ndarray) -> Written:
@@ -140,18 +136,15 @@ class Ours:
         return SharedCache(donors, jnp.asarray(rows.lengths, jnp.int32))
 
     def draft_step(self, shared: SharedCache, token: np.ndarray, hidden: np.ndarray) -> Tensors:
-        taps, embedding = Taps(), self.target.embed_tokens(jnp.asarray(token))
-        drafter_model.forward(self.drafter, embedding, jnp.asarray(hidden), shared, tap=taps)
-        in_time = lambda name: (
-            name not in ("logits",)
-        )  # the step's one token has an axis of its own in all taps but this
-        return {name: value[:, 0] if in_time(name) else value for name, value in taps.items()}
+        embedding = self.target.embed_tokens(jnp.asarray(token))
+        _, taps = self._draft_step(self.drafter, embedding, jnp.asarray(hidden), shared)
+        # The step's one token has an axis of its own in all taps but the logits.
+        return {name: value if name == "logits" else value[:, 0] for name, value in arrays(taps).items()}
 
     def draft(self, shared: SharedCache, token: np.ndarray, hidden: np.ndarray, draft_length: int) -> DraftBlock:
-        block = draft.draft(
-            self.target, self.drafter, jnp.asarray(token), jnp.asarray(hidden), shared, jax.random.key(0),
-            draft_length=draft_length,
-        )  # fmt: skip
+        run = self._jit(lambda *args: draft.draft(*args, draft_length=draft_length))
+        given = jnp.asarray(token), jnp.asarray(hidden), shared, jax.random.key(0)
+        block = run(self.target, self.drafter, *given)
         return DraftBlock(np.asarray(block.tokens), np.asarray(block.probs))
 
     # -- acceptance --------------------------------------------------------------------------------------------------------
@@ -190,24 +183,51 @@ class Ours:
         return tuple(map(np.asarray, counted))
 
     def rounds(self, prompts, script, draft_length, max_new_tokens, eos_ids) -> list[Tensors]:
-        options, seen, out = Options(draft_length, eos_ids=eos_ids), [], []
-        by_script = scripted(speculative.draft, jnp.asarray(script), seen.append)
-        with unjitted(prefill, "_read_chunk", "_first_token"):
+        options, out = Options(draft_length, eos_ids=eos_ids), []
+
+        @self._jit
+        def one_round(target, drafter, state, script):
+            seen = []
+            with mock.patch.object(speculative, "draft", scripted(speculative.draft, script, seen.append)):
+                state = speculative.round_of(target, drafter, state, options)
+            return state, seen.pop().tokens
+
+        with contextlib.nullcontext() if self.is_jitted else unjitted(prefill, "_read_chunk", "_first_token"):
             state = generate.start(self.target, prompts, max_new_tokens, options, None)
-        with mock.patch.object(speculative, "draft", by_script):
-            while not np.asarray(state.done).all():
-                state = speculative.round_of(self.target, self.drafter, state, options)
-                last = state.last
-                out.append(
+        while not np.asarray(state.done).all():
+            state, own_drafts = one_round(self.target, self.drafter, state, jnp.asarray(script))
+            last = state.last
+            out.append(
+                arrays(
                     {
-                        "own_drafts": seen.pop().tokens,
+                        "own_drafts": own_drafts,
                         "tokens": last.tokens,
                         "num_emitted": last.num_emitted,
                         "hidden": state.hidden,
                         "length": state.cache.length,
                     }
                 )
-        return [{name: np.asarray(value) for name, value in round.items()} for round in out]
+            )
+        return out
+
+
+def tapped(function: Callable) -> Callable:
+    """(*args) -> what function(*args, tap=...) returns, and what it showed the tap, in that order."""
+
+    def run(*args):
+        taps = collections.OrderedDict()  # a dict would come out of jit in the order of its names
+
+        def tap(name: str, value: jax.Array) -> jax.Array:
+            taps[name] = value
+            return value
+
+        return function(*args, tap=tap), taps
+
+    return run
+
+
+def arrays(values: Mapping[str, jax.Array]) -> Tensors:
+    return {name: np.asarray(value) for name, value in values.items()}
 
 
 @contextlib.contextmanager
@@ -218,9 +238,9 @@ def unjitted(module: ModuleType, *names: str) -> Iterator[None]:
         yield
 
 
-def load(target_dir: Path, drafter_dir: Path, convention: str) -> Ours:
+def load(target_dir: Path, drafter_dir: Path, convention: str, *, jit: bool = True) -> Ours:
     """An adapter's entry: models from checkpoints in Hugging Face layout."""
-    engine = Ours(gemma4.load(target_dir), drafter_package.load(drafter_dir))
+    engine = Ours(gemma4.load(target_dir), drafter_package.load(drafter_dir), jit=jit)
     if engine.drafter.config.convention != convention:
         raise ValueError(f"{drafter_dir}: config.json says {engine.drafter.config.convention!r}, not {convention!r}")
     return engine
