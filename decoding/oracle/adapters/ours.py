@@ -49,7 +49,7 @@ class Written(NamedTuple):
 
 
 class Ours:
-    """jit: compile whole forwards and rounds, not operation by operation: a fraction of the time, and no mutant may come."""
+    """jit: compile whole forwards and rounds, not operation by operation: quicker, but blind to what is replaced later."""
 
     def __init__(self, target: Gemma4, drafter: Drafter, *, jit: bool = False):
         self.target, self.drafter, self.config = target, drafter, target.config
