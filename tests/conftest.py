@@ -18,7 +18,7 @@ QUICK_CODE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_spl
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--optimized", action="store_true", help="compile as users do, with all optimizations: takes twice as long"
+        "--optimized", action="store_true", help="compile as users do, with all optimizations, which is slower"
     )
 
 

@@ -1,6 +1,12 @@
-"""Live comparisons with transformers.  Where the extra `parity` is not installed, every file here reports itself skipped."""
+"""Live comparisons with transformers.  Where the extra `parity` is not installed, every file here reports itself skipped.
+
+Its classes are imported here, before any module of ours: jaxtyping's import hook reads and writes other byte code than Python
+does, also for what a module imports in its turn, so that torch would be compiled anew there.
+"""
 
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
+
+from transformers import Gemma4AssistantForCausalLM, Gemma4ForCausalLM  # noqa: E402, F401
