@@ -1,5 +1,6 @@
-"""From logits to a law: temperature, then top-k, then top-p.  Greedy is the one-hot law, not a special case downstream."""
+"""From logits to a law: top-k, temperature, then top-p.  Greedy is the one-hot law, not a special case downstream."""
 
+import operator
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gemma4.functional import argmax
+
+COLDEST = 1e-30  # what is colder does not fit into float32
 
 
 class Sampling(NamedTuple):
@@ -21,14 +24,20 @@ class Sampling(NamedTuple):
     top_p: float = 1.0
 
     def check(self) -> "Sampling":
-        """Errors: ValueError that names the setting out of range."""
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature: expected a number from 0 (greedy) up, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p: expected a share of probability in (0, 1], got {self.top_p}")
-        if self.top_k < 0 or int(self.top_k) != self.top_k:
-            raise ValueError(f"top_k: expected a number of tokens, or 0 for all, got {self.top_k}")
-        return self
+        """The same in Python's numbers.  Errors: ValueError that names the setting out of range."""
+        try:
+            checked = Sampling(float(self.temperature), operator.index(self.top_k), float(self.top_p))
+        except (TypeError, ValueError):
+            raise ValueError(f"sampling: expected numbers, for top_k a whole one, got {self}") from None
+        if checked.temperature != 0 and not COLDEST <= checked.temperature < float("inf"):
+            raise ValueError(
+                f"temperature: expected a number from {COLDEST:g} up, or 0 (greedy), got {checked.temperature:g}"
+            )
+        if not 0 < checked.top_p <= 1:
+            raise ValueError(f"top_p: expected a share of probability in (0, 1], got {checked.top_p:g}")
+        if checked.top_k < 0:
+            raise ValueError(f"top_k: expected a number of tokens, or 0 for all, got {checked.top_k}")
+        return checked
 
 
 def law(logits: Float[Array, "*batch v"], sampling: Sampling) -> Float[Array, "*batch v"]:
@@ -36,14 +45,18 @@ def law(logits: Float[Array, "*batch v"], sampling: Sampling) -> Float[Array, "*
 
     Greedy puts everything on the argmax (the lowest id among equals).  Tokens cut by top-k or top-p, and those whose logit
     is -inf, have probability exactly 0; what remains is renormalised.
-    Source: the order and the edges of transformers 5.22.2's logits warpers (ties at the top-k edge are all kept).
+    Source: the edges of transformers 5.22.2's logits warpers (ties at the top-k edge are all kept).  Their order is
+    temperature, top-k, top-p; the first two may change places.
     """
     if sampling.temperature == 0:
         return jax.nn.one_hot(argmax(logits), logits.shape[-1], dtype=jnp.float32)
-    logits = logits.astype(jnp.float32) / sampling.temperature
+    logits = logits.astype(jnp.float32)
     if 0 < sampling.top_k < logits.shape[-1]:
         kth = jax.lax.top_k(logits, sampling.top_k)[0][..., -1:]
         logits = jnp.where(logits < kth, -jnp.inf, logits)
+    # The largest comes off before the division.  After it, at a low temperature, compiled code may round the quotient and the
+    # largest of them differently, by more than an exponential bears (NaN from 1e-9 down with jax 0.10.2 on CPU).
+    logits = (logits - logits.max(axis=-1, keepdims=True)) / sampling.temperature
     if sampling.top_p < 1:
         order = jnp.argsort(-logits, axis=-1)
         probs = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)

@@ -33,7 +33,7 @@ from decoding.oracle.law_check import (
     target_law,
     total_variation,
 )
-from decoding.sampling import choose, law
+from decoding.sampling import COLDEST, choose, law
 
 
 @functools.cache
@@ -215,6 +215,13 @@ def test_law_edges():
     np.testing.assert_allclose(of(1.0, 99), of(1.0), rtol=0, atol=0)
     assert of(1.0)[4] == 0 and of(0.5, 4, 0.999)[4] == 0
     np.testing.assert_allclose(of(2.0)[:4], np.exp([0.5, 1.5, 1.5, 0]) / np.exp([0.5, 1.5, 1.5, 0]).sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-10, COLDEST])
+def test_a_law_near_the_absolute_zero_is_the_greedy_one(temperature):
+    logits = jax.random.normal(jax.random.key(0), (64, 16)) * 9
+    probs = jax.jit(law, static_argnums=1)(logits, Sampling(temperature).check())
+    np.testing.assert_array_equal(probs, law(logits, Sampling(0.0)))
 
 
 EDGES = np.array([0, 1, 2, GRID // 2, GRID - 2, GRID - 1]) / GRID

@@ -144,8 +144,8 @@ MUTANTS = (
         fix="Compare the laws after all processors, on both sides.",
         function="decoding.sampling.law",
         change={
-            "logits.astype(jnp.float32) / sampling.temperature\n": (
-                "logits.astype(jnp.float32) / sampling.temperature\n    sampling = Sampling(sampling.temperature)\n"
+            "    logits = logits.astype(jnp.float32)\n": (
+                "    logits = logits.astype(jnp.float32)\n    sampling = Sampling(sampling.temperature)\n"
             )
         },
     ),
@@ -158,7 +158,9 @@ MUTANTS = (
         fix="Renormalise what is left.",
         function="decoding.sampling.law",
         change={
-            "    if 0 < sampling.top_k": "    full = jax.nn.softmax(logits, axis=-1)\n    if 0 < sampling.top_k",
+            "    if 0 < sampling.top_k": (
+                "    full = jax.nn.softmax(logits / sampling.temperature, axis=-1)\n    if 0 < sampling.top_k"
+            ),
             "    return jax.nn.softmax(logits, axis=-1)": "    return jnp.where(jnp.isneginf(logits), 0, full)",
         },
     ),
