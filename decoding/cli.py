@@ -18,7 +18,7 @@ from typing import NoReturn
 import jax
 
 from decoding.bench import cli as bench
-from decoding.generate import LONGEST_DRAFT
+from decoding.checks import LONGEST_DRAFT
 from decoding.job import UserError, prepare, run
 from decoding.oracle import cli as oracle
 from decoding.oracle.errors import OracleError

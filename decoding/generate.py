@@ -1,4 +1,4 @@
-"""From prompts to text tokens: checks, prefill, rounds until every row is done."""
+"""From prompts to text tokens: checks (`checks.py`), prefill, rounds until every row is done."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -7,6 +7,16 @@ import jax
 import numpy as np
 
 from decoding.autoregressive import step_of
+from decoding.checks import (
+    Prompts,
+    check_draft_length,
+    check_eos_ids,
+    check_key,
+    check_max_new_tokens,
+    check_model,
+    check_prompts,
+    check_sampling,
+)
 from decoding.loops import rounds, rounds_on_device
 from decoding.prefill import prefill
 from decoding.sampling import Sampling
@@ -15,14 +25,8 @@ from decoding.state import DecodeState, Round
 from decoding.stats import Stats
 from drafter import Drafter
 from gemma4 import Gemma4
-from gemma4.model import check_tokens
 
-Prompts = Sequence[int] | Sequence[Sequence[int]]
 OnRound = Callable[[Round], None]
-
-# The steps of a draft are unrolled in the compiled round, so compilation takes time in proportion; and acceptance falls
-# with every position, so that no drafter gains from more.
-LONGEST_DRAFT = 32
 
 
 class Generation(NamedTuple):
@@ -56,10 +60,14 @@ def generate(
     Errors:         ValueError for a bad prompt or setting, for prompt + max_new_tokens past the context, and if drafter and
                     target do not fit each other.
     """
-    drafter.config.check_fits(target.config)
-    check_draft_length(draft_length)
-    draft_sampling = sampling if draft_sampling is None else draft_sampling
-    options = Options(draft_length, sampling.check(), draft_sampling.check(), tuple(eos_ids))
+    check_model("target", target, Gemma4)
+    check_model("drafter", drafter, Drafter).config.check_fits(target.config)
+    options = Options(
+        check_draft_length(draft_length),
+        check_sampling(sampling),
+        check_sampling(sampling if draft_sampling is None else draft_sampling),
+        check_eos_ids(eos_ids),
+    )
     state = start(target, prompt_tokens, max_new_tokens, options, key)
     loop = rounds_on_device if on_device else rounds
     return collect(loop(state, round_of, options, target, drafter), on_round)
@@ -77,7 +85,8 @@ def generate_autoregressive(
     on_device: bool = False,
 ) -> Generation:
     """The baseline: the same without a drafter, one token a round.  Errors: as `generate`."""
-    options = Options(0, sampling.check(), eos_ids=tuple(eos_ids))
+    check_model("target", target, Gemma4)
+    options = Options(0, check_sampling(sampling), eos_ids=check_eos_ids(eos_ids))
     state = start(target, prompt_tokens, max_new_tokens, options, key)
     loop = rounds_on_device if on_device else rounds
     return collect(loop(state, step_of, options, target), on_round)
@@ -86,14 +95,14 @@ def generate_autoregressive(
 def start(
     target: Gemma4, prompt_tokens: Prompts, max_new_tokens: int, options: Options, key: jax.Array | None
 ) -> DecodeState:
-    prompts = check_prompts(target, prompt_tokens, max_new_tokens)
+    max_new_tokens = check_max_new_tokens(max_new_tokens)
     return prefill(
         target,
-        prompts,
+        check_prompts(target, prompt_tokens, max_new_tokens),
         max_new_tokens=max_new_tokens,
         draft_length=options.draft_length,
         sampling=options.sampling,
-        key=jax.random.key(0) if key is None else key,
+        key=check_key(key),
         eos_ids=options.eos_ids,
     )
 
@@ -111,29 +120,3 @@ def collect(rounds: Iterator[Round], on_round: OnRound | None) -> Generation:
         if on_round:
             on_round(last)
     return Generation([np.array(row, np.int32) for row in rows], stats)
-
-
-def check_draft_length(draft_length: int) -> None:
-    """Errors: ValueError unless 1 .. LONGEST_DRAFT."""
-    if not 1 <= draft_length <= LONGEST_DRAFT:
-        raise ValueError(f"draft_length: expected 1 to {LONGEST_DRAFT} tokens a round, got {draft_length}")
-
-
-def check_prompts(target: Gemma4, prompt_tokens: Prompts, max_new_tokens: int) -> list[list[int]]:
-    """A batch of non-empty prompts that fit the context.  Errors: ValueError that names the prompt and what is wrong."""
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
-    is_batch = len(prompt_tokens) > 0 and all(np.ndim(item) == 1 for item in prompt_tokens)
-    prompts = [list(map(int, row)) for row in (prompt_tokens if is_batch else [prompt_tokens])]
-    context = target.config.max_position_embeddings
-    for row, prompt in enumerate(prompts):
-        name = f"prompt {row}" if is_batch else "the prompt"
-        if not prompt:
-            raise ValueError(f"{name} is empty: expected at least one token (begin a text with the BOS token)")
-        check_tokens(target.config, np.array([prompt]))
-        if len(prompt) + max_new_tokens > context:
-            raise ValueError(
-                f"{name} has {len(prompt)} tokens, and {max_new_tokens} new ones go past this model's context of "
-                f"{context}: shorten the prompt, or ask for at most {max(0, context - len(prompt))} new tokens"
-            )
-    return prompts

@@ -12,15 +12,9 @@ from typing import NamedTuple
 import jax
 from tokenizers import Tokenizer
 
+from decoding.checks import check_draft_length, check_max_new_tokens, check_prompts
 from decoding.console import Printer, print_baseline, print_table, use_color
-from decoding.generate import (
-    Generation,
-    OnRound,
-    check_draft_length,
-    check_prompts,
-    generate,
-    generate_autoregressive,
-)
+from decoding.generate import Generation, OnRound, generate, generate_autoregressive
 from decoding.pair import load_pair, load_target
 from decoding.sampling import Sampling
 from decoding.speculative import Options
@@ -73,6 +67,7 @@ def prepare(args: argparse.Namespace) -> Job:
     """Errors: ValueError or OSError for every mistake that a user can make."""
     sampling = Sampling(args.temperature, args.top_k, args.top_p).check()
     check_draft_length(args.draft_length)
+    check_max_new_tokens(args.max_new_tokens)
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed: expected a number in 0..{2**32 - 1}, got {args.seed}")
     if (args.text is None) == (args.prompt_ids is None):

@@ -16,7 +16,7 @@ from decoding.bench.peer import Transformers, compare
 from decoding.bench.plot import check_plot, plot
 from decoding.bench.report import lines
 from decoding.bench.subject import LAYOUTS, Subject, from_directories, from_preset, prompts
-from decoding.generate import LONGEST_DRAFT
+from decoding.checks import LONGEST_DRAFT
 from decoding.sampling import Sampling
 
 PEERS = ("transformers",)

@@ -1,12 +1,24 @@
 """What `decoding`'s calls refuse, before anything runs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import decoding
 import gemma4
-from decoding.generate import LONGEST_DRAFT
+from decoding.checks import (
+    LONGEST_DRAFT,
+    check_draft_length,
+    check_eos_ids,
+    check_key,
+    check_max_new_tokens,
+    check_model,
+    check_prompts,
+    check_sampling,
+)
 from tests.tiny import TINY, random_target
 from tests.tiny_pair import drafter_config, random_drafter
 
@@ -34,9 +46,14 @@ def pair():
         ([PROMPT, PROMPT * 20], {"max_new_tokens": 80}, "prompt 1 has 60 tokens, and 80 new ones .* at most 68 new"),
         ([], {}, "the prompt is empty: expected at least one token"),
         ([PROMPT, []], {}, "prompt 1 is empty: expected at least one token"),
+        (PROMPT * 50, {}, "the prompt has 150 tokens, .* context of 128: shorten the prompt$"),
         ([64], {}, r"token id 64 is out of range: this model's vocabulary is 0\.\.63"),
         ([-1], {}, r"token id -1 is out of range: this model's vocabulary is 0\.\.63"),
-        (PROMPT, {"sampling": decoding.Sampling(-1.0)}, "temperature: expected a number from 0"),
+        (
+            PROMPT,
+            {"sampling": decoding.Sampling(-1.0)},
+            "temperature: expected a number from 1e-30 up, or 0 .greedy., got -1",
+        ),
         (
             PROMPT,
             {"sampling": decoding.Sampling(1.0, top_p=0.0)},
@@ -51,6 +68,70 @@ def test_generate(pair, prompt, settings, message):
     if not {"draft_length", "draft_sampling"} & settings.keys():
         with pytest.raises(ValueError, match=message):
             decoding.generate_autoregressive(pair[0], prompt, **settings)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["257", b"ab", {2, 5}, {2: 5}, [[2, 5], 3], [[[2]]], np.zeros((1, 1, 1), int), np.int32(3), 5, None],
+    ids=repr,
+)
+def test_what_is_no_prompt(pair, prompt):
+    with pytest.raises(ValueError, match="prompt_tokens: expected the token ids of a prompt"):
+        check_prompts(pair[0], prompt, 1)
+
+
+@pytest.mark.parametrize(
+    "prompt", [[2.0, 5.0], [True, False], ["2", "5"], [2**70], [float("nan")], np.array([2.0])], ids=repr
+)
+def test_what_are_no_token_ids(pair, prompt):
+    for given, name in ((prompt, "the prompt"), ([PROMPT, prompt], "prompt 1")):
+        with pytest.raises(ValueError, match=f"{name}: expected token ids, whole numbers, got"):
+            check_prompts(pair[0], given, 1)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [(2, 5, 7), range(3), np.array(PROMPT, np.uint8), jnp.array(PROMPT), [np.int64(2), 5], [jnp.int32(2), 5]],
+    ids=repr,
+)
+def test_prompts_in_many_forms(pair, prompt):
+    expected = list(map(int, prompt))
+    assert check_prompts(pair[0], prompt, 1) == [expected]
+    assert check_prompts(pair[0], [prompt, [3]], 1) == [expected, [3]]
+    assert check_prompts(pair[0], jnp.array([expected, expected]), 1) == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    ("check", "value", "message"),
+    [
+        (check_draft_length, 2.0, "draft_length: expected a whole number, got 2.0"),
+        (check_max_new_tokens, "4", "max_new_tokens: expected a whole number, got '4'"),
+        (check_max_new_tokens, None, "max_new_tokens: expected a whole number, got None"),
+        (check_eos_ids, 5, r"eos_ids: expected token ids, such as \(1, 106\), got 5"),
+        (check_eos_ids, "1", "eos_ids: expected token ids"),
+        (check_eos_ids, [5.5], "eos_ids: expected token ids"),
+        (check_eos_ids, [2**40], "eos_ids: expected token ids from 0 up"),
+        (check_key, 0, r"key: expected jax.random.key\(seed\), got 0"),
+        (check_key, "a", "key: expected jax.random.key"),
+        (check_sampling, 0.8, "sampling: expected decoding.Sampling.* got 0.8"),
+        (check_sampling, decoding.Sampling("warm"), "sampling: expected numbers"),
+        (check_sampling, decoding.Sampling(1.0, top_k=1.5), "sampling: expected numbers, for top_k a whole one"),
+        (check_sampling, decoding.Sampling(1.0, top_k=jnp.inf), "sampling: expected numbers, for top_k a whole one"),
+        (check_sampling, decoding.Sampling(float("nan")), "temperature: expected a number from 1e-30 up"),
+        (check_sampling, decoding.Sampling(1e-40), "temperature: expected a number from 1e-30 up"),
+        (functools.partial(check_model, "target", kind=gemma4.Gemma4), "a/path", "target: expected a Gemma4"),
+    ],
+)
+def test_settings_of_another_kind(check, value, message):
+    with pytest.raises(ValueError, match=message):
+        check(value)
+
+
+def test_settings_become_pythons_numbers():
+    assert check_draft_length(jnp.int32(3)) == 3 and check_eos_ids(jnp.array([5])) == (5,)
+    sampling = check_sampling(decoding.Sampling(jnp.float32(0.5), np.int64(3), np.float32(1)))
+    assert hash(sampling) == hash(decoding.Sampling(0.5, 3, 1.0))
+    assert all(type(value) in (int, float) for value in (*sampling, check_draft_length(jnp.int32(3))))
 
 
 def test_generate_with_the_drafter_of_another_target(pair):
