@@ -1,7 +1,7 @@
 """Speculative decoding with a Gemma 4 target and its MTP drafter.
 
-Reading order: sampling, state, prefill, draft, verify, accept, rollback, speculative, autoregressive, generate;
-then pair, and the command: timing, console, job, cli.
+Reading order: sampling, state, prefill, draft, verify, accept, emit, rollback, speculative, autoregressive, generate;
+then checks, loops, pair, and the command: timing, console, job, cli.
 """
 
 from gemma4.shadowing import check_not_shadowed

@@ -47,7 +47,7 @@ def accept_greedy(target_logits: Float[Array, "b t v"], draft_tokens: Int[Array,
     The same result for every uniform number, without any (p is 1 or 0, so that u · q < p does not depend on u).
     """
     choices = argmax(target_logits)
-    num_accepted = jnp.cumprod(draft_tokens == choices[:, :-1], axis=1, dtype=jnp.int32).sum(axis=1)
+    num_accepted = jnp.cumprod(draft_tokens == choices[:, :-1], axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
     return Acceptance(num_accepted, jnp.take_along_axis(choices, num_accepted[:, None], axis=1)[:, 0])
 
 
@@ -61,7 +61,7 @@ def decide(
     at_draft = lambda probs: jnp.take_along_axis(probs, draft_tokens[..., None], axis=-1)[..., 0]
     # u < p/q, written without a division so that q = 0 needs no care.
     accepted = uniforms[:, :-1] * at_draft(draft_probs) < at_draft(target_probs[:, :-1])
-    num_accepted = jnp.cumprod(accepted, axis=1, dtype=jnp.int32).sum(axis=1)
+    num_accepted = jnp.cumprod(accepted, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
     # After the last draft nothing was proposed: q = 0 there, and the residual is the target's law itself.
     proposed = jnp.pad(draft_probs, ((0, 0), (0, 1), (0, 0)))
     at_stop = lambda probs: jnp.take_along_axis(probs, num_accepted[:, None, None], axis=1)[:, 0]

@@ -5,9 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from decoding.emit import count_emitted, row_at
 from decoding.rollback import rollback
 from decoding.sampling import draw
-from decoding.speculative import Options, count_emitted, row_at
+from decoding.speculative import Options
 from decoding.state import DecodeState, Round
 from gemma4 import Gemma4
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from decoding.emit import count_emitted
 from decoding.rollback import rollback
 from decoding.sampling import Sampling, draw
-from decoding.speculative import count_emitted
 from decoding.state import DecodeState, Round
 from gemma4 import Gemma4, KVCache, init_cache
 

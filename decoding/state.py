@@ -14,9 +14,7 @@ class Round(NamedTuple):
     draft_tokens: Int[Array, "b gamma"]
     num_accepted: Int[Array, " b"]  # 0..gamma; how many of them the target agreed to
     tokens: Int[Array, "b gamma+1"]  # the accepted ones, then the target's own; the rest has no meaning
-    num_emitted: Int[
-        Array, " b"
-    ]  # how many of `tokens` count: cut after an EOS or at the end of the budget; 0 once done
+    num_emitted: Int[Array, " b"]  # how many of `tokens` count: cut after an EOS or where the budget ends; 0 once done
 
 
 class DecodeState(NamedTuple):

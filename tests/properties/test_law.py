@@ -137,7 +137,7 @@ def decide_with(residual=residual, choose=choose, bonus=lambda padded: padded, c
     def mutant(target_probs, draft_tokens, draft_probs, uniforms) -> Acceptance:
         at_draft = lambda probs: jnp.take_along_axis(probs, draft_tokens[..., None], axis=-1)[..., 0]
         accepted = uniforms[:, :-1] * at_draft(draft_probs) < at_draft(target_probs[:, :-1])
-        num_accepted = count(jnp.cumprod(accepted, axis=1, dtype=jnp.int32).sum(axis=1))
+        num_accepted = count(jnp.cumprod(accepted, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32))
         proposed = bonus(jnp.pad(draft_probs, ((0, 0), (0, 1), (0, 0))))
         at_stop = lambda probs: jnp.take_along_axis(probs, num_accepted[:, None, None], axis=1)[:, 0]
         next_token = choose(residual(at_stop(target_probs), at_stop(proposed)), uniforms[:, -1])
@@ -148,7 +148,7 @@ def decide_with(residual=residual, choose=choose, bonus=lambda padded: padded, c
 
 def accept_the_argmax_alone(target_probs, draft_tokens, draft_probs, uniforms) -> Acceptance:
     accepted = draft_tokens == jnp.argmax(target_probs[:, :-1], axis=-1)
-    num_accepted = jnp.cumprod(accepted, axis=1, dtype=jnp.int32).sum(axis=1)
+    num_accepted = jnp.cumprod(accepted, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
     at_stop = jnp.take_along_axis(target_probs, num_accepted[:, None, None], axis=1)[:, 0]
     return Acceptance(num_accepted, choose(at_stop, uniforms[:, -1]))
 

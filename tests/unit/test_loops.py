@@ -46,6 +46,23 @@ def test_speculative(temperature, new_tokens):
     assert len(rounds) <= new_tokens and (new_tokens == 1) == (len(rounds) == 1)
 
 
+@pytest.fixture
+def wide_numbers():
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
+def test_with_64_bit_numbers_allowed(wide_numbers):
+    """`jax_enable_x64` widens what names no dtype; a loop's state must not change its own."""
+    pair, settings = (small_target(), small_drafter()), {"max_new_tokens": 21, "draft_length": 3}
+    out, _ = both_ways(decoding.generate, *pair, PROMPTS, **settings)
+    alone, _ = both_ways(decoding.generate_autoregressive, pair[0], PROMPTS, max_new_tokens=21)
+    assert [text.tolist() for text in out.tokens] == [text.tolist() for text in alone.tokens]
+    both_ways(decoding.generate, *pair, PROMPTS, sampling=Sampling(0.9, top_k=9, top_p=0.9), **settings)
+
+
 def test_rows_end_at_their_own_eos():
     """The text of each row without EOS says which token to call EOS, so that one row ends long before the other."""
     pair = small_target(), small_drafter()

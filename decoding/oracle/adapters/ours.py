@@ -19,6 +19,7 @@ import numpy as np
 import drafter as drafter_package
 import gemma4
 from decoding import Options, Sampling
+from decoding.emit import count_emitted
 from decoding.oracle.adapter import Decision, DraftBlock, SharedRows, Tensors
 from decoding.oracle.law_check import GRID, count_until
 from decoding.oracle.modules import (
@@ -179,7 +180,7 @@ class Ours:
         budget = jnp.asarray(room)
         zeros = jnp.zeros_like(budget)
         state = DecodeState(None, None, None, None, zeros, budget, zeros.astype(bool), None)
-        counted = speculative.count_emitted(jnp.asarray(tokens), jnp.asarray(num_tokens), state, eos_ids)
+        counted = count_emitted(jnp.asarray(tokens), jnp.asarray(num_tokens), state, eos_ids)
         return tuple(map(np.asarray, counted))
 
     def rounds(self, prompts, script, draft_length, max_new_tokens, eos_ids) -> list[Tensors]:

@@ -114,8 +114,8 @@ MUTANTS = (
         fix="Count and draw for each row by itself.",
         function="decoding.accept.decide",
         change={
-            "jnp.cumprod(accepted, axis=1, dtype=jnp.int32).sum(axis=1)": "jnp.full(len(uniforms), "
-            "jnp.cumprod(accepted, axis=1, dtype=jnp.int32).sum(axis=1).min())"
+            "jnp.cumprod(accepted, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)": "jnp.full(len(uniforms), "
+            "jnp.cumprod(accepted, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32).min())"
         },
     ),
     Mutant(
@@ -195,7 +195,7 @@ MUTANTS = (
         what="Agreeing drafts are counted wherever they stand, also behind a rejected one.",
         fix="Only the prefix before the first rejection counts.",
         function="decoding.accept.decide",
-        change={"jnp.cumprod(accepted, axis=1, dtype=jnp.int32).sum(axis=1)": "accepted.sum(axis=1, dtype=jnp.int32)"},
+        change={"jnp.cumprod(accepted, axis=1, dtype=jnp.int32).sum": "accepted.sum"},
     ),
     Mutant(
         name="next-token-one-row-late",
