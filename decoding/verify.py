@@ -22,9 +22,10 @@ def verify(
 ) -> Verification:
     """Score [token, d1 .. dgamma], which stand at positions cache.length .. cache.length + gamma.
 
-    Errors: ValueError if the cache takes fewer than gamma + 1 tokens at once, or (outside jit) has no room for them.
+    Errors: ValueError if the cache has another batch size, takes fewer than gamma + 1 tokens at once, or (outside jit) has no
+    room for them.
     """
     block = jnp.concatenate([token[:, None], draft_tokens], axis=1)
-    check_room(target.config, cache, block.shape[1])
+    check_room(target.config, cache, *block.shape)
     hidden, cache = target(block, cache)
     return Verification(target.logits(hidden), hidden, cache)

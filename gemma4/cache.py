@@ -96,15 +96,20 @@ def slot_positions(last: Int[Array, " b"], capacity: int) -> Int[Array, "b s"]:
 
 
 def rollback(cache: KVCache, length: Int[Array, " b"]) -> KVCache:
-    """Forget every token from position `length` on."""
+    """Forget every token from position `length` on: at the most those of the last forward.
+
+    Further back a sliding layer's ring no longer holds what the next query would see, and nothing notices.
+    """
     return cache._replace(length=length)
 
 
-def check_room(config: Config, cache: KVCache, time: int) -> None:
+def check_room(config: Config, cache: KVCache, batch: int, time: int) -> None:
     """Refuse a write that would not fit, before it runs: under jit an index past the end would overwrite silently.
 
     Errors: ValueError.  The length is checked where it is known (outside jit); shapes always.
     """
+    if cache.length.shape[0] != batch:
+        raise ValueError(f"the cache was built for batch {cache.length.shape[0]}, but tokens have batch {batch}")
     capacities = [kv.capacity for layer, kv in enumerate(cache.layers) if kv and not config.is_sliding(layer)]
     rings = [kv.capacity for layer, kv in enumerate(cache.layers) if kv and config.is_sliding(layer)]
     for ring in rings:

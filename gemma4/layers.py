@@ -104,7 +104,8 @@ class Attention(nnx.Module):
         if self.owns_kv and place.start is not None:
             kv = self.write_kv(x, kv, place, tap)
         attention = attend_in_blocks if is_long(query.shape[1], kv.capacity) else attend
-        out = tap("attention", attention(query, kv.key, kv.value, place.seen))
+        out = attention(query, kv.key, kv.value, place.seen)
+        out = tap("attention", out.astype(query.dtype))  # a cache may be of another dtype than the model
         return self.o_proj(rearrange(out, "b t n h -> b t (n h)")), kv
 
     def write_kv(self, x: Float[Array, "b t d"], kv: LayerKV | None, place: Place, tap: Tap = no_tap) -> LayerKV:

@@ -4,6 +4,7 @@ Reads `functional.py`, `cache.py`, `layers.py` and `moe.py`.
 """
 
 import copy
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -179,7 +180,9 @@ class Output(NamedTuple):
     cache: KVCache | None
 
 
-def forward(target: Gemma4, tokens: ArrayLike, cache: KVCache | None = None, *, tap: Tap | None = None) -> Output:
+def forward(
+    target: Gemma4, tokens: ArrayLike | Sequence[Sequence[int]], cache: KVCache | None = None, *, tap: Tap | None = None
+) -> Output:
     """One forward pass over `tokens`, which stand after what the cache holds (or at position 0 without a cache).
 
     Shapes:  tokens [b, t] integers; logits [b, t, vocab] float32; hidden [b, t, d].
@@ -189,11 +192,7 @@ def forward(target: Gemma4, tokens: ArrayLike, cache: KVCache | None = None, *, 
     """
     tokens = check_tokens(target.config, tokens)
     if cache is not None:
-        if cache.length.shape[0] != tokens.shape[0]:
-            raise ValueError(
-                f"the cache was built for batch {cache.length.shape[0]}, but tokens have batch {tokens.shape[0]}"
-            )
-        check_room(target.config, cache, tokens.shape[1])
+        check_room(target.config, cache, *tokens.shape)
     if tap is None:
         return _forward(target, tokens, cache)
     hidden, cache = target(tokens, cache, tap)

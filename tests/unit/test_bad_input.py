@@ -140,6 +140,12 @@ def test_generate_with_the_drafter_of_another_target(pair):
         decoding.generate(pair[0], other, PROMPT)
 
 
+def test_verify_of_another_batch_than_the_caches(pair):
+    cache = gemma4.init_cache(pair[0].config, 1, 64)
+    with pytest.raises(ValueError, match="the cache was built for batch 1, but tokens have batch 2"):
+        decoding.verify(pair[0], cache, jnp.zeros(2, jnp.int32), jnp.zeros((2, 4), jnp.int32))
+
+
 @pytest.mark.parametrize("is_jitted", [False, True])
 def test_more_drafts_than_the_cache_takes_at_once(pair, is_jitted):
     cache = gemma4.init_cache(pair[0].config, 1, 64, chunk=4)

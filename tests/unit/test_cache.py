@@ -212,3 +212,18 @@ def test_a_cache_may_be_filled_to_the_last_slot(target):
 def test_bad_tokens_are_refused(target, tokens, message):
     with pytest.raises(ValueError, match=message):
         gemma4.forward(target, tokens)
+
+
+@pytest.mark.parametrize("layout", ["E2B", "12B"])
+def test_the_caches_dtype_is_not_the_models(layout):
+    """A bfloat16 model stays one over a float32 cache, whose keys and values are rounded less."""
+    target = random_target(TINY[layout], dtype=jnp.bfloat16)
+    dtypes = {}
+
+    def tap(name, value):
+        dtypes[name] = value.dtype
+        return value
+
+    gemma4.forward(target, [[2, 5, 7]], gemma4.init_cache(target.config, 1, 8), tap=tap)
+    assert dtypes["layers.0.attention"] == dtypes["layers.0.mlp"] == dtypes["hidden"] == jnp.bfloat16
+    assert dtypes["logits"] == jnp.float32
