@@ -22,11 +22,14 @@ Step = Callable[..., DecodeState]  # (*models, state, options) -> state
 
 def compiled(step: Callable, options: Options, *models) -> Callable[[DecodeState], Any]:
     """state -> step(*models, state, options), jitted, with the state donated.  Compiled once per models' structure."""
-    if jax.default_backend() == "cpu":
-        models = [model.with_head() for model in models]
-    weights, structure = jax.tree.flatten(tuple(models))
+    weights, structure = jax.tree.flatten(laid_out(*models))
     run = _jitted(step, options, structure)
     return lambda state: run(weights, state)
+
+
+def laid_out(*models):
+    """The models as a round gets them: on CPU with their heads laid out."""
+    return tuple(model.with_head() for model in models) if jax.default_backend() == "cpu" else models
 
 
 @functools.lru_cache(maxsize=64)

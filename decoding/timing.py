@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from decoding.accept import accept
+from decoding.compiled import compiler_options, laid_out
 from decoding.draft import draft
 from decoding.generate import OnRound
 from decoding.prefill import prefill
@@ -116,7 +117,7 @@ def time_stages(
     """
     key = jax.random.key(0)
     state = prefill(target, [prompt], max_new_tokens=max_new_tokens, draft_length=options.draft_length, key=key)
-    models, structure = jax.tree.flatten((target, drafter))
+    models, structure = jax.tree.flatten(laid_out(target, drafter))
     length = np.array(state.cache.length)
     laps: dict[str, list[float]] = {"draft": [], "verify": [], "accept": [], "rollback": []}
 
@@ -151,7 +152,8 @@ def _jitted(stage: Callable, structure: jax.tree_util.PyTreeDef, options: Option
         return stage(*jax.tree.unflatten(structure, models), options, first, *rest)
 
     # A cache that is written must be donated, or the copy of it would be timed.
-    return jax.jit(run, donate_argnames="first" if stage in (_verify, _rollback) else ())
+    donated = "first" if stage in (_verify, _rollback) else ()
+    return jax.jit(run, donate_argnames=donated, compiler_options=compiler_options())
 
 
 def _draft(target, drafter, options, cache: KVCache, token, hidden, key):

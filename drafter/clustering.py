@@ -141,11 +141,10 @@ def _means(table, assignment, num_centroids):
     return sums * (num_centroids / len(table))
 
 
-def _assign(table, centroids, choices: int = 32):
+def _assign(table, centroids):
     """Every cluster full, none over-full: tokens choose in rounds, and each cluster keeps those that would lose most."""
     vocabulary, clusters = len(table), len(centroids)
-    size, choices = vocabulary // clusters, min(choices, clusters)
-    room, assignment = np.full(clusters, size), np.full(vocabulary, -1)
+    room, assignment = np.full(clusters, vocabulary // clusters), np.full(vocabulary, -1)
     norms = np.square(centroids).sum(axis=1)
     while (open_tokens := np.flatnonzero(assignment < 0)).size:
         open_clusters = np.flatnonzero(room)

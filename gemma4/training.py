@@ -76,7 +76,7 @@ def fit(
     evaluate_every: int = 100,
     save_every: int = 50,
 ) -> Params:
-    """Minimise `loss(params, batch)` over `schedule.steps` steps and return the trained parameters.
+    """Minimise `loss(params, batch)` over `schedule.steps` steps and return the trained parameters.  `params` stay as they are.
 
     Resumable: `batch_at(step)` must depend on the step alone; parameters and optimizer state are kept under
     `directory`/checkpoints every `save_every` steps, and a second call with the same arguments goes on from there.
@@ -93,7 +93,7 @@ def fit(
     directory.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(max_to_keep=1, save_interval_steps=save_every)
     with ocp.CheckpointManager((directory / "checkpoints").absolute(), options=options) as manager, Progress() as bar:
-        carry, first = (params, optimizer.init(params)), 0
+        carry, first = (jax.tree.map(jnp.copy, params), optimizer.init(params)), 0  # a step donates what it is given
         if manager.latest_step() is not None:
             first = manager.latest_step()
             carry = manager.restore(first, args=ocp.args.StandardRestore(carry))

@@ -2,7 +2,8 @@
 
 Counted from shapes alone, for any device: every weight that is used is read once, every K/V row that a query sees is read
 by the layer that attends to it, new rows are written; a product of [m, k] with [k, n] is 2mkn operations.  Activations, norms
-and soft-max are left out, so this is a bound from below, and time spent beyond it is what an implementation adds.
+and soft-max are left out: time spent beyond this is what an implementation adds.  For many queries at once it is no bound
+from below: scores that the mask then hides are counted, as `functional.attend` computes them.
 """
 
 import statistics

@@ -23,6 +23,7 @@ from decoding.generate import generate_autoregressive
 from decoding.pairs import corpus
 from decoding.sampling import Sampling
 from drafter import Drafter
+from drafter.config import config_for
 from drafter.training import draft_loss, init_drafter, teach, trainable
 from gemma4 import Config, Gemma4
 from gemma4.config import interleave
@@ -71,24 +72,15 @@ def king_james_recipe() -> Recipe:
 
 
 def small_drafter(target: Config, *, width: int, mlp: int, num_centroids: int, top_k: int) -> drafter_package.Config:
-    text = dataclasses.replace(
+    config = config_for(
         target,
-        hidden_size=width,
-        intermediate_size=mlp,
-        layer_types=interleave(3, 4),
-        num_kv_shared_layers=4,
-        use_double_wide_mlp=False,
-        hidden_size_per_layer_input=0,
-        vocab_size_per_layer_input=0,
-        final_logit_softcapping=None,
+        width=width,
+        mlp=mlp,
+        heads=target.num_attention_heads,
+        clustered=True,
+        context=target.max_position_embeddings,
     )
-    return drafter_package.Config(
-        text=text,
-        backbone_hidden_size=target.hidden_size,
-        use_ordered_embeddings=True,
-        num_centroids=num_centroids,
-        centroid_intermediate_top_k=top_k,
-    )
+    return dataclasses.replace(config, num_centroids=num_centroids, centroid_intermediate_top_k=top_k)
 
 
 def train_target(recipe: Recipe, tokenizer: Tokenizer, text: corpus.Corpus, out: Path) -> Gemma4:

@@ -39,6 +39,12 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path):
     assert not (whole["matrix"] == start()["matrix"]).any()
 
 
+def test_the_parameters_to_start_from_stay(tmp_path):
+    params = start()
+    fit(square_loss, params, batch_at, SCHEDULE, tmp_path, label="run")
+    assert jax.tree.map(lambda a, b: bool((a == b).all()), params, start()) == {"matrix": True, "embed_target": True}
+
+
 def test_the_curve_is_logged(tmp_path):
     evaluate = lambda params: {"size": float(jnp.abs(params["matrix"]).sum())}
     schedule = SCHEDULE._replace(steps=45, matrix_rate=0.1, other_rate=0.1)
