@@ -1,12 +1,15 @@
 """From logits to a law: top-k, temperature, then top-p.  Greedy is the one-hot law, not a special case downstream."""
 
+import math
 import operator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from decoding.cuts import among_top_k, in_nucleus
 from gemma4.functional import argmax
 
 COLDEST = 1e-30  # what is colder does not fit into float32
@@ -52,19 +55,12 @@ def law(logits: Float[Array, "*batch v"], sampling: Sampling) -> Float[Array, "*
         return jax.nn.one_hot(argmax(logits), logits.shape[-1], dtype=jnp.float32)
     logits = logits.astype(jnp.float32)
     if 0 < sampling.top_k < logits.shape[-1]:
-        kth = jax.lax.top_k(logits, sampling.top_k)[0][..., -1:]
-        logits = jnp.where(logits < kth, -jnp.inf, logits)
+        logits = jnp.where(among_top_k(logits, sampling.top_k), logits, -jnp.inf)
     # The largest comes off before the division.  After it, at a low temperature, compiled code may round the quotient and the
     # largest of them differently, by more than an exponential bears (NaN from 1e-9 down with jax 0.10.2 on CPU).
     logits = (logits - logits.max(axis=-1, keepdims=True)) / sampling.temperature
     if sampling.top_p < 1:
-        order = jnp.argsort(-logits, axis=-1)
-        probs = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
-        mass_before = jnp.cumsum(probs, axis=-1) - probs
-        cut = jnp.put_along_axis(
-            jnp.zeros(logits.shape, bool), order, mass_before >= sampling.top_p, axis=-1, inplace=False
-        )
-        logits = jnp.where(cut, -jnp.inf, logits)
+        logits = jnp.where(in_nucleus(jax.nn.softmax(logits, axis=-1), sampling.top_p), logits, -jnp.inf)
     return jax.nn.softmax(logits, axis=-1)
 
 
@@ -72,11 +68,29 @@ def choose(probs: Float[Array, "*batch v"], uniforms: Float[Array, "*batch"]) ->
     """The token at which the running sum of `probs` passes `uniforms` (in [0, 1)).  Weights need not sum to 1.
 
     A token of probability 0 is never chosen, and a one-hot law chooses its token for every uniform.
+    Exact to the grain of a float32 uniform, about 2^-23 for each token.  That is nothing for a small vocabulary; with 262,144
+    tokens the law that is drawn from is half a percent of total variation off, in tokens of a millionth each.
     """
-    # A parallel cumsum rounds each sum in its own way, so at a token of probability 0 it may still rise: hide those.
-    running = jnp.where(probs > 0, jnp.cumsum(probs, axis=-1), 0)
-    total = running.max(axis=-1, keepdims=True)
-    return jnp.argmax(running > uniforms[..., None] * total, axis=-1).astype(jnp.int32)
+    # First a block of tokens, then one of its tokens: a running sum over all of Gemma's takes a CPU thirty times as long.
+    size = max(1, math.isqrt(probs.shape[-1]))
+    padding = [(0, 0)] * (probs.ndim - 1) + [(0, -probs.shape[-1] % size)]
+    blocks = rearrange(jnp.pad(probs, padding), "... (blocks tokens) -> ... blocks tokens", tokens=size)
+    masses = blocks.sum(axis=-1)
+    block, rest = pass_mark(masses, uniforms * masses.sum(axis=-1))
+    token, _ = pass_mark(jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :], rest)
+    return block * size + token
+
+
+def pass_mark(
+    weights: Float[Array, "*batch n"], mark: Float[Array, "*batch"]
+) -> tuple[Int[Array, "*batch"], Float[Array, "*batch"]]:
+    """The index at which the running sum of `weights` passes `mark`, and how much of that weight lies before the mark."""
+    # A parallel cumsum rounds each sum in its own way, so at a weight of 0 it may still rise: hide those.
+    running = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0)
+    mark = jnp.clip(mark, 0, jnp.nextafter(running.max(axis=-1), jnp.float32(0)))  # whatever rounding made of it
+    index = jnp.argmax(running > mark[..., None], axis=-1).astype(jnp.int32)
+    of_index = lambda values: jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]
+    return index, mark - (of_index(running) - of_index(weights))
 
 
 def draw(

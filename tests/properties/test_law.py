@@ -33,7 +33,7 @@ from decoding.oracle.law_check import (
     target_law,
     total_variation,
 )
-from decoding.sampling import COLDEST, choose, law
+from decoding.sampling import COLDEST, choose, law, pass_mark
 
 
 @functools.cache
@@ -44,9 +44,9 @@ def law_of(which: str, sampling: Sampling) -> np.ndarray:
 
 def law_of_choose(probs: np.ndarray) -> np.ndarray:
     """The law, float64, that `choose` really draws from."""
-    rows, tokens = jnp.asarray(probs)[:, None], np.arange(VOCAB)
+    rows, tokens = jnp.asarray(probs)[:, None], np.arange(probs.shape[-1])
     at_most = count_until(lambda u: choose_jit(rows, u) <= tokens, probs.shape)
-    return np.diff(at_most, axis=1, prepend=0) / GRID
+    return np.diff(at_most, axis=-1, prepend=0) / GRID
 
 
 @jax.jit
@@ -237,13 +237,29 @@ def test_choose_takes_tokens_in_order_of_id():
         np.testing.assert_array_equal(choose(certain, jnp.asarray(EDGES, jnp.float32)), token)
 
 
-@pytest.mark.parametrize("vocabulary", [5, 512, 2048, 20_000])
-def test_choose_never_takes_an_impossible_token(vocabulary):
+def in_one_block(probs, uniform):
+    """`choose` as it takes a token of one block, for blocks of any size: Gemma's have 512."""
+    return pass_mark(probs, uniform * probs.sum())[0]
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 17, 300])
+def test_choose_draws_from_the_law(vocabulary):
+    """Token by token to the grain of the uniforms, where blocks of tokens end and elsewhere."""
+    logits = np.random.default_rng(vocabulary).normal(0, 1, vocabulary).astype(np.float32)
+    probs = np.float64(law(jnp.asarray(logits), Sampling(1.0)))
+    np.testing.assert_allclose(law_of_choose(probs[None])[0], probs / probs.sum(), rtol=0, atol=4 / GRID)
+
+
+@pytest.mark.parametrize(
+    ("pick", "vocabulary"),
+    [(choose, 5), (choose, 512), (choose, 2048), (choose, 20_000), (in_one_block, 512), (in_one_block, 2048)],
+)
+def test_choose_never_takes_an_impossible_token(pick, vocabulary):
     """At and beside every threshold of laws that are zero on seven tokens of eight, and at the extreme uniforms.
 
     In float32 a parallel running sum may rise by a rounding error at a token of probability 0.
     """
-    draw = jax.jit(jax.vmap(choose, in_axes=(None, 0)))
+    draw = jax.jit(jax.vmap(pick, in_axes=(None, 0)))
     for seed in range(4):
         logits = np.random.default_rng(seed).normal(0, 3, vocabulary).astype(np.float32)
         probs = jax.jit(law, static_argnums=1)(logits, Sampling(1.0, top_k=max(2, vocabulary // 8)))
