@@ -41,6 +41,11 @@ class Config:
                 f"a drafter's layers all read the target's K/V: expected num_kv_shared_layers = "
                 f"{self.text.num_hidden_layers}, got {self.text.num_kv_shared_layers}"
             )
+        if self.text.hidden_size_per_layer_input:
+            raise ValueError(
+                f"a drafter has no per-layer embeddings: expected hidden_size_per_layer_input = 0, "
+                f"got {self.text.hidden_size_per_layer_input}"
+            )
         if self.use_ordered_embeddings and self.text.vocab_size % self.num_centroids:
             raise ValueError(
                 f"{self.text.vocab_size} tokens do not divide into {self.num_centroids} clusters of one size"
@@ -87,7 +92,8 @@ class Config:
         given = {name: config[name] for name in own if config.get(name) is not None}
         for name, value in given.items():
             gemma4_config.check_kind(own[name], value)
-        return cls(text=gemma4_config.from_text_config(gemma4_config.Config, config["text_config"]), **given)
+        text = gemma4_config.from_text_config(gemma4_config.Config, config["text_config"], config)
+        return cls(text=text, **given)
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` that transformers reads as `Gemma4AssistantForCausalLM` (it ignores `convention`)."""

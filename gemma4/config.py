@@ -1,12 +1,13 @@
 """The shape of a Gemma 4 text decoder, as one frozen record.
 
-Every branch in `layers.py` and `model.py` is chosen by a field of `Config`; nothing else selects behaviour.  Field
-names are those of Hugging Face `config.json` files.  `PRESETS` holds the five released sizes (figures: the released
-configurations; `tests/data/configs` has them verbatim and a test compares).
+Every branch of the formulas is chosen by a field of `Config`.  (How they are computed depends on lengths and on the machine,
+too: `long_attention.is_long`, `Gemma4.with_head`.)  Field names are those of Hugging Face `config.json` files.  `PRESETS`
+holds the five released sizes (figures: the released configurations; `tests/data/configs` has them verbatim and a test
+compares).
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 SLIDING = "sliding_attention"
@@ -52,14 +53,12 @@ class Config:
     eos_token_ids: tuple[int, ...] = (1, 106)  # <eos> and <turn|>
 
     def __post_init__(self):
-        if not self.layer_types or set(self.layer_types) - {SLIDING, FULL} or self.layer_types[-1] != FULL:
-            # transformers turns a last layer of the other type into a full one, with no more than a warning.
-            raise ValueError(
-                f"layer_types must hold {SLIDING} and {FULL}, and end with the latter, got {self.layer_types}"
-            )
+        _check_layer_types(self.layer_types)
         for name in ("head_dim", "global_head_dim"):
             if getattr(self, name) % 2:
                 raise ValueError(f"{name} must be even, for RoPE turns pairs, got {getattr(self, name)}")
+        if not 0 < self.partial_rotary_factor <= 1:
+            raise ValueError(f"partial_rotary_factor must lie in (0, 1], got {self.partial_rotary_factor}")
         if not 0 <= self.num_kv_shared_layers <= self.num_hidden_layers:
             raise ValueError(
                 f"num_kv_shared_layers must lie in 0..{self.num_hidden_layers} (the number of layers), "
@@ -162,7 +161,13 @@ class Config:
             )
         # The released files name more end tokens outside text_config than inside; the outer ones end a text.
         ends = config.get("eos_token_id", text.get("eos_token_id", 1))
-        return from_text_config(cls, {**text, "eos_token_id": ends})
+        read = from_text_config(cls, {**text, "eos_token_id": ends}, config)
+        if None in read.kv_source:
+            raise ValueError(
+                f"num_kv_shared_layers: expected an owner of K/V before every layer of its type that shares them, got "
+                f"{read.num_kv_shared_layers} of {read.num_hidden_layers} layers shared; only a drafter shares them all"
+            )
+        return read
 
     def to_hf(self) -> dict[str, Any]:
         """The plain `config.json` that transformers reads as `Gemma4ForCausalLM`."""
@@ -199,30 +204,36 @@ _MAY_BE_ZERO = {
     "num_experts",
     "top_k_experts",
     "moe_intermediate_size",
-    "bos_token_id",
-    "pad_token_id",
 }
+_TOKEN_IDS = {"bos_token_id", "pad_token_id", "eos_token_ids"}
 
 
 def check_kind(field: dataclasses.Field, value: Any) -> None:
     """A JSON file may hold anything: refuse here what would fail later without naming the field."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_whole = lambda item: isinstance(item, int) and not isinstance(item, bool)
     if value is None and field.type in (int | None, float | None):
         return
     if field.type is bool and not isinstance(value, bool):
         raise ValueError(f"{field.name} must be true or false, got {value!r}")
-    if field.type in (float, float | None) and not (is_number and value > 0):
+    if field.type in (float, float | None) and not ((is_whole(value) or isinstance(value, float)) and value > 0):
         raise ValueError(f"{field.name} must be a positive number, got {value!r}")
+    if field.name in _TOKEN_IDS:
+        ids = value if isinstance(value, tuple) else (value,)
+        if not all(is_whole(item) and 0 <= item < 2**31 for item in ids):
+            raise ValueError(f"{field.name}: expected token ids in 0..{2**31 - 1}, got {value!r}")
+        return
     least = 0 if field.name in _MAY_BE_ZERO else 1
-    if field.type in (int, int | None) and not (is_number and isinstance(value, int) and value >= least):
+    if field.type in (int, int | None) and not (is_whole(value) and value >= least):
         raise ValueError(f"{field.name} must be a whole number of at least {least}, got {value!r}")
-    if field.type == tuple[int, ...] and not all(isinstance(item, int) for item in value):
-        raise ValueError(f"{field.name} must be whole numbers, got {value!r}")
 
 
-def from_text_config(cls: type[Config], text: Mapping[str, Any]) -> Config:
-    """Fields of one `gemma4_text` mapping (a target's, or the one inside a drafter's file)."""
+def from_text_config(cls: type[Config], text: Mapping[str, Any], outer: Mapping[str, Any]) -> Config:
+    """Fields of one `gemma4_text` mapping: a target's, or the one inside a drafter's file.
+
+    outer: the whole file, which is `text` itself in a plain one.
+    """
     _refuse_unsupported(text)
+    _refuse_unsupported(outer)  # transformers goes by the tie_word_embeddings that stands here
     fields = {}
     for field in dataclasses.fields(cls):
         value = text.get(field.name)
@@ -239,7 +250,8 @@ def from_text_config(cls: type[Config], text: Mapping[str, Any]) -> Config:
     rope = _rope(text)
     fields["sliding_rope_theta"] = rope[SLIDING].get("rope_theta", 10_000.0)
     fields["full_rope_theta"] = rope[FULL].get("rope_theta", 1_000_000.0)
-    # A file that leaves the factor out means the released value, not 1.0 (mlx-lm #1114 took 1.0).
+    # A file that leaves the factor out means the released value, not 1.0 (mlx-lm #1114 took 1.0, and so does transformers
+    # 5.22.2, with a warning, where only the entry stands in the file and not the factor).
     fields["partial_rotary_factor"] = rope[FULL].get("partial_rotary_factor", 0.25)
     for field in dataclasses.fields(cls):
         check_kind(field, fields.get(field.name, field.default))
@@ -260,10 +272,14 @@ def _refuse_unsupported(text: Mapping[str, Any]) -> None:
 
 def _rope(text: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """`rope_parameters` by layer type.  Stretched variants (yarn, linear, ...) are refused: we have no formula for them."""
-    rope = text.get("rope_parameters") or {}
+    if text.get("rope_scaling") is not None:
+        raise ValueError(f"rope_scaling: expected none as in every released Gemma 4, got {text['rope_scaling']!r}")
+    rope = {} if text.get("rope_parameters") is None else text["rope_parameters"]
+    if not isinstance(rope, Mapping) or set(rope) - {SLIDING, FULL}:
+        raise ValueError(f"rope_parameters: expected an object with {SLIDING} and {FULL} alone, got {rope!r}")
     by_type = {}
     for kind, expected in ((SLIDING, "default"), (FULL, "proportional")):
-        by_type[kind] = rope.get(kind) or {} if isinstance(rope, Mapping) else None
+        by_type[kind] = rope.get(kind) or {}
         if not isinstance(by_type[kind], Mapping) or by_type[kind].get("rope_type", expected) != expected:
             raise ValueError(f"rope_parameters: expected rope_type {expected!r} for {kind}, got {rope}")
         if by_type[kind].get("factor", 1.0) != 1.0:
@@ -274,15 +290,24 @@ def _rope(text: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _layer_types(text: Mapping[str, Any]) -> tuple[str, ...]:
     types = text.get("layer_types")
     count = text.get("num_hidden_layers")
+    if count is not None and (type(count) is not int or count < 1):  # True is an int, too
+        raise ValueError(f"num_hidden_layers must be a whole number of at least 1, got {count!r}")
     if types is None:
-        if not isinstance(count, int):
+        if count is None:
             raise ValueError("layer_types: missing from the configuration, and so is num_hidden_layers")
         types = five_to_one(count)
     if not isinstance(types, (list, tuple)):
         raise ValueError(f"layer_types: expected a list, got {types!r}")
     if count is not None and len(types) != count:
         raise ValueError(f"layer_types: expected {count} entries (num_hidden_layers), got {len(types)}")
+    _check_layer_types(types)
     return tuple(types)
+
+
+def _check_layer_types(types: Sequence[Any]) -> None:
+    # transformers turns a last layer of the other type into a full one, with no more than a warning.
+    if not types or any(kind not in (SLIDING, FULL) for kind in types) or types[-1] != FULL:
+        raise ValueError(f"layer_types must hold {SLIDING} and {FULL}, and end with the latter, got {tuple(types)}")
 
 
 def _full_layer_sizes(text: Mapping[str, Any], layer_types: tuple[str, ...]) -> dict[str, Any]:
@@ -290,11 +315,14 @@ def _full_layer_sizes(text: Mapping[str, Any], layer_types: tuple[str, ...]) -> 
 
     It maps layers (their numbers, as strings, or types) to the fields that differ there; we have one set for all full layers.
     """
-    if text.get("per_layer_config") is None:
+    per_layer = text.get("per_layer_config")
+    if per_layer is None:
         return {}
+    if not isinstance(per_layer, Mapping):
+        raise ValueError(f"per_layer_config: expected an object, got {per_layer!r}")
     overrides = {i: {} for i in range(len(layer_types))}
-    for key, override in text["per_layer_config"].items():
-        of_key = [i for i, kind in enumerate(layer_types) if key == kind or str(key).isdigit() and int(key) == i]
+    for key, override in per_layer.items():
+        of_key = [i for i, kind in enumerate(layer_types) if key == kind or str(key).isdecimal() and int(key) == i]
         if not of_key or not isinstance(override, Mapping):
             raise ValueError(f"per_layer_config: expected objects for layers 0..{len(layer_types) - 1}, got {key!r}")
         for layer in of_key:

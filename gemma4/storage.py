@@ -99,7 +99,7 @@ def write_config(directory: Path, config: dict[str, Any]) -> None:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter for a hundred thousand brackets
         raise CheckpointError(f"{file}: not valid JSON ({error}); fetch the file again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: expected a JSON object, got a {type(content).__name__}")
@@ -175,8 +175,14 @@ def fill(
             )
 
     def read(name: str, leaf: Leaf) -> jax.Array:
-        array = tensors[rename(name)].read()
-        return jnp.asarray(array.T if name in transposed else array, leaf.dtype)
+        tensor = tensors[rename(name)]
+        array = tensor.read().T if name in transposed else tensor.read()
+        is_integer = jnp.issubdtype(leaf.dtype, jnp.integer)
+        if is_integer and (wrong := array[array != array.astype(leaf.dtype)]).size:  # else they would wrap, silently
+            raise CheckpointError(
+                f"{tensor.file}: {tensor.key} holds {wrong[0]}, expected numbers that fit {leaf.dtype}; fetch the file again"
+            )
+        return jnp.asarray(array, leaf.dtype)
 
     return with_params(blank, {name: read(name, leaf) for name, leaf in params.items()})
 
@@ -248,18 +254,24 @@ def _shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def new_directory(directory: str | os.PathLike) -> Iterator[Path]:
     """A temporary sibling that takes the name `directory` when the block ends well, and is removed when it does not.
 
+    Parents that were missing are made, and removed with it.
+
     Errors: CheckpointError if `directory` exists and is not an empty directory: nothing is ever overwritten.
     """
     directory = Path(directory).resolve()
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise CheckpointError(f"{directory}: exists and is not empty; give a new directory, or remove this one first")
     scratch = directory.parent / f".{directory.name}.{uuid.uuid4().hex}"
-    scratch.mkdir(parents=True)
+    new_parents = [parent for parent in scratch.parents if not parent.exists()]  # the deepest first
     try:
+        scratch.mkdir(parents=True)
         yield scratch
         if directory.exists():
             directory.rmdir()  # empty, as checked above
         scratch.rename(directory)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
+        for parent in new_parents:
+            with contextlib.suppress(OSError):  # never made, or somebody has put something there since
+                parent.rmdir()
         raise

@@ -226,6 +226,17 @@ def test_config_is_no_json(copy, text):
     fails(copy, str(copy / "config.json"), "not valid JSON")
 
 
+def test_config_is_nested_too_deep(copy):
+    (copy / "config.json").write_text("[" * 100_000 + "]" * 100_000)
+    fails(copy, str(copy / "config.json"), "not valid JSON")
+
+
+def test_config_whose_layers_all_share(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"num_kv_shared_layers": config["num_hidden_layers"]}))
+    fails(copy, str(copy / "config.json"), "num_kv_shared_layers: expected an owner")
+
+
 def test_config_is_no_object(copy):
     (copy / "config.json").write_text("[]")
     fails(copy, str(copy / "config.json"), "expected a JSON object, got a list")
@@ -413,10 +424,23 @@ def test_nothing_half_written_stays(target, tmp_path, write, inner, monkeypatch)
 
     monkeypatch.setattr(storage, inner, fail_midway)
     (tmp_path / "empty").mkdir()
-    for name in ("empty", "new"):
+    for name in ("empty", "new", "new/deep/er"):
         with pytest.raises(OSError, match="No space left"):
             write(target, tmp_path / name)
     assert [p.name for p in tmp_path.rglob("*")] == ["empty"]
+
+
+def test_new_parents_stay_if_something_else_is_in_them(tmp_path):
+    with pytest.raises(OSError, match="full"), storage.new_directory(tmp_path / "a" / "b" / "new"):
+        (tmp_path / "a" / "notes.txt").write_text("mine")
+        raise OSError("full")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "notes.txt"]
+
+
+def test_parents_half_made_are_removed(tmp_path):
+    with pytest.raises(OSError, match="too long"), storage.new_directory(tmp_path / "a" / ("b" * 300) / "new"):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_public_names():

@@ -134,13 +134,31 @@ REFUSED = {
         {"num_global_key_value_heads": "2"},
         "num_global_key_value_heads must be",
     ),
-    "an end token that is text": ({"eos_token_id": ["<eos>"]}, "eos_token_ids must be whole numbers"),
+    "an end token that is text": ({"eos_token_id": ["<eos>"]}, "eos_token_ids: expected token ids in 0.*'<eos>'"),
+    "an end token that is a switch": ({"eos_token_id": True}, "eos_token_ids: expected token ids.*True"),
+    "an end token below 0": ({"eos_token_id": [1, -1]}, r"eos_token_ids: expected token ids.*\(1, -1\)"),
+    "a start token past int32": (
+        {"bos_token_id": 2**40},
+        r"bos_token_id: expected token ids in 0\.\.2147483647, got 1",
+    ),
+    "a padding token past int32": ({"pad_token_id": 2**31}, "pad_token_id: expected token ids.*2147483648"),
+    "a padding token that is a switch": ({"pad_token_id": False}, "pad_token_id: expected token ids.*False"),
     "a negative epsilon": ({"rms_norm_eps": -1e-6}, "rms_norm_eps must be a positive number"),
     "an unknown layer type": ({"layer_types": [SLIDING, "mamba", FULL]}, "layer_types.*mamba"),
+    "a layer type that is a list": ({"layer_types": [SLIDING, [], FULL]}, r"layer_types must.*\[\]"),
+    "a layer type that is an object, with sizes by layer": (
+        {"layer_types": [SLIDING, {}, FULL], "per_layer_config": {"2": {"head_dim": 32}}},
+        "layer_types must.*{}",
+    ),
     "a last layer that slides": ({"layer_types": [SLIDING, FULL, SLIDING]}, "layer_types must.*end with"),
     "too few layer types": ({"layer_types": [FULL]}, "expected 3 entries"),
     "layer types that are no list": ({"layer_types": 5}, "layer_types: expected a list"),
+    "one layer, as a switch": ({"num_hidden_layers": True, "layer_types": [FULL]}, "num_hidden_layers must.*True"),
+    "a number of layers that is text": ({"num_hidden_layers": "3"}, "num_hidden_layers must be a whole number.*'3'"),
+    "no layers": ({"num_hidden_layers": 0, "layer_types": None}, "num_hidden_layers must.*at least 1, got 0"),
     "more shared layers than layers": ({"num_kv_shared_layers": 4}, r"num_kv_shared_layers must lie in 0\.\.3"),
+    "only shared layers": ({"num_kv_shared_layers": 3}, "num_kv_shared_layers: expected an owner.*got 3 of 3"),
+    "no owner of one type": ({"num_kv_shared_layers": 1}, "num_kv_shared_layers: expected an owner.*got 1 of 3"),
     "KV heads that do not divide": ({"num_key_value_heads": 3}, "4 query heads cannot be shared out among 3"),
     "an odd head": ({"head_dim": 7}, "head_dim must be even"),
     "more active experts than experts": (
@@ -165,6 +183,24 @@ REFUSED = {
     ),
     "a RoPE factor": ({"rope_parameters": {FULL: {"rope_type": "proportional", "factor": 8.0}}}, "no factor"),
     "RoPE that is no object": ({"rope_parameters": [1]}, "rope_parameters"),
+    "one RoPE for all layers": (
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        f"rope_parameters: expected an object with {SLIDING} and {FULL} alone.*'rope_theta': 500000.0",
+    ),
+    "scaled RoPE": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling: expected none.*yarn"),
+    "more than all pairs turn": (
+        {"rope_parameters": {FULL: {"partial_rotary_factor": 1.5}}},
+        r"partial_rotary_factor must lie in \(0, 1\], got 1.5",
+    ),
+    "sizes by layer that are no object": (
+        {"per_layer_config": [1]},
+        r"per_layer_config: expected an object, got \[1\]",
+    ),
+    "sizes by layer without full layers": (
+        {"layer_types": [SLIDING, SLIDING, SLIDING], "per_layer_config": {}},
+        "layer_types must.*end with",
+    ),
+    "a layer number that int() cannot read": ({"per_layer_config": {"²": {"head_dim": 32}}}, r"layers 0\.\.2, got '²'"),
     "full layers that differ": (
         {"layer_types": [SLIDING, FULL, FULL], "per_layer_config": {"1": {"head_dim": 32}, "2": {"head_dim": 16}}},
         "per_layer_config: expected the same",
@@ -192,3 +228,17 @@ def test_refused_with_the_field_named(change, message):
 def test_text_config_that_is_no_object():
     with pytest.raises(ValueError, match="text_config"):
         Config.from_hf({"model_type": "gemma4", "text_config": [1]})
+
+
+def test_head_that_the_outer_configuration_unties():
+    """In transformers it decides; the inner one, absent or true, does not count."""
+    file = {"model_type": "gemma4", "tie_word_embeddings": True, "text_config": plain()}
+    assert Config.from_hf(file) == TINY["12B"]
+    with pytest.raises(ValueError, match="tie_word_embeddings: expected True"):
+        Config.from_hf(file | {"tie_word_embeddings": False})
+
+
+@pytest.mark.parametrize("change", [{"bos_token_id": 0, "pad_token_id": 2**31 - 1}, {"eos_token_ids": (0, 2**31 - 1)}])
+def test_token_ids_may_lie_past_a_small_vocabulary(change):
+    config = dataclasses.replace(TINY["12B"], **change)
+    assert Config.from_hf(config.to_hf()) == config

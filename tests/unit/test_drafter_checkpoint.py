@@ -148,6 +148,23 @@ def test_ordering_of_another_kind(exported):
         drafter.load(exported[1])
 
 
+def test_ordering_that_would_wrap(exported):
+    """Cast to int32, these values are the permutation again."""
+    name = "masked_embedding.token_ordering"
+    rewrite(exported[1], lambda tensors: tensors.update({name: tensors[name] + 2**32}))
+    with pytest.raises(gemma4.CheckpointError, match=f"{name} holds 42949.*, expected numbers that fit int32; fetch"):
+        drafter.load(exported[1])
+
+
+def test_per_layer_embeddings_are_refused(exported):
+    file = exported[1] / "config.json"
+    config = json.loads(file.read_text())
+    config["text_config"] |= {"hidden_size_per_layer_input": 6, "vocab_size_per_layer_input": 64}
+    file.write_text(json.dumps(config))
+    with pytest.raises(gemma4.CheckpointError, match="config.json: .*expected hidden_size_per_layer_input = 0, got 6"):
+        drafter.load(exported[1])
+
+
 def test_target_given_for_a_drafter(tmp_path):
     gemma4.export_hf(random_target(TINY["12B"]), tmp_path / "target")
     with pytest.raises(gemma4.CheckpointError, match="not the configuration of a Gemma 4 drafter"):
@@ -164,6 +181,7 @@ def test_target_given_for_a_drafter(tmp_path):
         ("num_centroids", 3, "64 tokens do not divide into 3 clusters of one size"),
         ("centroid_intermediate_top_k", 5, r"centroid_intermediate_top_k must lie in 1\.\.4, got 5"),
         ("use_ordered_embeddings", "yes", "use_ordered_embeddings must be true or false, got 'yes'"),
+        ("tie_word_embeddings", False, "tie_word_embeddings: expected True"),
         ("convention", "other", "convention: expected one of transformers, vllm, got 'other'"),
     ],
 )
