@@ -1,10 +1,11 @@
 """The command `gemma4-mtp`: its arguments, its help, its exit codes.  `job.py` has what it does.
 
 Whatever a user can get wrong is found before the run, in `prepare`, and becomes one line on standard error and exit
-code 2.  An exception from the run itself is a bug, and keeps its traceback.
+code 2, and so does a full disk.  Any other exception from the run itself is a bug, and keeps its traceback.
 """
 
 import argparse
+import errno
 import functools
 import os
 import sys
@@ -13,7 +14,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import jax
 
@@ -66,8 +67,8 @@ The text ends at an end-of-sequence token of the target's configuration, or afte
 Compiled code is kept in $XDG_CACHE_HOME/gemma4-mtp (~/.cache/gemma4-mtp), so that a second start is quick; it may be
 deleted at any time.  JAX_COMPILATION_CACHE_DIR moves it.
 
-exit codes: 0 done; 2 a mistake in the arguments or in the files they name (one line on standard error says which);
-130 interrupted; 141 nobody reads the output any more.
+exit codes: 0 done; 2 a mistake in the arguments or in the files they name, or no space left for the output (one line
+on standard error says which); 130 interrupted; 141 nobody reads the output any more.
 """
 
 
@@ -121,38 +122,61 @@ def _number(parser: argparse.ArgumentParser, name: str, metavar: str, default: i
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is returned."""
     began = time.perf_counter()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed from the start, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w"))
     try:
         try:
-            args = make_parser().parse_args(arguments)
-            if args.command == "bench":  # without the kept code: it times compilation
-                job = bench.prepare(args)
-            else:
-                keep_compiled_code()
-                job = None if args.command == "oracle" else prepare(args)
-        except (ValueError, OSError) as error:
-            return mistake(error)
-        match args.command:
-            case "oracle":
-                return oracle.run(args)
-            case "bench":
-                bench.run(args, job)
-            case "generate":
-                run(job, args, began)
-        return OK
+            return _command(arguments, began)
+        finally:
+            sys.stdout.flush()  # here, where a failure has an exit code
     except OracleError as error:
         return mistake(error)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes standard output once more as it exits, and would complain again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
         return READER_GONE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        discard(sys.stdout)
+        where = error.filename or "standard output (or a file that was being written)"
+        return mistake(f"{where}: no space left on the device; make room there, or write elsewhere")
 
 
-def mistake(error: Exception) -> int:
+def _command(arguments: Sequence[str] | None, began: float) -> int:
+    try:
+        args = make_parser().parse_args(arguments)
+        if args.command == "bench":  # without the kept code: it times compilation
+            job = bench.prepare(args)
+        else:
+            keep_compiled_code()
+            job = None if args.command == "oracle" else prepare(args)
+    except (ValueError, OSError) as error:
+        return mistake(error)
+    match args.command:
+        case "oracle":
+            return oracle.run(args)
+        case "bench":
+            bench.run(args, job)
+        case "generate":
+            run(job, args, began)
+    return OK
+
+
+def mistake(error: Exception | str) -> int:
     """One line on standard error; the exit code."""
-    print("gemma4-mtp: error:", " ".join(str(error).split()), file=sys.stderr)
+    try:
+        print("gemma4-mtp: error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+    except OSError:  # full, too: nowhere is left to say it
+        discard(sys.stderr)
     return MISTAKE
+
+
+def discard(stream: TextIO) -> None:
+    """What the stream still holds goes nowhere: Python flushes it once more as it exits, and would complain again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def keep_compiled_code() -> None:

@@ -233,10 +233,13 @@ REFUSED = {
     "no number": (["x", "--draft-length=four"], "argument --draft-length: invalid int value: 'four'"),
     "negative temperature": (
         ["x", "--temperature=-0.5"],
-        "temperature: expected a number from 0 (greedy) up, got -0.5",
+        "temperature: expected a number from 1e-30 up, or 0 (greedy), got -0.5",
     ),
-    "temperature nan": (["x", "--temperature=nan"], "temperature: expected a number from 0 (greedy) up, got nan"),
-    "top_p 0": (["x", "--top-p=0"], "top_p: expected a share of probability in (0, 1], got 0.0"),
+    "temperature nan": (
+        ["x", "--temperature=nan"],
+        "temperature: expected a number from 1e-30 up, or 0 (greedy), got nan",
+    ),
+    "top_p 0": (["x", "--top-p=0"], "top_p: expected a share of probability in (0, 1], got 0"),
     "top_p above 1": (["x", "--top-p=1.5"], "top_p: expected a share of probability in (0, 1], got 1.5"),
     "top_k negative": (["x", "--top-k=-1"], "top_k: expected a number of tokens, or 0 for all, got -1"),
     "seed negative": (["x", "--seed=-1"], "--seed: expected a number in 0..4294967295, got -1"),
@@ -357,6 +360,30 @@ def test_bug_keeps_its_traceback(run, monkeypatch):
     monkeypatch.setattr(cli, "run", bug)
     with pytest.raises(ValueError, match="not a mistake"):
         run(PROMPT)
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_closed_stream(name, run, quick, monkeypatch):
+    """`>&-` and `2>&-`: what would stand there is lost, and nothing else changes."""
+    monkeypatch.setattr(sys, name, None)
+    code, out, err = run(PROMPT)
+    getattr(sys, name).close()
+    assert (code, err) == (0, "") and bool(out) == (name == "stderr")
+
+
+@pytest.mark.parametrize("arguments", [[PROMPT], [PROMPT, "--json"], ["--help"]], ids=["text", "json", "help"])
+def test_full_disk(arguments, run, quick, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert_refused(
+            run(*arguments), "standard output (or a file that was being written): no space left on the device; "
+        )
+
+
+def test_standard_error_is_full(run, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert run("x", "--draft-length=0") == (2, "", "")
 
 
 def start(pair_dir, cache: Path, *arguments, **settings) -> subprocess.Popen:
