@@ -57,7 +57,10 @@ class Engine(Protocol):
     def verify(
         self, cache: Any, token: Int[np.ndarray, " b"], drafts: Int[np.ndarray, "b gamma"]
     ) -> tuple[Tensors, Any]:
-        """One forward over [token, d1 .. dgamma] after what the cache holds: taps [b, gamma + 1, ...]; all are written."""
+        """One forward over [token, d1 .. dgamma] after what the cache holds; all are written.
+
+        Returns the taps, [b, gamma + 1, ...], of which `logits` and `hidden` are compared, and the cache.
+        """
 
     def rollback(self, cache: Any, num_kept: Int[np.ndarray, " b"]) -> Any:
         """Of the block that the last `verify` wrote, keep the first `num_kept` tokens of each row."""

@@ -26,7 +26,10 @@ DESCRIPTION = """\
 What every named tensor of Gemma 4 and its drafter should be: for authors of other engines.  `dump` writes tiny checkpoints
 of the five layouts, inputs, and the expected tensors of every stage; `check` compares yours with them and says where the
 first difference is.  tutorials/oracle_format.md explains the files.  `mutants` lists the known bugs of other engines, which
-`check --diagnose` compares yours with; tutorials/oracle_mutants.md has them as a table."""
+`check --diagnose` compares yours with; tutorials/oracle_mutants.md has them as a table.
+
+`dump` takes one to four minutes, and so does `check --adapter` without DIR, which dumps first; `check --diagnose` takes some
+minutes more where something differs.  --case and --stage shorten them all."""
 
 EPILOG = """\
 examples:
@@ -48,14 +51,15 @@ def add_command(commands: argparse._SubParsersAction, layout) -> None:
     kind = {"formatter_class": layout, "allow_abbrev": False}
     oracle = commands.add_parser("oracle", help="check another engine", description=DESCRIPTION, epilog=EPILOG, **kind)
     actions = oracle.add_subparsers(dest="action", metavar="ACTION", required=True)
-    write = actions.add_parser("dump", help="write checkpoints, inputs and expected tensors", epilog=EPILOG, **kind)
+    what = "write checkpoints, inputs and expected tensors (one to four minutes)"
+    write = actions.add_parser("dump", help=what, epilog=EPILOG, **kind)
     write.add_argument("--out", metavar="DIR", required=True, help="a directory that is new or empty")
     look = actions.add_parser("check", help="compare an engine's tensors with a dump", epilog=EPILOG, **kind)
     look.add_argument("dump", metavar="DIR", nargs="?", help="a dump; with --adapter it may be left out")
     look.add_argument("theirs", metavar="THEIRS", nargs="?", help="a safetensors file, or a directory of such files")
     look.add_argument("--adapter", metavar="MODULE:NAME", help="run a Python implementation in place of THEIRS")
     look.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    look.add_argument("--diagnose", action="store_true", help="if something differs, name the known bug (minutes)")
+    look.add_argument("--diagnose", action="store_true", help="if something differs, name the known bug (some minutes)")
     look.add_argument("--every-layer", action="store_true", help="a line for each layer, also where all agrees")
     bugs = actions.add_parser("mutants", help="list known bugs of other engines", epilog=EPILOG, **kind)
     bugs.add_argument("names", nargs="*", metavar="NAME", help="tell more of this one")
@@ -74,17 +78,20 @@ def run(args: argparse.Namespace) -> int:
         return AGREES
     check_choices("--case", args.case, CASES)
     check_choices("--stage", args.stage, STAGES)
+    args.case, args.stage = list(dict.fromkeys(args.case)), list(dict.fromkeys(args.stage))
     if args.action == "dump":
         write(args, args.out)
         print(f"{args.out}: {', '.join(args.case or CASES)}")
         return AGREES
     report = report_of(args)
+    if not args.json:
+        print("\n".join(lines(report, every_layer=args.every_layer)), flush=True)  # a diagnosis takes minutes
     differs = any(result.status is Status.DIFFERS for result in report.results)
     diagnosis = diagnose_report(report) if args.diagnose and differs else None
     if args.json:
         print(json.dumps(as_json(report) | ({"diagnosis": diagnosis.as_dict()} if diagnosis else {})))
-    else:
-        print("\n".join(lines(report, every_layer=args.every_layer)), *[f"\n{diagnosis}"] * bool(diagnosis), sep="\n")
+    elif diagnosis:
+        print(f"\n{diagnosis}")
     return AGREES if report.agrees else DIFFERS
 
 

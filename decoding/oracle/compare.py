@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from decoding.oracle.errors import OracleError
-from decoding.oracle.golden import Dump, Entry, read_safetensors
+from decoding.oracle.golden import Dump, Entry, read_safetensors, readable
 
 BEYOND_MEASURE = 1e9  # units: stands for any larger error, an infinite one too, which JSON could not hold
 
@@ -49,7 +49,7 @@ class Result(NamedTuple):
 class Report(NamedTuple):
     results: list[Result]  # in the order of computation
     notes: tuple[str, ...] = ()
-    theirs: Mapping[str, np.ndarray] = {}  # what was given
+    theirs: Mapping[str, np.ndarray] = {}  # what was given of what was asked for
 
     @property
     def agrees(self) -> bool:
@@ -57,7 +57,9 @@ class Report(NamedTuple):
         return not any(result.status in (Status.DIFFERS, Status.MISSING) for result in self.results)
 
     def first_divergence(self, case: str) -> Result | None:
-        return next((it for it in self.results if it.case == case and it.status is Status.DIFFERS), None)
+        """`load` comes last: it repeats the end of `forward` and of a draft step, which also show where it goes wrong."""
+        wrong = [it for it in self.results if it.case == case and it.status is Status.DIFFERS]
+        return min(wrong, key=lambda it: it.stage == "load", default=None)
 
 
 def check(
@@ -93,7 +95,7 @@ def check(
             for entry in in_scope
             if entry.case == case
         ]
-    return Report(results, theirs=theirs)
+    return Report(results, theirs={entry.name: theirs[entry.name] for entry in in_scope if entry.name in theirs})
 
 
 def compare(entry: Entry, expected: np.ndarray, theirs: np.ndarray | None, source: str = "theirs") -> Result:
@@ -157,7 +159,7 @@ def check_array(entry: Entry, theirs: np.ndarray, source: str) -> None:
     is_whole = np.issubdtype(theirs.dtype, np.integer) or theirs.dtype == bool
     if entry.tolerance.rule == "exact" and not is_whole:
         raise OracleError(f"{source}: {entry.name} is {theirs.dtype}, expected whole numbers such as int32")
-    if entry.tolerance.rule != "exact" and is_whole:
+    if entry.tolerance.rule != "exact" and (is_whole or np.iscomplexobj(theirs)):
         raise OracleError(f"{source}: {entry.name} is {theirs.dtype}, expected floating-point numbers such as float32")
     if entry.tolerance.rule != "exact" and (wrong := np.isnan(np.float64(theirs))).any():
         at = ", ".join(map(str, np.argwhere(wrong)[0]))
@@ -170,11 +172,13 @@ def check_array(entry: Entry, theirs: np.ndarray, source: str) -> None:
 def read_theirs(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file, or of all such files in a directory.
 
-    Errors: OracleError if there is none, if one is damaged, and if two hold the same name.
+    Errors: OracleError if there is none, if one is damaged or cannot be read, and if two hold the same name.
     """
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    with readable(path):
+        is_directory = path.is_dir()
+        files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) if is_directory else []
     if not files:
-        what = "no *.safetensors in it" if path.is_dir() else "no such file or directory"
+        what = "no *.safetensors in it" if is_directory else "no such file or directory"
         raise OracleError(
             f"{path}: {what}; give a safetensors file with tensors CASE/STAGE/WHAT, or a directory of such"
         )

@@ -8,6 +8,7 @@ Most hypotheses cost nothing: a mutant of a function that a stage does not call 
 others most fall at the first stage they are tried on, so the cheapest stage is tried first.
 """
 
+import collections
 import contextlib
 import functools
 from collections.abc import Collection, Mapping
@@ -67,7 +68,7 @@ def computed(case: str, stage: str) -> dict[str, np.ndarray]:
 
 
 def error(name: str, theirs: np.ndarray, ours: np.ndarray) -> float:
-    """How far `theirs` is off, in tolerances of `ours`.  NaN, and another shape, are as far off as can be."""
+    """How far `theirs` is off, in the units of `compare.Result`.  NaN, and another shape, are as far off as can be."""
     case, what = name.split("/", 1)
     entry, theirs = golden.entry_of(CASES[case], what, ours), np.asarray(theirs)
     if theirs.shape != ours.shape:
@@ -75,18 +76,20 @@ def error(name: str, theirs: np.ndarray, ours: np.ndarray) -> float:
     rule, tolerance, _ = entry.tolerance
     off = np.nan_to_num(compare.errors(entry, np.float64(ours), np.float64(theirs)), nan=np.inf, posinf=np.inf)
     if rule == "exact":
-        return float((off > 0).sum()) * FAR_OFF
+        return float((off > 0).sum())
     return min(float(off.max(initial=0) / compare.unit(rule, tolerance, np.float64(ours))), compare.BEYOND_MEASURE)
 
 
-FAR_OFF = 1000.0  # one wrong whole number, in tolerances: no rounding does that
+def differs(units: float, right: np.ndarray) -> bool:
+    """Of whole numbers, a single wrong one is a difference."""
+    return units > (1 if np.issubdtype(right.dtype, np.floating) else 0)
 
 
 # -- the diagnosis -----------------------------------------------------------------------------------------------------
 
 
 class Evidence(NamedTuple):
-    """How well the reference, or one mutant, accounts for an engine's tensors.  Errors are in tolerances."""
+    """How well the reference, or one mutant, accounts for an engine's tensors.  Errors are in units, as `check` has them."""
 
     compared: int
     off: int  # how many of them differ
@@ -95,8 +98,8 @@ class Evidence(NamedTuple):
 
     def __str__(self) -> str:
         if not self.off:
-            return f"all {self.compared} tensors agree (worst {self.error:.2g} tolerances)"
-        return f"{self.off} of {self.compared} tensors differ, by up to {self.error:.2g} tolerances, first {self.first}"
+            return f"all {self.compared} tensors agree (worst {self.error:.2g} units)"
+        return f"{self.off} of {self.compared} tensors differ, by up to {self.error:.2g} units, first {self.first}"
 
 
 Found = tuple[Mutant, Evidence]  # a mutant, and how well it accounts for the tensors
@@ -106,6 +109,7 @@ class Diagnosis(NamedTuple):
     reference: Evidence
     matches: tuple[Found, ...]  # each explains everything; if several, no tensor here tells them apart
     partial: tuple[Found, ...] = ()  # without a match: mutants that explain the first difference
+    not_looked_at: Mapping[str, int] = {}  # stages and cases of the report, and how many tensors differ there
 
     def as_dict(self) -> dict[str, Any]:
         as_dicts = lambda found: [
@@ -123,6 +127,7 @@ class Diagnosis(NamedTuple):
             "reference": self.reference._asdict(),
             "matches": as_dicts(self.matches),
             "explain_the_first_difference": as_dicts(self.partial),
+            "not_looked_at": dict(self.not_looked_at),
         }
 
     def __str__(self) -> str:
@@ -134,6 +139,9 @@ class Diagnosis(NamedTuple):
         lines += [
             f"explains the first difference: {described(it)}\n  with it: {evidence}" for it, evidence in self.partial
         ]
+        if self.not_looked_at:
+            count = sum(self.not_looked_at.values())
+            lines.append(f"not looked at: {', '.join(self.not_looked_at)} ({count} tensors differ there)")
         return "\n".join(lines)
 
 
@@ -163,9 +171,14 @@ def diagnose(theirs: Tensors) -> Diagnosis:
 
 def diagnose_report(report: compare.Report) -> Diagnosis:
     """Of what `check` compared."""
-    differs = [it.name for it in report.results if it.status is compare.Status.DIFFERS and it.name in report.theirs]
+    differing = [it.name for it in report.results if it.status is compare.Status.DIFFERS and it.name in report.theirs]
     # Where only the enumeration of acceptance found something, it may be how drafts are drawn: tensors that `check` leaves out.
-    return diagnose(worth_a_look(report.theirs, differs or list(report.theirs)))
+    given = worth_a_look(report.theirs, differing or list(report.theirs))
+    cases = {place_of(name)[0] for name in given}
+    left_out = [place_of(name) for name in differing if name not in given]
+    in_part = collections.Counter(stage for case, stage in left_out if case in cases)
+    as_a_whole = collections.Counter(f"all of {case}" for case, _ in left_out if case not in cases)
+    return diagnose(given)._replace(not_looked_at={**in_part, **as_a_whole})
 
 
 def worth_a_look(theirs: Tensors, differing: Collection[str]) -> Tensors:
@@ -196,16 +209,17 @@ def place_of(name: str) -> Place:
 
 
 def first_of(places: list[Place]) -> Place:
-    """In the order of the stages."""
-    return min(places, key=lambda place: (list(STAGES).index(place[1]), place[0]))
+    """In the order of the stages, but for `load`, which repeats others' last tensors."""
+    return min(places, key=lambda place: (place[1] == "load", list(STAGES).index(place[1]), place[0]))
 
 
 def evidence(theirs: Tensors, place: Place, mutant: Variant | None = None) -> Evidence:
     """What of one stage differs from the reference, or from what a mutant computes there."""
-    ours = under(mutant, *place) if mutant else reference(*place).tensors
-    given = [name for name in reference(*place).tensors if name in theirs]
+    right = reference(*place).tensors
+    ours = under(mutant, *place) if mutant else right
+    given = [name for name in right if name in theirs]
     found = {name: error(name, theirs[name], ours[name]) if name in ours else compare.BEYOND_MEASURE for name in given}
-    off = [name for name in given if found[name] > 1]
+    off = [name for name in given if differs(found[name], right[name])]
     return Evidence(len(given), len(off), max(found.values(), default=0.0), off[0] if off else None)
 
 

@@ -65,7 +65,15 @@ class Dump(NamedTuple):
     entries: dict[str, Entry]  # in the order of computation
 
     def expected(self, case: str) -> dict[str, np.ndarray]:
-        return read_safetensors(self.directory / case / EXPECTED)
+        """Errors: OracleError if the file is damaged, or is not what the manifest says."""
+        file = self.directory / case / EXPECTED
+        tensors = read_safetensors(file)
+        for name, entry in self.entries.items():
+            if entry.case == case and (name not in tensors or tensors[name].shape != entry.shape):
+                raise OracleError(
+                    f"{file}: {name} {list(entry.shape)} is not in it, as the manifest lists it; dump again"
+                )
+        return tensors
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -175,7 +183,7 @@ def versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def removed_if_killed(directory: Path) -> Iterator[None]:
-    """Ctrl-C and SIGTERM remove `directory` before they end the process.
+    """Ctrl-C, SIGTERM and a terminal that goes away (SIGHUP) remove `directory` before they end the process.
 
     Not by way of an exception: that may come up inside a callback of JAX's, and be lost there.
     """
@@ -187,7 +195,8 @@ def removed_if_killed(directory: Path) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread hears signals
         return
-    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
     before = {number: signal.signal(number, end) for number in heard}
     try:
         yield
@@ -202,27 +211,53 @@ def removed_if_killed(directory: Path) -> Iterator[None]:
 def read_dump(directory: str | os.PathLike) -> Dump:
     """Errors: OracleError if there is no such directory, if it is no dump, and if a file is missing or was changed."""
     directory = Path(directory)
-    if not directory.is_dir():
-        raise OracleError(f"{directory}: no such directory; `gemma4-mtp oracle dump --out {directory}` writes one")
     file = directory / MANIFEST
-    if not file.is_file():
-        raise OracleError(f"{directory}: not a dump, for {MANIFEST} is missing; `gemma4-mtp oracle dump` writes one")
+    with readable(directory):
+        if not directory.is_dir():
+            raise OracleError(f"{directory}: no such directory; `gemma4-mtp oracle dump --out {directory}` writes one")
+        if not file.is_file():
+            raise OracleError(
+                f"{directory}: not a dump, for {MANIFEST} is missing; `gemma4-mtp oracle dump` writes one"
+            )
     try:
         manifest = json.loads(file.read_text())
         found = manifest["format"], manifest["format_version"]
-        entries = {item["name"]: entry_from(item) for item in manifest["tensors"]} if found[0] == FORMAT else {}
-        digests = manifest["sha256"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        is_ours = found == (FORMAT, FORMAT_VERSION)
+        entries = entries_from(manifest) if is_ours else {}
+        digests = dict(manifest["sha256"]) if is_ours else {}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise OracleError(f"{file}: not the manifest of a dump ({error!r}); dump again into a new directory") from error
-    if found != (FORMAT, FORMAT_VERSION):
+    if not is_ours:
         raise OracleError(f"{file}: expected format {FORMAT!r} version {FORMAT_VERSION}, got {found}; dump again")
     check_files(directory, digests)
     return Dump(directory, manifest, entries)
 
 
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Errors: OracleError where even to ask whether `path` exists fails: no permission, or a name that is too long."""
+    try:
+        yield
+    except OSError as error:
+        raise OracleError(f"{path}: cannot be read ({error.strerror}); look at the path and its permissions") from error
+
+
+def entries_from(manifest: Mapping[str, Any]) -> dict[str, Entry]:
+    """Errors: ValueError for a case and a stage that there are not; others from `entry_from`."""
+    if unknown := dict(manifest["cases"]).keys() - CASES.keys():
+        raise ValueError(f"no case {min(unknown)}")
+    entries = {item["name"]: entry_from(item) for item in manifest["tensors"]}
+    for name in entries:
+        case, stage, _ = name.split("/", 2)
+        if case not in manifest["cases"] or stage not in STAGES:
+            raise ValueError(f"no case and stage of {name}")
+    return entries
+
+
 def entry_from(item: Mapping[str, Any]) -> Entry:
+    """Errors: KeyError, TypeError and ValueError for fields that are missing, or not what they should be."""
     lengths = item.get("lengths")
-    tolerance = Tolerance(item["rule"], item["tolerance"], item["reason"])
+    tolerance = Tolerance(item["rule"], float(item["tolerance"]), item["reason"])
     return Entry(
         item["name"], tuple(item["shape"]), item["dtype"], tolerance, item["required"], lengths and tuple(lengths)
     )
@@ -231,12 +266,12 @@ def entry_from(item: Mapping[str, Any]) -> Entry:
 def check_files(directory: Path, digests: Mapping[str, str]) -> None:
     for name, digest in digests.items():
         file = directory / name
-        if not file.is_file():
-            raise OracleError(f"{file}: missing from the dump, whose manifest lists it; copy it again, or dump again")
-        try:
+        with readable(file):
+            if not file.is_file():
+                raise OracleError(
+                    f"{file}: missing from the dump, whose manifest lists it; copy it again, or dump again"
+                )
             content = file.read_bytes()
-        except OSError as error:
-            raise OracleError(f"{file}: cannot be read ({error}); look at its permissions, or dump again") from error
         if hashlib.sha256(content).hexdigest() != digest:
             raise OracleError(f"{file}: not as it was dumped (its SHA-256 differs from the manifest's); dump again")
 

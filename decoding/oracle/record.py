@@ -147,10 +147,11 @@ class Recorder:
     # -- one round's stages ------------------------------------------------------------------------------------------------
 
     def verify(self) -> Tensors:
-        """gamma + 1 tokens after ragged rows."""
+        """gamma + 1 tokens after ragged rows.  Of the taps, the two that a round reads: `forward` has shown the others."""
         given = self.given("verify")
         _, cache = self.engine.prefill(self.prompts, CHUNK, CHUNK)
-        return self.engine.verify(cache, given["token"], given["drafts"])[0]
+        taps, _ = self.engine.verify(cache, given["token"], given["drafts"])
+        return {name: value for name, value in taps.items() if name in ("logits", "hidden")}
 
     def law(self) -> Tensors:
         """The target's law under each setting; and the laws that drafts are drawn from, in truth and by what is told."""

@@ -1,12 +1,15 @@
 """Comparison of files: what agrees, where it first does not, what is missing, and what is refused in one line."""
 
+import io
 import json
+import sys
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from decoding import cli
+from decoding.oracle import cli as oracle_cli
 from decoding.oracle import compare, golden, table
 from decoding.oracle.compare import Status
 from decoding.oracle.errors import OracleError
@@ -69,6 +72,14 @@ def test_the_first_divergence_is_the_first_computed(dump, theirs):
     assert compare.check(dump, theirs).first_divergence(CASE).name == f"{CASE}/forward/embedding"
 
 
+@pytest.mark.parametrize("stage", ["forward", "draft"])
+def test_load_repeats_other_stages_and_is_blamed_only_where_they_agree(stage):
+    wrong = lambda name: compare.Result(name, Status.DIFFERS, 2.0)
+    fine, load, other = compare.Result("C/rope/x", Status.AGREES, 0.0), wrong("C/load/logits"), wrong(f"C/{stage}/x")
+    assert compare.Report([load, fine, other]).first_divergence("C") == other
+    assert compare.Report([load, fine]).first_divergence("C") == load
+
+
 def test_a_subset_is_enough_but_not_of_the_results(dump, theirs, run):
     results = {name: theirs[name] for name in (LOGITS, f"{CASE}/forward/hidden")}
     assert compare.check(dump, results, stages=["forward"]).agrees
@@ -129,6 +140,23 @@ def test_every_layer_has_a_line_on_demand(run):
     assert len(few) < 15 < len(many) and any(line.split()[:1] == ["layers.2"] for line in many)
 
 
+def test_the_diagnosis_follows_the_table_and_looks_at_what_was_asked_for(run, theirs, monkeypatch):
+    """Which is on the screen when the minutes of the diagnosis begin."""
+    shown, asked = io.StringIO(), []
+    monkeypatch.setattr(sys, "stdout", shown)
+
+    def diagnose(report):
+        asked.append((shown.getvalue(), set(report.theirs)))
+        return "the diagnosis"
+
+    monkeypatch.setattr(oracle_cli, "diagnose_report", diagnose)
+    theirs[LOGITS] = theirs[LOGITS] + 1
+    assert run("--diagnose", "--stage", "forward", "--stage", "rope")[0] == 1
+    [(before, given)] = asked
+    assert before.splitlines()[-1].startswith("differs: ") and shown.getvalue().endswith("\n\nthe diagnosis\n")
+    assert {name.split("/")[1] for name in given} == {"forward", "rope"}
+
+
 # -- mistakes: exit code 2, one line -----------------------------------------------------------------------------------
 
 
@@ -140,6 +168,10 @@ MISTAKES = {
     "a name that is not there": (lambda t: t | {f"{CASE}/forward/logit": t[LOGITS]}, f"nearest: {LOGITS}"),
     "another shape": (lambda t: broken(t, to=lambda x: x[:, :-1].copy()), "has shape .*, expected"),
     "whole numbers for floats": (lambda t: broken(t, to=lambda x: x.astype(np.int32)), "expected floating-point"),
+    "complex numbers": (
+        lambda t: broken(t, to=lambda x: x + np.complex64(1j)),
+        "is complex64, expected floating-point",
+    ),
     "NaN": (lambda t: broken(t, to=lambda x: np.where(x == x.max(), np.nan, x)), f"{LOGITS} is NaN at 1 of"),
     "floats for whole numbers": (
         lambda t: broken(t, f"{CASE}/emit/done", to=lambda x: x.astype(np.float32)),
@@ -173,6 +205,8 @@ def test_bad_tensors_are_refused(mistake, run, theirs):
         (("{dump}", "{dump}/12B/expected.safetensors", "--stage", "load"), "holds nothing of what was asked for"),
         (("{dump}", "{dump}/12B/expected.safetensors", "--stage", "no"), "--stage no: expected one of load"),
         (("{dump}", "{dump}/manifest.json"), "not a whole safetensors file"),
+        (("{tmp}/" + "x" * 300, "{tmp}"), "x: cannot be read .*too long"),
+        (("{dump}", "{tmp}/" + "x" * 300), "x: cannot be read .*too long"),
         (("{dump}", "--adapter", "nothing"), "expected module:function"),
         (("{dump}", "--adapter", "no_such_module:load"), "cannot import no_such_module"),
         (("{dump}", "--adapter", "decoding.oracle.tiny:load"), "has no function load"),

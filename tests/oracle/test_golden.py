@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 import drafter
 import gemma4
+from decoding import cli
 from decoding.oracle import golden
 from decoding.oracle.cases import CASES, GAMMA, LENGTHS, TEXTS
 from decoding.oracle.errors import OracleError
@@ -83,11 +84,19 @@ def test_a_dump_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_what_is_named_twice_is_written_once(dump_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "keep_compiled_code", lambda: None)
+    twice = [*("--case", CASE, "--stage", "emit") * 2]
+    assert cli.main(["oracle", "dump", "--out", str(tmp_path / "dump"), *twice]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'dump'}: {CASE}\n"
+    assert list(golden.read_dump(tmp_path / "dump").entries) == [f"{CASE}/emit/num_emitted", f"{CASE}/emit/done"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_dump_that_is_interrupted_leaves_nothing(tmp_path, number):
     command = [sys.executable, "-m", "gemma4", "oracle", "dump", "--out", str(tmp_path / "dump")]
-    # A parent that ignores SIGINT (nohup) would hand that down.
-    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A parent that ignores a signal (nohup) would hand that down.
+    heard = lambda: signal.signal(number, signal.SIG_DFL)
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path.parent)}
     child = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, preexec_fn=heard)
     until = time.monotonic() + 300
@@ -128,6 +137,20 @@ def damage_cut_short(directory: Path):
     file.write_bytes(file.read_bytes()[:-1])
 
 
+def damaged_field(name, value):
+    def damage(directory: Path):
+        manifest = json.loads((directory / golden.MANIFEST).read_text())
+        manifest[name] = value(manifest.get(name)) if callable(value) else value
+        (directory / golden.MANIFEST).write_text(json.dumps({k: v for k, v in manifest.items() if v is not ...}))
+
+    damage.__name__ = f"damaged_{name}"
+    return damage
+
+
+def renamed(name: str):
+    return damaged_field("tensors", lambda tensors: [tensors[0] | {"name": name}, *tensors[1:]])
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
@@ -135,6 +158,13 @@ def damage_cut_short(directory: Path):
         (damage_no_manifest, "not a dump"),
         (damage_not_json, "not the manifest of a dump"),
         (damage_another_version, "expected format .* version 1"),
+        (damaged_field("sha256", [1]), "not the manifest of a dump"),
+        (damaged_field("sha256", None), "not the manifest of a dump"),
+        (damaged_field("cases", ...), "not the manifest of a dump"),
+        (damaged_field("cases", {"7B": {}}), "not the manifest of a dump"),
+        (renamed("logits"), "not the manifest of a dump"),
+        (renamed(f"{CASE}/nonsense/logits"), "not the manifest of a dump"),
+        (renamed(7), "not the manifest of a dump"),
         (damage_missing_file, f"{golden.EXPECTED}: missing from the dump"),
         (damage_cut_short, f"{golden.EXPECTED}: not as it was dumped"),
     ],
@@ -145,6 +175,13 @@ def test_a_damaged_dump_is_refused(copy, damage, message):
     damage(copy)
     with pytest.raises(OracleError, match=message):
         golden.read_dump(copy)
+
+
+@pytest.mark.parametrize("change", [{"name": f"{CASE}/forward/none"}, {"shape": [1]}], ids=["name", "shape"])
+def test_a_manifest_that_lists_what_is_not_there_is_refused(copy, change):
+    damaged_field("tensors", lambda tensors: [tensors[0] | change, *tensors[1:]])(copy)
+    with pytest.raises(OracleError, match=r"expected.safetensors: .* is not in it, as the manifest lists it"):
+        golden.read_dump(copy).expected(CASE)
 
 
 # -- the cases ---------------------------------------------------------------------------------------------------------

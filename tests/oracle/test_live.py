@@ -28,7 +28,7 @@ def dump(dump_dir) -> golden.Dump:
 def check(dump, monkeypatch):
     """The report on an adapter whose engine is of `kind`; or whose `load` is `kind`."""
 
-    def check(kind=ours.Ours, stages=QUICK, **settings) -> Report:
+    def check(kind=ours.Ours, stages=QUICK, dump=dump, **settings) -> Report:
         module = types.ModuleType("an_adapter")
         module.load = lambda *args: from_ours(kind, ours.load(*args)) if isinstance(kind, type) else kind(*args)
         monkeypatch.setitem(sys.modules, "an_adapter", module)
@@ -142,6 +142,59 @@ def test_a_convention_that_is_refused_is_noted(check):
         check(load)
 
 
+class NoAcceptance(ours.Ours):
+    def accept(self, *args):
+        raise NotImplementedError("acceptance is elsewhere")
+
+
+def test_the_law_of_an_engine_that_offers_no_acceptance_is_noted(dump, monkeypatch):
+    module = types.ModuleType("an_adapter")
+    module.load = lambda *args: from_ours(NoAcceptance, ours.load(*args))
+    monkeypatch.setitem(sys.modules, "an_adapter", module)
+    report = live.check_adapter(dump, "an_adapter:load", stages=("accept", "emit"))
+    assert report.notes == tuple(
+        f"{what}: not offered (acceptance is elsewhere)" for what in (f"{CASE}/accept", live.LAW)
+    )
+
+
+class OtherName(ours.Ours):
+    def forward(self, tokens):
+        taps = super().forward(tokens)
+        return {"logitz": taps["logits"], "hidden": taps["hidden"]}
+
+
+def test_a_tap_that_the_dump_does_not_have_is_noted(check):
+    report = check(OtherName, stages=("forward",))
+    assert report.notes == (f"{CASE}/forward: not compared, for the dump does not have it: logitz",)
+    assert [r.name for r in report.results if r.status is Status.MISSING] == [f"{CASE}/forward/logits"]
+
+
+class ExtraRound(ours.Ours):
+    def rounds(self, prompts, *args):
+        of_rows = lambda *shape: np.zeros((len(prompts), *shape), np.int32)
+        sizes = {"own_drafts": (4,), "tokens": (5,), "num_emitted": (), "hidden": (24,), "length": ()}
+        return [{name: of_rows(*size) for name, size in sizes.items()}] * 2
+
+
+def test_a_round_too_many_is_an_error(check, dump):
+    entry = dump.entries[f"{CASE}/emit/done"]._replace(name=f"{CASE}/rounds/round0/length")
+    with pytest.raises(OracleError, match="no tensor 12B/rounds/.*nearest: 12B/rounds/round0/length"):
+        check(ExtraRound, dump=dump._replace(entries={entry.name: entry}), stages=("rounds",))
+
+
+class AllTaps(ours.Ours):
+    def verify(self, cache, token, drafts):
+        before = cache.cache.length
+        taps, after = self._extend(cache.cache, np.concatenate([token[:, None], drafts], axis=1))
+        return taps, ours.Written(after, before)
+
+
+def test_verify_may_show_every_tap(check, tmp_path):
+    golden.dump(tmp_path / "dump", [CASE], ["verify"])
+    report = check(AllTaps, dump=golden.read_dump(tmp_path / "dump"), stages=("verify",))
+    assert report.agrees and not report.notes and len(report.results) == 2
+
+
 # -- unfit adapters: one error -------------------------------------------------------------------------------------------
 
 
@@ -160,9 +213,9 @@ class NotANumber(ours.Ours):
         return {name: value * np.float32(np.nan) for name, value in super().forward(tokens).items()}
 
 
-class OtherName(ours.Ours):
+class Leaves(ours.Ours):
     def forward(self, tokens):
-        return {"logitz": super().forward(tokens)["logits"]}
+        sys.exit(0)
 
 
 def lacks_two(*args):
@@ -182,7 +235,7 @@ def cannot_open(*args):
         (Raises, r"12B, stage forward failed at .*test_live.py:\d+ \(KeyError: 'lm_head'\)"),
         (WrongShape, r"12B/forward/logits has shape \[19, 64\], expected \[4, 19, 64\]"),
         (NotANumber, "is NaN at"),
-        (OtherName, "no tensor 12B/forward/logitz in the dump.*nearest: 12B/forward/logits"),
+        (Leaves, r"12B, stage forward failed at .*test_live.py:\d+ \(SystemExit: 0\)"),
         (lacks_two, "lacks share, accept"),
         (cannot_open, "load failed at .*no weights here"),
     ],
@@ -196,9 +249,12 @@ def test_the_command_runs_an_adapter_from_the_working_directory(dump_dir, tmp_pa
     monkeypatch.setattr(cli, "keep_compiled_code", lambda: None)
     monkeypatch.chdir(tmp_path)
     source = "from decoding.oracle.adapters.ours import load\ndef broken(*args): raise OSError('disk')\n"
+    (tmp_path / "leaves_for_the_oracle.py").write_text("raise SystemExit(0)\n")
     (tmp_path / "mine_for_the_oracle.py").write_text(source)
     arguments = ["oracle", "check", str(dump_dir), "--stage", "rope", "--stage", "emit", "--adapter"]
     assert cli.main([*arguments, "mine_for_the_oracle:load"]) == 0
     assert "agrees: " in capsys.readouterr().out
     assert cli.main([*arguments, "mine_for_the_oracle:broken"]) == 2
     assert "disk" in capsys.readouterr().err
+    assert cli.main([*arguments, "leaves_for_the_oracle:load"]) == 2
+    assert "cannot import leaves_for_the_oracle (SystemExit: 0)" in capsys.readouterr().err
