@@ -57,7 +57,11 @@ def decide(
     draft_probs: Float[Array, "b gamma v"],
     uniforms: Float[Array, "b gamma+1"],
 ) -> Acceptance:
-    """`accept` as a function of its random numbers, in [0, 1): one a draft, and the last one for the next token."""
+    """`accept` as a function of its random numbers, in [0, 1): one a draft, and the last one for the next token.
+
+    A draft is accepted if u · q < p, up to the first that is not.  The next token is chosen from what that one left over
+    (`residual`), or after the last draft, where q is 0, from the target's law.
+    """
     at_draft = lambda probs: jnp.take_along_axis(probs, draft_tokens[..., None], axis=-1)[..., 0]
     # u < p/q, written without a division so that q = 0 needs no care.
     accepted = uniforms[:, :-1] * at_draft(draft_probs) < at_draft(target_probs[:, :-1])

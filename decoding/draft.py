@@ -28,9 +28,11 @@ def draft(
     draft_length: int,
     sampling: Sampling = Sampling(),
 ) -> Draft:
-    """Propose `draft_length` tokens to follow `token`.
+    """Propose `draft_length` tokens to follow `token`, each by a step of the drafter on the target's (scaled) embedding of the
+    token before it and the hidden row that the step before it returned.  `shared` stays as it is.
 
     token, hidden: the newest emitted token, and the target's hidden row that predicted it (one position earlier).
+    key:           of one uniform number for each draft and row, [draft_length, b].
     sampling:      how drafts are drawn from the drafter's law; greedy unless given.  Whatever it is, the law returned is
                    the law that was drawn from: acceptance is exact only then.
     """

@@ -15,6 +15,8 @@ Why rollback is `length = n`, with nothing copied or cleared
     of at most (a+chunk-1) - capacity.  In a full layer that is negative.  In a ring it is a - 1 - window at most, while
     the oldest key that a query at n or later sees is n - window + 1.  So no mask ever shows a rejected slot, and the slot
     of every visible position still holds that position.  `tests/unit/test_cache.py` fills all other slots with NaN.
+    (A drafter of the transformers convention sees one row more, from n - 1 - window on.  So that nothing of a forward may be
+    kept, n = a, `decoding.prefill` makes its rings one slot larger than what a forward writes asks for.)
 
 Padding is a draft that is always rejected, and prefill is a verify that accepts everything: both need no code here.
 """

@@ -17,7 +17,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 def rms_norm(x: Float[Array, "*batch d"], weight: Float[Array, " d"] | None, eps: float) -> Float[Array, "*batch d"]:
-    """x / rms(x) * weight.  The weight multiplies as it is (Gemma 1-3 used 1 + weight); None means no weight (V, router).
+    """x / sqrt(mean(x²) + eps) * weight, rounded once, at the end.
+
+    The weight multiplies as it is (Gemma 1-3 used 1 + weight); None means no weight (V, router).
 
     Source: Zhang & Sennrich 2019 (arXiv 1910.07467), eq. 4; `Gemma4RMSNorm` in transformers 5.22.2.
     """

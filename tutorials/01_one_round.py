@@ -14,8 +14,8 @@
 # # One round of speculative decoding, by hand
 #
 # A large model (the **target**) writes one token per pass, and each pass reads all of its weights. A small **drafter** guesses
-# a few tokens ahead; the target checks all guesses in *one* pass, which costs little more than a pass for one token. What
-# it agrees with is kept. The text comes from the target's law alone, so a bad drafter costs time and never changes the text.
+# a few tokens ahead; the target checks all guesses in *one* pass, which costs less than a pass for each. What it agrees with
+# is kept. The text comes from the target's law alone, so a bad drafter costs time and never changes the text.
 #
 # This page walks through one round with the pair that ships with the package, stage by stage, and then asserts that the
 # compiled round does the very same:
@@ -85,8 +85,8 @@ plt.show()
 # ## What the drafter sees
 #
 # The drafter has no keys and values. Its layers hold queries only and read two layers of the *target's* cache: the last sliding
-# and the last full one that own any. The token at position p lies in slot p % capacity; a sliding layer's ring has fewer slots
-# than the text has tokens.
+# and the last full one that own any. The token at position p lies in slot p % capacity; a sliding layer's ring has few slots,
+# however long the text becomes.
 
 # %%
 shared = drafter.share_cache(state.cache, config)

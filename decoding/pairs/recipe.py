@@ -77,10 +77,12 @@ def small_drafter(target: Config, *, width: int, mlp: int, num_centroids: int, t
         width=width,
         mlp=mlp,
         heads=target.num_attention_heads,
-        clustered=True,
+        clustered=False,
         context=target.max_position_embeddings,
     )
-    return dataclasses.replace(config, num_centroids=num_centroids, centroid_intermediate_top_k=top_k)
+    return dataclasses.replace(
+        config, use_ordered_embeddings=True, num_centroids=num_centroids, centroid_intermediate_top_k=top_k
+    )
 
 
 def train_target(recipe: Recipe, tokenizer: Tokenizer, text: corpus.Corpus, out: Path) -> Gemma4:

@@ -217,6 +217,15 @@ def test_law_edges():
     np.testing.assert_allclose(of(2.0)[:4], np.exp([0.5, 1.5, 1.5, 0]) / np.exp([0.5, 1.5, 1.5, 0]).sum(), rtol=1e-6)
 
 
+def test_law_by_hand():
+    """The token that crosses top-p stays; top-p comes after the temperature and after top-k."""
+    of = lambda *sampling: np.asarray(law(jnp.log(jnp.array([0.2, 0.5, 0.3])), Sampling(*sampling)))
+    np.testing.assert_allclose(of(1.0, 0, 0.6), [0, 0.625, 0.375], atol=1e-6)
+    np.testing.assert_allclose(of(0.5, 0, 0.6), [0, 1, 0], atol=1e-6, err_msg="0.25 of 0.38 is more than 0.6")
+    np.testing.assert_allclose(of(1.0, 2, 0.6), [0, 1, 0], atol=1e-6, err_msg="0.5 of 0.8 is more than 0.6")
+    assert law(jnp.zeros(4, jnp.bfloat16), Sampling(1.0)).dtype == jnp.float32
+
+
 @pytest.mark.parametrize("temperature", [1e-5, 1e-10, COLDEST])
 def test_a_law_near_the_absolute_zero_is_the_greedy_one(temperature):
     logits = jax.random.normal(jax.random.key(0), (64, 16)) * 9

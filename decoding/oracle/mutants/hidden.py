@@ -101,7 +101,7 @@ MUTANTS = (
         function="decoding.speculative.round_of",
         change={
             "row_at(verdict.hidden, num_emitted - 1,": "row_at(verdict.hidden, "
-            "jnp.minimum(num_emitted, verdict.hidden.shape[1] - 1),"
+            "jax.numpy.minimum(num_emitted, verdict.hidden.shape[1] - 1),"
         },
     ),
     Mutant(

@@ -1,0 +1,136 @@
+"""Each stage of a round by itself, in seconds: what it is given, what it gives.  (The law of acceptance: tests/properties.)"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import decoding
+import drafter
+import gemma4
+from decoding.accept import decide, residual
+from decoding.sampling import Sampling, choose, law
+from gemma4 import PRESETS, Gemma4
+from tests.tiny import TINY, TINY_DRAFTERS, random_drafter, random_target, random_tokens
+
+GAMMA, WRITTEN = 4, 9
+LENGTHS = np.array([9, 5])  # committed tokens of each row
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return random_target(TINY["E2B"]), random_drafter(TINY_DRAFTERS["E2B"])
+
+
+@pytest.fixture(scope="module")
+def before(pair):
+    """After a prompt: the cache, each row's newest token (not in the cache yet), the hidden row that predicted it."""
+    target, _ = pair
+    cache = gemma4.init_cache(target.config, 2, 32, chunk=WRITTEN)
+    out = gemma4.forward(target, random_tokens(2, WRITTEN), cache)
+    hidden = out.hidden[jnp.arange(2), LENGTHS - 1]
+    return gemma4.rollback(out.cache, jnp.array(LENGTHS, jnp.int32)), jnp.array([7, 11], jnp.int32), hidden
+
+
+@pytest.fixture(scope="module")
+def drafts():
+    return jnp.array([[3, 5, 8, 13], [21, 34, 2, 1]], jnp.int32)
+
+
+# -- share -------------------------------------------------------------------------------------------------------------
+
+
+def test_share_cache_gives_the_last_owner_of_each_type():
+    """E2B: layers 15 to 34 own nothing; 13 is the last sliding one that does, 14 the last full one."""
+    cache = jax.eval_shape(lambda: gemma4.init_cache(PRESETS["E2B"], 1, 64, chunk=8))
+    shared = drafter.share_cache(cache, PRESETS["E2B"])
+    assert shared.donors["sliding_attention"] is cache.layers[13]
+    assert shared.donors["full_attention"] is cache.layers[14]
+    assert shared.length is cache.length
+
+
+# -- draft -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0), Sampling(0.7, top_k=9)], ids=str)
+def test_draft_is_a_chain_of_draft_steps(pair, before, sampling):
+    """The scaled embedding of the token before, the hidden row of the step before, always the same shared rows."""
+    target, draft_model = pair
+    cache, token, hidden = before
+    shared, key = drafter.share_cache(cache, target.config), jax.random.key(3)
+    uniforms = jax.random.uniform(key, (GAMMA, 2))
+    block = decoding.draft(
+        target, draft_model, token, hidden, shared, key, draft_length=GAMMA, sampling=sampling
+    )  # fmt: skip
+    for step in range(GAMMA):
+        logits, hidden = drafter.forward(draft_model, target.embed_tokens(token), hidden, shared)
+        probs = law(logits, sampling)
+        np.testing.assert_allclose(block.probs[:, step], probs, rtol=0, atol=1e-5, err_msg=f"the law of draft {step}")
+        token = choose(probs, uniforms[step])
+        assert block.tokens[:, step].tolist() == token.tolist(), f"draft {step}"
+
+
+# -- verify ------------------------------------------------------------------------------------------------------------
+
+
+def test_verify_is_one_forward_that_writes_all(pair, before, drafts, monkeypatch):
+    target, (cache, token, _) = pair[0], before
+    forwards, call = [], Gemma4.__call__
+    monkeypatch.setattr(Gemma4, "__call__", lambda self, *args: (forwards.append(args[0].shape), call(self, *args))[1])
+    verdict = decoding.verify(target, cache, token, drafts)
+    assert forwards == [(2, GAMMA + 1)], "one pass over the newest token and all drafts"
+    assert verdict.cache.length.tolist() == (LENGTHS + GAMMA + 1).tolist()
+
+
+def test_verify_says_what_single_steps_say(pair, before, drafts):
+    """Row i is the target's view after [token, d1 .. dgamma][i]."""
+    target, (cache, token, _) = pair[0], before
+    verdict = decoding.verify(target, cache, token, drafts)
+    for i, column in enumerate([token, *drafts.T]):
+        out = gemma4.forward(target, column[:, None], cache)
+        cache = out.cache
+        np.testing.assert_allclose(verdict.logits[:, i], out.logits[:, 0], rtol=0, atol=1e-4, err_msg=f"row {i}")
+        np.testing.assert_allclose(verdict.hidden[:, i], out.hidden[:, 0], rtol=0, atol=1e-4, err_msg=f"row {i}")
+
+
+# -- accept ------------------------------------------------------------------------------------------------------------
+
+
+def test_accept_by_hand():
+    """p/q is 0.5 and then 2: the first draft stays if its number is below 0.5, the second always; then what is left over."""
+    q = jnp.array([[[0.2, 0.8, 0.0], [0.3, 0.3, 0.4]]])
+    p = jnp.array([[[0.3, 0.4, 0.3], [0.1, 0.6, 0.3], [0.5, 0.25, 0.25]]])
+    tokens = jnp.array([[1, 1]])
+
+    def of(*uniforms):
+        result = decide(p, tokens, q, jnp.array([uniforms]))
+        return int(result.num_accepted[0]), int(result.next_token[0])
+
+    assert of(0.51, 0.0, 0.2) == (0, 0), "rejected; left over 0.1 and 0.3 at tokens 0 and 2, and 0.2 < 0.25"
+    assert of(0.51, 0.0, 0.3) == (0, 2), "rejected; 0.3 > 0.25"
+    assert of(0.49, 0.99, 0.4) == (2, 0), "all accepted: from the last law itself"
+    assert of(0.49, 0.99, 0.6) == (2, 1)
+
+
+def test_residual_of_laws_that_rounding_alone_parts():
+    """Row by row: where nothing is left over, the target's law stands in, and an impossible token stays impossible."""
+    p = jnp.array([[0.0, 0.3, np.nextafter(np.float32(0.7), np.float32(0))], [0.5, 0.5, 0.0]])
+    q = jnp.array([[0.0, 0.3, 0.7], [0.25, 0.75, 0.0]])
+    np.testing.assert_array_equal(residual(p, q), [p[0], [0.25, 0.0, 0.0]])
+
+
+def test_accept_refuses_shapes_that_do_not_fit():
+    laws = lambda *shape: jnp.full((*shape, 3), 1 / 3)
+    with pytest.raises(ValueError, match="accept: expected draft_probs .* for 2 drafts in 1 rows"):
+        decoding.accept(laws(1, 2), jnp.zeros((1, 2), jnp.int32), laws(1, 2), jax.random.key(0))
+
+
+# -- rollback ----------------------------------------------------------------------------------------------------------
+
+
+def test_rollback_moves_the_length_and_nothing_else(pair, before, drafts):
+    cache, token, _ = before
+    verdict = decoding.verify(pair[0], cache, token, drafts)
+    after = decoding.rollback(verdict.cache, cache.length, jnp.array([1, GAMMA + 1]))
+    assert after.length.tolist() == [LENGTHS[0] + 1, LENGTHS[1] + GAMMA + 1]
+    assert all(ours is theirs for ours, theirs in zip(after.layers, verdict.cache.layers, strict=True))
