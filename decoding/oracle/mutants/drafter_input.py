@@ -59,7 +59,12 @@ MUTANTS = (
         ),
         fix=CONSTANT,
         function="decoding.draft.draft",
-        change={"hidden, shared)": "hidden, shared._replace(length=shared.length + i))"},
+        change={
+            "token, hidden = newest": "token, hidden, i = newest",
+            "hidden, shared)": "hidden, shared._replace(length=shared.length + i))",
+            "return (token, hidden), Draft": "return (token, hidden, i + 1), Draft",
+            "one, (token, hidden), uniforms": "one, (token, hidden, jnp.int32(0)), uniforms",
+        },
     ),
     Mutant(
         name="the-other-convention",
