@@ -1,7 +1,7 @@
 """Speculative decoding with a Gemma 4 target and its MTP drafter.
 
-Reading order: sampling, state, prefill, draft, verify, accept, emit, rollback, speculative, autoregressive, generate;
-then checks, loops, pair, and the command: timing, console, job, cli.
+Reading order: sampling, state, prefill, draft, verify, accept, accept_block, emit, rollback, speculative, autoregressive,
+generate; then checks, loops, pair, and the command: timing, console, job, cli.
 """
 
 from gemma4.shadowing import check_not_shadowed
@@ -9,6 +9,7 @@ from gemma4.shadowing import check_not_shadowed
 check_not_shadowed("drafter")  # before anything here imports it
 
 from decoding.accept import Acceptance, accept, accept_greedy
+from decoding.accept_block import accept_block
 from decoding.autoregressive import autoregressive_step
 from decoding.draft import Draft, draft
 from decoding.generate import Generation, generate, generate_autoregressive
@@ -33,6 +34,7 @@ __all__ = [
     "Stats",
     "Verification",
     "accept",
+    "accept_block",
     "accept_greedy",
     "autoregressive_step",
     "draft",

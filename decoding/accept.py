@@ -1,14 +1,14 @@
 """Stage 3: keep the longest prefix of the draft that leaves the target's law exact, and add one token of the target's.
 
 Leviathan et al. 2023 (arXiv 2211.17192), algorithm 1; their p is target_probs here, their q draft_probs (Chen et al. 2023,
-arXiv 2302.01318, swap the letters).
+arXiv 2302.01318, swap the letters).  Token by token; `accept_block.py` judges the drafts as a block, and keeps more of them.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from decoding.sampling import choose
 from gemma4.functional import argmax
@@ -32,13 +32,7 @@ def accept(
     Errors:  ValueError if the shapes do not fit.
     Example: draft_probs == target_probs[:, :-1] accepts everything.
     """
-    batch, gamma = draft_tokens.shape
-    if draft_probs.shape[:2] != (batch, gamma) or target_probs.shape != (batch, gamma + 1, draft_probs.shape[-1]):
-        raise ValueError(
-            f"accept: expected draft_probs [b, gamma, v] and target_probs [b, gamma + 1, v] for {gamma} drafts in {batch} "
-            f"rows, got {draft_probs.shape} and {target_probs.shape}"
-        )
-    return decide(target_probs, draft_tokens, draft_probs, jax.random.uniform(key, (batch, gamma + 1)))
+    return decide(target_probs, draft_tokens, draft_probs, uniforms_for(target_probs, draft_tokens, draft_probs, key))
 
 
 def accept_greedy(target_logits: Float[Array, "b t v"], draft_tokens: Int[Array, "b gamma"]) -> Acceptance:
@@ -47,7 +41,7 @@ def accept_greedy(target_logits: Float[Array, "b t v"], draft_tokens: Int[Array,
     The same result for every uniform number, without any (p is 1 or 0, so that u · q < p does not depend on u).
     """
     choices = argmax(target_logits)
-    num_accepted = jnp.cumprod(draft_tokens == choices[:, :-1], axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
+    num_accepted = count_leading(draft_tokens == choices[:, :-1])
     return Acceptance(num_accepted, jnp.take_along_axis(choices, num_accepted[:, None], axis=1)[:, 0])
 
 
@@ -62,15 +56,10 @@ def decide(
     A draft is accepted if u · q < p, up to the first that is not.  The next token is chosen from what that one left over
     (`residual`), or after the last draft, where q is 0, from the target's law.
     """
-    at_draft = lambda probs: jnp.take_along_axis(probs, draft_tokens[..., None], axis=-1)[..., 0]
-    # u < p/q, written without a division so that q = 0 needs no care.
-    accepted = uniforms[:, :-1] * at_draft(draft_probs) < at_draft(target_probs[:, :-1])
-    num_accepted = jnp.cumprod(accepted, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
-    # After the last draft nothing was proposed: q = 0 there, and the residual is the target's law itself.
-    proposed = jnp.pad(draft_probs, ((0, 0), (0, 1), (0, 0)))
-    at_stop = lambda probs: jnp.take_along_axis(probs, num_accepted[:, None, None], axis=1)[:, 0]
-    next_token = choose(residual(at_stop(target_probs), at_stop(proposed)), uniforms[:, -1])
-    return Acceptance(num_accepted, next_token)
+    p, q = of_drafts(target_probs, draft_tokens), of_drafts(draft_probs, draft_tokens)
+    num_accepted = count_leading(uniforms[:, :-1] * q < p)  # u < p/q, without a division: q = 0 needs no care
+    rest = residual(at_stop(target_probs, num_accepted), at_stop(with_none_last(draft_probs), num_accepted))
+    return Acceptance(num_accepted, choose(rest, uniforms[:, -1]))
 
 
 def residual(target_probs: Float[Array, "*batch v"], draft_probs: Float[Array, "*batch v"]) -> Float[Array, "*batch v"]:
@@ -80,3 +69,38 @@ def residual(target_probs: Float[Array, "*batch v"], draft_probs: Float[Array, "
     """
     rest = jnp.maximum(target_probs - draft_probs, 0)
     return jnp.where(rest.sum(axis=-1, keepdims=True) > 0, rest, target_probs)
+
+
+# -- shared by both ways to accept -------------------------------------------------------------------------------------
+
+
+def uniforms_for(
+    target_probs: Array, draft_tokens: Array, draft_probs: Array, key: jax.Array
+) -> Float[Array, "b places"]:
+    """One for each draft and one for the next token.  Errors: ValueError if the shapes do not fit."""
+    batch, gamma = draft_tokens.shape
+    if draft_probs.shape[:2] != (batch, gamma) or target_probs.shape != (batch, gamma + 1, draft_probs.shape[-1]):
+        raise ValueError(
+            f"accept: expected draft_probs [b, gamma, v] and target_probs [b, gamma + 1, v] for {gamma} drafts in {batch} "
+            f"rows, got {draft_probs.shape} and {target_probs.shape}"
+        )
+    return jax.random.uniform(key, (batch, gamma + 1))
+
+
+def of_drafts(probs: Float[Array, "b t v"], draft_tokens: Int[Array, "b gamma"]) -> Float[Array, "b gamma"]:
+    """The probability of each draft."""
+    return jnp.take_along_axis(probs[:, : draft_tokens.shape[1]], draft_tokens[..., None], axis=-1)[..., 0]
+
+
+def count_leading(flags: Bool[Array, "b gamma"]) -> Int[Array, " b"]:
+    return jnp.cumprod(flags, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
+
+
+def with_none_last(draft_probs: Float[Array, "b gamma v"]) -> Float[Array, "b gamma+1 v"]:
+    """q at each place where a round may stop.  After the last draft nothing was proposed: q = 0 there, and the residual is the
+    target's law itself."""
+    return jnp.pad(draft_probs, ((0, 0), (0, 1), (0, 0)))
+
+
+def at_stop(probs: Float[Array, "b t v"], num_accepted: Int[Array, " b"]) -> Float[Array, "b v"]:
+    return jnp.take_along_axis(probs, num_accepted[:, None, None], axis=1)[:, 0]

@@ -11,14 +11,14 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from decoding.sampling import Sampling
+from decoding.speculative import RULES
 from gemma4 import Gemma4
 from gemma4.model import check_tokens
 
 Model = TypeVar("Model")
 Prompts = Sequence[int] | Sequence[Sequence[int]]
 
-# The steps of a draft are unrolled in the compiled round, so compilation takes time in proportion; and acceptance falls
-# with every position, so that no drafter gains from more.
+# Acceptance falls with every position, so that no drafter gains from more.
 LONGEST_DRAFT = 32
 
 
@@ -47,6 +47,12 @@ def check_sampling(sampling: object) -> Sampling:
     if not isinstance(sampling, Sampling):
         raise ValueError(f"sampling: expected decoding.Sampling(temperature, top_k, top_p), got {sampling!r}")
     return sampling.check()
+
+
+def check_acceptance(acceptance: object) -> str:
+    if acceptance not in tuple(RULES):
+        raise ValueError(f"acceptance: expected {' or '.join(map(repr, RULES))}, got {acceptance!r}")
+    return acceptance
 
 
 def check_eos_ids(eos_ids: object) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from decoding.checks import LONGEST_DRAFT
 from decoding.job import UserError, prepare, run
 from decoding.oracle import cli as oracle
 from decoding.oracle.errors import OracleError
+from decoding.speculative import RULES
 
 DTYPES = ("float32", "bfloat16", "float16")
 OK, MISTAKE, INTERRUPTED, READER_GONE = 0, 2, 130, 141
@@ -61,6 +62,8 @@ what is shown:
              speculative and autoregressive (tokens_per_second and seconds_per_round each), speed_up
              (null where there was nothing to measure)
 """
+
+ACCEPTANCE = "how drafts are judged at a temperature: one by one, or as a block, which accepts more (%(default)s)"
 
 NOTES = """\
 The text ends at an end-of-sequence token of the target's configuration, or after --max-new-tokens.
@@ -104,6 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
     number("--temperature", "T", 0.0, "0 is greedy, 1 the model's own law")
     number("--top-k", "K", 0, "sample from the K likeliest tokens; 0: from all")
     number("--top-p", "P", 1.0, "sample from the fewest likeliest tokens that have probability P together")
+    option("--acceptance", choices=tuple(RULES), default="token", help=ACCEPTANCE)
     number("--seed", "N", 0, "of the random numbers")
     option("--dtype", choices=DTYPES, default=DTYPES[0], help="of weights and arithmetic (%(default)s)")
     option("--baseline", action="store_true", help="the autoregressive loop alone, without a drafter")

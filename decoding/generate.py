@@ -9,6 +9,7 @@ import numpy as np
 from decoding.autoregressive import step_of
 from decoding.checks import (
     Prompts,
+    check_acceptance,
     check_draft_length,
     check_eos_ids,
     check_key,
@@ -43,6 +44,7 @@ def generate(
     draft_length: int = 4,
     sampling: Sampling = Sampling(),
     draft_sampling: Sampling | None = None,
+    acceptance: str = "token",
     key: jax.Array | None = None,
     eos_ids: Sequence[int] = (),
     on_round: OnRound | None = None,
@@ -53,6 +55,8 @@ def generate(
     prompt_tokens:  ids of one prompt, or a batch of prompts of different lengths.
     draft_length:   gamma, tokens proposed a round, 1 .. 32.
     draft_sampling: how drafts are drawn; like `sampling` unless given.
+    acceptance:     "token", one by one as in the first papers (`accept.py`), or "block" (`accept_block.py`), which accepts more
+                    where something is sampled.
     key:            `jax.random.key`; needed only where something is sampled (default: key 0).
     on_round:       called with each `Round` as it ends (the prefill's first), arrays on the host.
     on_device:      run all rounds in one call: faster where a round takes a millisecond or so, the same tokens.  Nothing is
@@ -67,6 +71,7 @@ def generate(
         check_sampling(sampling),
         check_sampling(sampling if draft_sampling is None else draft_sampling),
         check_eos_ids(eos_ids),
+        check_acceptance(acceptance),
     )
     state = start(target, prompt_tokens, max_new_tokens, options, key)
     loop = rounds_on_device if on_device else rounds

@@ -41,7 +41,7 @@ class Job(NamedTuple):
     seed: int
 
     def speculative(self, on_round: OnRound) -> Generation:
-        how = {"draft_length": self.options.draft_length, "draft_sampling": self.options.draft_sampling}
+        how = {name: getattr(self.options, name) for name in ("draft_length", "draft_sampling", "acceptance")}
         return generate(self.target, self.drafter, self.prompt, **how, **self._common(), on_round=on_round)
 
     def autoregressive(self, on_round: OnRound) -> Generation:
@@ -94,7 +94,7 @@ def prepare(args: argparse.Namespace) -> Job:
         prompt = [bos] * (bos is not None) + tokenizer.encode(args.text, add_special_tokens=False).ids
     check_prompts(target, prompt, args.max_new_tokens)
     text = args.text or (tokenizer.decode(prompt) if tokenizer else " ".join(map(str, prompt)) + " ")
-    options = Options(args.draft_length, sampling, sampling, target.config.eos_token_ids)
+    options = Options(args.draft_length, sampling, sampling, target.config.eos_token_ids, args.acceptance)
     return Job(target, drafter, tokenizer, prompt, text, args.max_new_tokens, options, args.seed)
 
 

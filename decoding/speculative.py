@@ -11,6 +11,7 @@ import jax
 from jaxtyping import Array, Float
 
 from decoding.accept import Acceptance, accept, accept_greedy
+from decoding.accept_block import accept_block
 from decoding.draft import Draft, draft
 from decoding.emit import count_emitted, row_at, with_next_token
 from decoding.rollback import rollback
@@ -20,6 +21,8 @@ from decoding.verify import verify
 from drafter import Drafter, share_cache
 from gemma4 import Gemma4
 
+RULES = {"token": accept, "block": accept_block}  # how sampled drafts are judged: either keeps the text's law
+
 
 class Options(NamedTuple):
     """What a round is compiled for."""
@@ -28,6 +31,7 @@ class Options(NamedTuple):
     sampling: Sampling = Sampling()  # of the target: what the text is drawn from
     draft_sampling: Sampling = Sampling()  # of the drafter: moves acceptance, never the text's law
     eos_ids: tuple[int, ...] = ()
+    acceptance: str = "token"  # of RULES; where the text is greedy they are one
 
 
 Judge = Callable[[jax.Array, Draft, Options, jax.Array], Acceptance]
@@ -37,7 +41,7 @@ def judge(logits: Float[Array, "b t v"], block: Draft, options: Options, key: ja
     """Which drafts stay, by the law that the text is drawn from."""
     if options.sampling.temperature == 0:
         return accept_greedy(logits, block.tokens)
-    return accept(law(logits, options.sampling), block.tokens, block.probs, key)
+    return RULES[options.acceptance](law(logits, options.sampling), block.tokens, block.probs, key)
 
 
 def round_of(

@@ -11,14 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from decoding.accept import accept
 from decoding.compiled import compiler_options, laid_out
-from decoding.draft import draft
+from decoding.draft import Draft, draft
 from decoding.generate import OnRound
 from decoding.prefill import prefill
 from decoding.rollback import rollback
-from decoding.sampling import law
-from decoding.speculative import Options
+from decoding.speculative import Options, judge
 from decoding.state import Round
 from decoding.verify import verify
 from drafter import Drafter, share_cache
@@ -168,7 +166,7 @@ def _verify(target, drafter, options, cache: KVCache, token, draft_tokens):
 
 
 def _accept(target, drafter, options, logits, draft_tokens, draft_probs, key):
-    return accept(law(logits, options.sampling), draft_tokens, draft_probs, key)
+    return judge(logits, Draft(draft_tokens, draft_probs), options, key)
 
 
 def _rollback(target, drafter, options, cache: KVCache, length, num_kept):

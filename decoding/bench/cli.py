@@ -18,6 +18,7 @@ from decoding.bench.report import lines
 from decoding.bench.subject import LAYOUTS, Subject, from_directories, from_preset, prompts
 from decoding.checks import LONGEST_DRAFT
 from decoding.sampling import Sampling
+from decoding.speculative import RULES
 
 PEERS = ("transformers",)
 # Measurements of their own, and the options that each of them heeds.
@@ -81,6 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--prompts", metavar="N", type=int, default=default.num_prompts, help="different ones (%(default)s)")
     option("--runs", metavar="N", type=int, default=default.runs, help="of everything, in turn (%(default)s)")
     option("--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (0)")
+    option("--acceptance", choices=tuple(RULES), default="token", help="at a temperature (%(default)s)")
     option("--accept-rate", metavar="A", type=float, help="simulate that each draft is accepted with probability A")
     option("--against", choices=PEERS, help="compare with this engine, and measure nothing else")
     option("--contexts", metavar="LIST", help="measure only how a step depends on the context: lengths in tokens")
@@ -154,6 +156,11 @@ def plan_of(args: argparse.Namespace) -> Plan:
             raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {getattr(args, name)}")
     if args.accept_rate is not None and not 0 <= args.accept_rate <= 1:
         raise ValueError(f"--accept-rate: expected a probability in 0..1, got {args.accept_rate:g}")
+    sampling = Sampling(args.temperature).check()
+    if args.acceptance != "token" and (sampling.temperature == 0 or args.accept_rate is not None):
+        raise ValueError(
+            f"--acceptance {args.acceptance}: judges sampled drafts; give a --temperature above 0, and no --accept-rate"
+        )
     return Plan(
         draft_lengths=draft_lengths,
         batches=numbers("--batch", args.batch),
@@ -163,7 +170,8 @@ def plan_of(args: argparse.Namespace) -> Plan:
         prefill_tokens=args.prefill_tokens,
         num_prompts=args.prompts,
         runs=args.runs,
-        sampling=Sampling(args.temperature).check(),
+        sampling=sampling,
+        rule=args.acceptance,
         accept_rate=args.accept_rate,
     )
 

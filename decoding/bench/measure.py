@@ -45,10 +45,11 @@ class Plan(NamedTuple):
     num_prompts: int = 4  # of each batch size; repeated `runs` times
     runs: int = 5
     sampling: Sampling = Sampling()
+    rule: str = "token"  # how sampled drafts are judged
     accept_rate: float | None = None  # None: whatever is accepted
 
     def options(self, draft_length: int) -> Options:
-        return Options(draft_length, self.sampling, self.sampling)
+        return Options(draft_length, self.sampling, self.sampling, acceptance=self.rule)
 
 
 def measure(subject: Subject, plan: Plan, progress: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
@@ -70,7 +71,9 @@ def measure(subject: Subject, plan: Plan, progress: Callable[[str], None] = lamb
 
 
 def acceptance_kind(plan: Plan) -> str:
-    return "as measured" if plan.accept_rate is None else f"simulated, {plan.accept_rate:g} for each draft"
+    if plan.accept_rate is not None:
+        return f"simulated, {plan.accept_rate:g} for each draft"
+    return "as measured" if plan.rule == "token" else "of blocks, as measured"
 
 
 def describe(subject: Subject) -> dict[str, Any]:

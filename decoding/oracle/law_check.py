@@ -19,10 +19,11 @@ from decoding.oracle.adapter import Decision, Engine
 from decoding.sampling import Sampling
 
 GRID = 2**23
+LARGEST = np.float32((GRID - 1) / GRID)  # of the grid
 VOCAB, LONGEST = 4, 3
 TOLERANCE = 1e-6
 
-Decide = Callable[..., Decision]  # Engine.accept
+Decide = Callable[..., Decision]  # Engine.accept, or Engine.accept_block
 
 
 # -- toy models --------------------------------------------------------------------------------------------------------
@@ -74,18 +75,29 @@ def count_until(holds: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...
 class Steps(NamedTuple):
     """How one draft is decided: grid points, of GRID, for each event.  One row for each possible draft."""
 
-    accept: np.ndarray  # [draft, place]: it is accepted, if the places before it are
+    accept: np.ndarray  # [draft, place]: it is accepted, if those before it are and those after it are not
     next_at_most: np.ndarray  # [draft, number accepted, token]: the next token is at most `token`
+
+    def stops(self, by_block: bool) -> np.ndarray:
+        """[draft, number accepted]: the probability that so many are.
+
+        The drafts before the first that its own number refuses; by block, those up to the last that its number accepts.
+        """
+        accepts = np.pad(self.accept / GRID, ((0, 0), (1, 0)), constant_values=1.0)
+        refuses = np.pad(1 - self.accept / GRID, ((0, 0), (0, 1)), constant_values=1.0)
+        if by_block:
+            return accepts * np.cumprod(refuses[:, ::-1], axis=1)[:, ::-1]
+        return np.cumprod(accepts, axis=1) * refuses
 
 
 def steps_of(decide: Decide, target_probs: np.ndarray, drafts: np.ndarray, draft_probs: np.ndarray) -> Steps:
-    """Accept place i: with u = 0 before it.  Next token after n: with u = 0 before place n, and the largest u there."""
+    """Accept place i: with u = 0 before it, and the largest u after it.  Next token after n: with n times 0, then likewise."""
     count, gamma = drafts.shape
     places, counts, tokens = np.arange(gamma), np.arange(gamma + 1), np.arange(VOCAB)
-    one = lambda place, u: np.where(places == place, u[..., None], 0)
+    one = lambda place, u: np.where(places == place, u[..., None], np.where(places < place, 0, LARGEST))
 
     # All questions of both kinds are rows of one call: [draft, question].
-    forced = np.where(places == counts[:, None], np.float32((GRID - 1) / GRID), 0)  # [n, place]: n are accepted
+    forced = np.where(places < counts[:, None], 0, LARGEST)  # [n, place]: n are accepted
     forced = np.repeat(forced[:, None], VOCAB, axis=1).reshape(-1, gamma)
     questions = gamma + len(forced)
 
@@ -132,6 +144,7 @@ class Round(NamedTuple):
     drawn: np.ndarray
     told: np.ndarray
     decide: Decide
+    by_block: bool = False  # a later draft can save an earlier one
 
 
 def tables(round: Round, gamma: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -143,18 +156,16 @@ def tables(round: Round, gamma: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 def emitted_law(round: Round, gamma: int) -> np.ndarray:
     """Joint law of gamma + 1 tokens, float64 [v, .., v]: what the round emits, completed by the target."""
-    target_probs, drafts, draft_probs = tables(round, gamma)
-    steps, drawn = steps_of(round.decide, target_probs, drafts, draft_probs), round.drawn
+    this = tables(round, gamma)
+    steps, drafts = steps_of(round.decide, *this), this[1]
     joint = np.zeros((VOCAB,) * (gamma + 1))
-    for row, draft in enumerate(drafts):
-        reached = np.prod([np.float64(drawn[INDEX[tuple(draft[:place])], draft[place]]) for place in range(gamma)])
-        for num_accepted in range(gamma + 1):
-            stops = 1 - steps.accept[row, num_accepted] / GRID if num_accepted < gamma else 1.0
-            law_of_next = np.diff(steps.next_at_most[row, num_accepted], prepend=0) / GRID
-            for token in np.flatnonzero(law_of_next * reached * stops):
-                run = (*draft[:num_accepted].tolist(), int(token))
-                joint[run] += reached * stops * law_of_next[token] * target_law(round.target, run, gamma + 1 - len(run))
-            reached *= steps.accept[row, num_accepted] / GRID if num_accepted < gamma else 1.0
+    for (row, num_accepted), stops in np.ndenumerate(steps.stops(round.by_block)):
+        draft = tuple(drafts[row].tolist())
+        drawn = np.prod([np.float64(round.drawn[INDEX[draft[:place]], draft[place]]) for place in range(gamma)])
+        law_of_next = np.diff(steps.next_at_most[row, num_accepted], prepend=0) / GRID
+        for token in np.flatnonzero(law_of_next * drawn * stops):
+            run = (*draft[:num_accepted], int(token))
+            joint[run] += drawn * stops * law_of_next[token] * target_law(round.target, run, gamma + 1 - len(run))
     return joint
 
 
@@ -171,14 +182,16 @@ def total_variation(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(one - other).sum() / 2)
 
 
-def distances(engine: Engine, gamma: int = 2, drafters: tuple[str, ...] = ("unrelated", "close")) -> dict[str, float]:
+def distances(
+    engine: Engine, by_block: bool = False, gamma: int = 2, drafters: tuple[str, ...] = ("unrelated", "close")
+) -> dict[str, float]:
     """How far the law of an engine's rounds is from its target's, in total variation, for each setting (the worst drafter)."""
-    out = {}
+    out, decide = {}, engine.accept_block if by_block else engine.accept
     for name, (sampling, draft_sampling) in SETTINGS.items():
         target = np.float32(engine.law(TARGET, sampling))
         for drafter in drafters:
             drawn, told = engine.draft_laws(DRAFTERS[drafter], draft_sampling)
-            round = Round(target, drawn, np.float32(told), engine.accept)
+            round = Round(target, drawn, np.float32(told), decide, by_block)
             distance = total_variation(emitted_law(round, gamma), target_law(target, (), gamma + 1))
             out[name] = max(distance, out.get(name, 0.0))
     return out

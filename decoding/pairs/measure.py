@@ -36,7 +36,9 @@ def with_dense_head(drafter: Drafter) -> Drafter:
     return with_params(nnx.eval_shape(lambda: Drafter(config, rngs=nnx.Rngs(0))), named_params(drafter))
 
 
-def live(target: Gemma4, drafter: Drafter, prompts: list[list[int]], temperature: float) -> dict:
+def live(
+    target: Gemma4, drafter: Drafter, prompts: list[list[int]], temperature: float, acceptance: str = "token"
+) -> dict:
     """One live run of the speculative loop over all prompts at once, with exact acceptance."""
     run = generate(
         target,
@@ -45,6 +47,7 @@ def live(target: Gemma4, drafter: Drafter, prompts: list[list[int]], temperature
         max_new_tokens=NEW_TOKENS,
         draft_length=DRAFT_LENGTH,
         sampling=Sampling(temperature),
+        acceptance=acceptance,
         key=jax.random.key(0),
     )
     return run.stats.as_dict()
@@ -66,6 +69,7 @@ def measure(directory: Path) -> dict:
         "bits_per_byte": bits_per_byte(target, tokenizer, chapters, 512),
         "greedy": live(target, drafter, prompts, 0.0),
         "temperature_1": live(target, drafter, prompts, 1.0),
+        "temperature_1_by_block": live(target, drafter, prompts, 1.0, "block"),
         "greedy_dense_head": live(target, dense, prompts, 0.0),
         "temperature_1_dense_head": live(target, dense, prompts, 1.0),
     }

@@ -81,13 +81,26 @@ def test_tokens_per_verify_greedy(greedy):
     assert greedy["tokens_per_round"] >= 3.3
 
 
-@pytest.mark.slow
-def test_tokens_per_verify_at_temperature_1_and_the_dense_head_there(pair, chapters):
+@pytest.fixture(scope="module")
+def sampled(pair, chapters):
     target, drafter, tokenizer = pair
-    prompts = held_out_prompts(tokenizer, chapters)
-    clustered, dense = (live(target, head, prompts, 1.0) for head in (drafter, with_dense_head(drafter)))
-    assert clustered["tokens_per_round"] >= 2.8
-    assert clustered["tokens_per_round"] >= 0.98 * dense["tokens_per_round"]
+    return live(target, drafter, held_out_prompts(tokenizer, chapters), 1.0)
+
+
+@pytest.mark.slow
+def test_tokens_per_verify_at_temperature_1_and_the_dense_head_there(pair, chapters, sampled):
+    target, drafter, tokenizer = pair
+    dense = live(target, with_dense_head(drafter), held_out_prompts(tokenizer, chapters), 1.0)
+    assert sampled["tokens_per_round"] >= 2.8
+    assert sampled["tokens_per_round"] >= 0.98 * dense["tokens_per_round"]
+
+
+@pytest.mark.slow
+def test_tokens_per_verify_by_block(pair, chapters, sampled):
+    """More than token by token, at a temperature: 5 % of them at least (6.5 % measured)."""
+    target, drafter, tokenizer = pair
+    by_block = live(target, drafter, held_out_prompts(tokenizer, chapters), 1.0, "block")
+    assert by_block["tokens_per_round"] >= 1.05 * sampled["tokens_per_round"]
 
 
 @pytest.mark.slow

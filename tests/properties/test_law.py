@@ -1,4 +1,5 @@
-"""The law of one round is the target's, to a total variation of 1e-6, for every drafter: by the oracle's enumeration.
+"""The law of one round is the target's, to a total variation of 1e-6, for every drafter and for both ways to accept: by the
+oracle's enumeration.
 
 `decoding/oracle/law_check.py` says how it is exact, and has the toy models.
 """
@@ -13,7 +14,8 @@ import pytest
 import scipy.stats
 
 from decoding import Sampling
-from decoding.accept import Acceptance, accept, accept_greedy, decide, residual
+from decoding.accept import accept, accept_greedy, decide
+from decoding.accept_block import accept_block, decide_block
 from decoding.oracle.law_check import (
     DRAFTERS,
     FULL,
@@ -33,6 +35,7 @@ from decoding.oracle.law_check import (
     target_law,
     total_variation,
 )
+from decoding.oracle.mutants.mutant import Variant
 from decoding.sampling import COLDEST, choose, law, pass_mark
 
 
@@ -54,56 +57,72 @@ def choose_jit(rows, uniforms):
     return choose(jnp.broadcast_to(rows, (*uniforms.shape, rows.shape[-1])), uniforms)
 
 
-def honest(target: np.ndarray, drafts: np.ndarray, told: np.ndarray | None = None, decide: Decide = decide) -> Round:
-    """A round that draws from `drafts` with `choose` and decides as `decide` does, told the law it draws from or another."""
-    return Round(target, law_of_choose(drafts), drafts if told is None else told, jax.jit(decide))
+DECIDERS = {"token": decide, "block": decide_block}
+each_rule = pytest.mark.parametrize("rule", DECIDERS)
 
 
+def honest(
+    target: np.ndarray,
+    drafts: np.ndarray,
+    told: np.ndarray | None = None,
+    rule: str = "token",
+    decide: Decide | None = None,
+) -> Round:
+    """A round that draws from `drafts` with `choose`, and decides by a rule (or as `decide` does), told the law or another."""
+    decide = jax.jit(decide or DECIDERS[rule])
+    return Round(target, law_of_choose(drafts), drafts if told is None else told, decide, by_block=rule == "block")
+
+
+@each_rule
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("gamma", [1, 2, 3])
-def test_a_round_emits_the_targets_law(gamma, setting):
+def test_a_round_emits_the_targets_law(gamma, setting, rule):
     """Total variation at most 1e-6, for drafters from identical to opposed; what is impossible never happens."""
     sampling, draft_sampling = SETTINGS[setting]
     target = law_of("target", sampling)
     for drafter in DRAFTERS:
         drafts = law_of(drafter, draft_sampling)
-        joint = emitted_law(honest(target, drafts), gamma)
+        joint = emitted_law(honest(target, drafts, rule=rule), gamma)
         reference = target_law(target, (), gamma + 1)
         assert abs(joint.sum() - 1) < 1e-9 and not joint[reference == 0].any()
         distance = total_variation(joint, reference)
-        print(f"{setting}, {drafter}, gamma {gamma}: total variation {distance:.1e}")
+        print(f"{rule}, {setting}, {drafter}, gamma {gamma}: total variation {distance:.1e}")
         assert distance <= TOLERANCE, f"{drafter}: {distance:.1e}"
 
 
-def test_the_thresholds_say_what_decide_does():
+@each_rule
+def test_the_thresholds_say_what_decide_does(rule):
     """4000 random rows of uniforms, any setting: the thresholds that bisection found foretell each decision."""
     rng, gamma = np.random.default_rng(0), LONGEST
+    fast = jax.jit(DECIDERS[rule])
     for sampling, draft_sampling in SETTINGS.values():
         probs = law_of("unrelated", draft_sampling)
         this = tables(honest(law_of("target", sampling), probs), gamma)
-        steps, fast = steps_of(jax.jit(decide), *this), jax.jit(decide)
+        steps = steps_of(fast, *this)
         points = rng.integers(0, GRID, (len(this[1]), 8, gamma + 1))
         num_accepted, next_token = beside_a_rejected_row(fast, *this, (points / GRID).astype(np.float32))
         for row, question in np.ndindex(num_accepted.shape):
             point = points[row, question]
-            rejected = np.flatnonzero([*(point[:-1] >= steps.accept[row]), True])[0]
-            assert num_accepted[row, question] == rejected
-            assert next_token[row, question] == (point[-1] >= steps.next_at_most[row, rejected]).sum()
+            refused = point[:-1] >= steps.accept[row]
+            first, after_last = np.flatnonzero([*refused, True])[0], np.flatnonzero([True, *~refused])[-1]
+            count = after_last if rule == "block" else first
+            assert num_accepted[row, question] == count
+            assert next_token[row, question] == (point[-1] >= steps.next_at_most[row, count]).sum()
 
 
-def test_accept_is_decide_with_uniform_numbers():
+@pytest.mark.parametrize(("rule", "accept"), [("token", accept), ("block", accept_block)])
+def test_accept_is_decide_with_uniform_numbers(rule, accept):
     """2000 rows: `accept` decides as often each way as the thresholds say (chi-square, at a level of 1e-4, seeded)."""
     gamma, count = 2, 2000
     target, drafts = law_of("target", FULL), law_of("close", FULL)
     target_probs, tokens, draft_probs = tables(honest(target, drafts), gamma)
-    steps = steps_of(jax.jit(decide), target_probs, tokens, draft_probs)
+    steps = steps_of(jax.jit(DECIDERS[rule]), target_probs, tokens, draft_probs)
     row = int(np.argmin(np.abs(steps.accept[:, 0] / GRID - 0.6)))  # accepted more often than not, but not always
     same = lambda x: jnp.asarray(np.repeat(x[row : row + 1], count, axis=0))
     out = jax.jit(accept)(same(target_probs), same(tokens), same(draft_probs), jax.random.key(1))
     seen = np.zeros((gamma + 1, VOCAB))
     np.add.at(seen, (np.asarray(out.num_accepted), np.asarray(out.next_token)), 1)
-    accepts = steps.accept[row] / GRID
-    stops = np.append(np.cumprod([1, *accepts[:-1]]) * (1 - accepts), np.prod(accepts))
+    stops = steps.stops(by_block=rule == "block")[row]
     expected = count * stops[:, None] * np.diff(steps.next_at_most[row], axis=1, prepend=0) / GRID
     possible = expected > 0
     assert seen[~possible].sum() == 0
@@ -111,14 +130,15 @@ def test_accept_is_decide_with_uniform_numbers():
     assert statistic < scipy.stats.chi2.isf(1e-4, possible.sum() - 1)
 
 
-def test_accept_greedy_is_accept_of_the_one_hot_law():
+@each_rule
+def test_accept_greedy_is_accept_of_the_one_hot_law(rule):
     """Whole logits, so that many tie: decisions are those of `decide`, for any uniforms and any law of the drafts."""
     rng, rows, gamma = np.random.default_rng(0), 4000, LONGEST
     logits = rng.integers(-2, 3, (rows, gamma + 1, VOCAB)).astype(np.float32)
     drafts, uniforms = rng.integers(0, VOCAB, (rows, gamma)), rng.integers(0, GRID, (rows, gamma + 1)) / GRID
     draft_probs = rng.dirichlet(np.ones(VOCAB), (rows, gamma)).astype(np.float32)
     drafts, uniforms = jnp.asarray(drafts, jnp.int32), jnp.asarray(uniforms, jnp.float32)
-    expected = decide(law(jnp.asarray(logits), Sampling()), drafts, jnp.asarray(draft_probs), uniforms)
+    expected = DECIDERS[rule](law(jnp.asarray(logits), Sampling()), drafts, jnp.asarray(draft_probs), uniforms)
     for ours, reference in zip(accept_greedy(jnp.asarray(logits), drafts), expected, strict=True):
         np.testing.assert_array_equal(ours, reference)
     assert set(np.asarray(expected.num_accepted).tolist()) == set(range(gamma + 1))
@@ -127,54 +147,65 @@ def test_accept_greedy_is_accept_of_the_one_hot_law():
 # -- wrong ways to run a round, most of them from other engines --------------------------------------------------------
 
 
-def softmax_residual(target_probs, draft_probs):
-    return jax.nn.softmax(jnp.maximum(target_probs - draft_probs, 0), axis=-1)
+def changed(rule: str, change: dict[str, str]) -> Decide:
+    """How a rule decides with some of its text replaced."""
+    function = {"token": "decoding.accept.decide", "block": "decoding.accept_block.decide_block"}[rule]
+    return Variant(name="changed", what="", function=function, change=change).compiled()
 
 
-def decide_with(residual=residual, choose=choose, bonus=lambda padded: padded, count=lambda num_accepted: num_accepted):
-    """`decide`, written again so that parts can be replaced."""
-
-    def mutant(target_probs, draft_tokens, draft_probs, uniforms) -> Acceptance:
-        at_draft = lambda probs: jnp.take_along_axis(probs, draft_tokens[..., None], axis=-1)[..., 0]
-        accepted = uniforms[:, :-1] * at_draft(draft_probs) < at_draft(target_probs[:, :-1])
-        num_accepted = count(jnp.cumprod(accepted, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32))
-        proposed = bonus(jnp.pad(draft_probs, ((0, 0), (0, 1), (0, 0))))
-        at_stop = lambda probs: jnp.take_along_axis(probs, num_accepted[:, None, None], axis=1)[:, 0]
-        next_token = choose(residual(at_stop(target_probs), at_stop(proposed)), uniforms[:, -1])
-        return Acceptance(num_accepted, next_token)
-
-    return mutant
-
-
-def accept_the_argmax_alone(target_probs, draft_tokens, draft_probs, uniforms) -> Acceptance:
-    accepted = draft_tokens == jnp.argmax(target_probs[:, :-1], axis=-1)
-    num_accepted = jnp.cumprod(accepted, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
-    at_stop = jnp.take_along_axis(target_probs, num_accepted[:, None, None], axis=1)[:, 0]
-    return Acceptance(num_accepted, choose(at_stop, uniforms[:, -1]))
-
-
-def unnormalised_choose(probs, uniforms):
-    return jnp.argmax(jnp.cumsum(probs, axis=-1) > uniforms[..., None], axis=-1).astype(jnp.int32)
+def one_sided(rule: str, change: dict[str, str]) -> Callable[[], Round]:
+    return lambda: honest(P(), Q(), Q(), rule, changed(rule, change))
 
 
 P, Q, GREEDY = (lambda: law_of("target", FULL)), (lambda: law_of("unrelated", FULL)), Sampling()
+WHOLE = "choose(rest, uniforms[:, -1])"
+UNNORMALISED = {WHOLE: "jnp.argmax(jnp.cumsum(rest, axis=-1) > uniforms[:, -1:], axis=-1).astype(jnp.int32)"}
 MUTANTS: dict[str, Callable[[], Round]] = {
     # transformers #47932, KerasHub 0.32, z-lab/dflash #74
     "greedy drafts, told softmax": lambda: honest(P(), law_of("unrelated", GREEDY), Q()),
     # transformers #28508
-    "softmax of the residual": lambda: honest(P(), Q(), Q(), decide_with(residual=softmax_residual)),
+    "softmax of the residual": one_sided(
+        "token", {"residual(": "(lambda p, q: jax.nn.softmax(jnp.maximum(p - q, 0), axis=-1))("}
+    ),
     # mlxcel #902
-    "accept iff it is the argmax": lambda: honest(P(), Q(), Q(), accept_the_argmax_alone),
-    "residual not renormalised": lambda: honest(P(), Q(), Q(), decide_with(choose=unnormalised_choose)),
-    "correction from the whole law": lambda: honest(P(), Q(), Q(), decide_with(residual=lambda p, q: p)),
+    "accept iff it is the argmax": one_sided(
+        "token",
+        {"uniforms[:, :-1] * q < p": "draft_tokens == argmax(target_probs[:, :-1])", "residual(": "(lambda p, q: p)("},
+    ),
+    "residual not renormalised": one_sided("token", UNNORMALISED),
+    "correction from the whole law": one_sided("token", {"residual(": "(lambda p, q: p)("}),
     # KerasHub 0.32: the shortest run of the batch counts for all, and the bonus is a residual for all
-    "least count of the batch": lambda: honest(P(), Q(), Q(), decide_with(count=lambda n: jnp.full_like(n, n.min()))),
-    "residual after full acceptance": lambda: honest(
-        P(), Q(), Q(), decide_with(bonus=lambda padded: padded.at[:, -1].set(padded[:, -2]))
+    "least count of the batch": one_sided(
+        "token",
+        {"count_leading(uniforms[:, :-1] * q < p)": "jnp.full(len(p), count_leading(uniforms[:, :-1] * q < p).min())"},
+    ),
+    "residual after full acceptance": one_sided(
+        "token", {"with_none_last(draft_probs)": "jnp.concatenate([draft_probs, draft_probs[:, -1:]], axis=1)"}
     ),
     "drafts tempered, told untempered": lambda: honest(P(), law_of("unrelated", Sampling(0.6)), Q()),
     "drafts untempered, told tempered": lambda: honest(P(), Q(), law_of("unrelated", Sampling(0.6))),
     "drafts cut by top-k, told uncut": lambda: honest(P(), law_of("unrelated", Sampling(1.0, top_k=2)), Q()),
+    # vllm-ascend #7807: by block, with the residual of single tokens
+    "block: residual without weights": one_sided(
+        "block", {"residual(at_stop(weighted, ": "residual(at_stop(target_probs, "}
+    ),
+    "block: residual not renormalised": one_sided("block", UNNORMALISED),
+    "block: accepted by weight alone": one_sided(
+        "block", {"(over + (1 - weights))[:, 1:] < over[:, 1:]": "1 < weights[:, 1:]"}
+    ),
+    "block: the first refusal ends the run": one_sided(
+        "block", {"jnp.where(accepted, ": "jnp.where(jnp.cumprod(accepted, axis=1) > 0, "}
+    ),
+    "block: weights not capped": one_sided(
+        "block",
+        {
+            "run_weights(of": "(lambda p, q: jnp.pad(jnp.cumprod(p / q, axis=1), ((0, 0), (1, 0)), constant_values=1))(of"
+        },
+    ),
+    "block: weight of one draft alone": one_sided(
+        "block",
+        {"run_weights(of": "(lambda p, q: jnp.pad(jnp.minimum(p / q, 1), ((0, 0), (1, 0)), constant_values=1))(of"},
+    ),
 }
 
 
@@ -182,18 +213,28 @@ MUTANTS: dict[str, Callable[[], Round]] = {
 def test_a_known_mistake_is_caught(mutant):
     """Each is off by a total variation of 1e-3 at least: a thousand times what the test of the real thing allows."""
     round = MUTANTS[mutant]()
-    distance = total_variation(emitted_law(round, gamma=2), target_law(round.target, (), 3))
+    distance = total_variation(emitted_law(round, LONGEST), target_law(round.target, (), LONGEST + 1))
     print(f"{mutant}: total variation {distance:.3f}")
     assert distance > 1e-3
 
 
-def test_the_mutants_differ_from_the_real_thing_by_their_mutation_alone():
-    """`decide_with` unchanged decides as `decide` does."""
-    this, rng = tables(honest(P(), Q()), 2), np.random.default_rng(0)
-    uniforms = rng.random((len(this[1]), 16, 3), np.float32)
-    both = (beside_a_rejected_row(jax.jit(d), *this, uniforms) for d in (decide, decide_with()))
-    for ours, theirs in zip(*both, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+def accepted_on_average(rule: str, drafter: str, gamma: int) -> float:
+    """The number of drafts, over all drafts and random numbers."""
+    round = honest(P(), law_of(drafter, FULL), rule=rule)
+    this = tables(round, gamma)
+    stops = steps_of(round.decide, *this).stops(round.by_block)
+    drawn = np.prod(np.take_along_axis(this[2], this[1][..., None], axis=2)[..., 0], axis=1, dtype=np.float64)
+    return drawn @ stops @ np.arange(gamma + 1)
+
+
+def test_by_block_more_drafts_are_accepted():
+    """On average, and by how much; as many for one draft, and for a drafter that is the target itself."""
+    for drafter in ("unrelated", "close", "opposed"):
+        gains = [accepted_on_average("block", drafter, g) / accepted_on_average("token", drafter, g) for g in (1, 2, 3)]
+        print(f"{drafter}: {gains}")
+        assert abs(gains[0] - 1) < 1e-6 and 1.005 < gains[1] < gains[2]
+    for rule in DECIDERS:
+        assert abs(accepted_on_average(rule, "identical", 3) - 3) < 1e-6
 
 
 def test_a_cut_on_one_side_alone_is_another_law():

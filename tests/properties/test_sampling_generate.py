@@ -60,7 +60,7 @@ def chi_square(texts: np.ndarray) -> float:
     return float((np.square(np.bincount(index[place], minlength=len(expected)) - expected) / expected).sum())
 
 
-def sample(draft_length: int, draft_sampling: Sampling) -> decoding.Generation:
+def sample(draft_length: int, draft_sampling: Sampling, acceptance: str = "token") -> decoding.Generation:
     return decoding.generate(
         small_target(),
         small_drafter(seed=13),  # of the first sixteen the one that is accepted most
@@ -69,6 +69,7 @@ def sample(draft_length: int, draft_sampling: Sampling) -> decoding.Generation:
         draft_length=draft_length,
         sampling=SAMPLING,
         draft_sampling=draft_sampling,
+        acceptance=acceptance,
         key=jax.random.key(1),
     )
 
@@ -77,10 +78,14 @@ def limit() -> float:
     return scipy.stats.chi2.isf(LEVEL, len(cells()[0]) - 1)
 
 
-@pytest.mark.parametrize(("draft_length", "draft_sampling"), [(1, DRAFTING), (2, DRAFTING), (1, Sampling())], ids=str)
-def test_sampled_text_follows_the_targets_law(draft_length, draft_sampling):
+@pytest.mark.parametrize(
+    ("draft_length", "draft_sampling", "acceptance"),
+    [(1, DRAFTING, "token"), (2, DRAFTING, "token"), (2, DRAFTING, "block"), (1, Sampling(), "token")],
+    ids=str,
+)
+def test_sampled_text_follows_the_targets_law(draft_length, draft_sampling, acceptance):
     """Chi-square below its 1e-3 quantile.  Drafts are sampled or greedy, accepted and rejected, and more follows."""
-    out = sample(draft_length, draft_sampling)
+    out = sample(draft_length, draft_sampling, acceptance)
     statistic = chi_square(np.stack(out.tokens))
     print(f"chi-square {statistic:.1f}, limit {limit():.1f}; {out.stats}")
     assert all(0.01 < share < 0.5 for share in out.stats.acceptance_per_position)

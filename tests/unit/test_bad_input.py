@@ -11,6 +11,7 @@ import decoding
 import gemma4
 from decoding.checks import (
     LONGEST_DRAFT,
+    check_acceptance,
     check_draft_length,
     check_eos_ids,
     check_key,
@@ -60,12 +61,13 @@ def pair():
             r"top_p: expected a share of probability in \(0, 1\]",
         ),
         (PROMPT, {"draft_sampling": decoding.Sampling(1.0, top_k=-1)}, "top_k: expected a number of tokens"),
+        (PROMPT, {"acceptance": "blocks"}, "acceptance: expected 'token' or 'block', got 'blocks'"),
     ],
 )
 def test_generate(pair, prompt, settings, message):
     with pytest.raises(ValueError, match=message):
         decoding.generate(*pair, prompt, **settings)
-    if not {"draft_length", "draft_sampling"} & settings.keys():
+    if not {"draft_length", "draft_sampling", "acceptance"} & settings.keys():
         with pytest.raises(ValueError, match=message):
             decoding.generate_autoregressive(pair[0], prompt, **settings)
 
@@ -118,6 +120,7 @@ def test_prompts_in_many_forms(pair, prompt):
         (check_sampling, decoding.Sampling(1.0, top_k=1.5), "sampling: expected numbers, for top_k a whole one"),
         (check_sampling, decoding.Sampling(1.0, top_k=jnp.inf), "sampling: expected numbers, for top_k a whole one"),
         (check_sampling, decoding.Sampling(float("nan")), "temperature: expected a number from 1e-30 up"),
+        (check_acceptance, ["block"], "acceptance: expected 'token' or 'block', got .'block'."),
         (check_sampling, decoding.Sampling(1e-40), "temperature: expected a number from 1e-30 up"),
         (functools.partial(check_model, "target", kind=gemma4.Gemma4), "a/path", "target: expected a Gemma4"),
     ],

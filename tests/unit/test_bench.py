@@ -67,6 +67,14 @@ REFUSED = {
     "accept rate 2": (["--accept-rate=2"], "--accept-rate: expected a probability in 0..1, got 2"),
     "accept rate nan": (["--accept-rate=nan"], "--accept-rate: expected a probability in 0..1, got nan"),
     "temperature -1": (["--temperature=-1"], "temperature: expected a number from 1e-30 up, or 0 (greedy), got -1"),
+    "block, greedy": (
+        ["--acceptance=block"],
+        "--acceptance block: judges sampled drafts; give a --temperature above 0",
+    ),
+    "block, simulated": (
+        ["--acceptance=block", "--temperature=1", "--accept-rate=0.5"],
+        "--acceptance block: judges sampled drafts; give a --temperature above 0, and no --accept-rate",
+    ),
     "plot suffix": (["--plot=x.jpeg"], "--plot x.jpeg: expected a name that ends in .png, .svg, .pdf"),
     "plot nameless": (["--plot="], "--plot .: expected a name that ends in .png, .svg, .pdf"),
     "plot folder": (["--plot=/nowhere/x.png"], "--plot /nowhere/x.png: no such directory /nowhere; make it first"),

@@ -81,6 +81,14 @@ def test_streamed_text_is_the_decoded_text(run, pair_dir, sampled, quick, monkey
     assert out.split("\n\n(marks")[0] == PROMPT + text
 
 
+def test_acceptance_by_block_reaches_the_loop(run, monkeypatch, quick):
+    seen = []
+    generate = lambda *args, **settings: seen.append(settings["acceptance"]) or decoding.generate(*args, **settings)
+    monkeypatch.setattr(job, "generate", generate)
+    assert run(PROMPT, "--temperature=1", "--acceptance=block")[0] == 0
+    assert set(seen) == {"block"}
+
+
 def test_text_is_out_before_anything_is_measured(run, capsys, monkeypatch):
     seen = []
 

@@ -9,6 +9,7 @@ import decoding
 import drafter
 import gemma4
 from decoding.accept import decide, residual
+from decoding.accept_block import decide_block
 from decoding.sampling import Sampling, choose, law
 from gemma4 import PRESETS, Gemma4
 from tests.tiny import TINY, TINY_DRAFTERS, random_drafter, random_target, random_tokens
@@ -70,6 +71,26 @@ def test_draft_is_a_chain_of_draft_steps(pair, before, sampling):
         assert block.tokens[:, step].tolist() == token.tolist(), f"draft {step}"
 
 
+@pytest.mark.parametrize(
+    "dtypes", [("bfloat16", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")], ids=str
+)
+def test_draft_of_models_in_any_dtypes(pair, before, dtypes):
+    """Target and drafter may differ: the hidden row then goes from step to step as the drafter returns it."""
+    cast = lambda x, dtype: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    target, draft_model = (
+        jax.tree.map(lambda x, to=to: cast(x, to), model) for model, to in zip(pair, dtypes, strict=True)
+    )
+    cache, token, hidden = before
+    shared = drafter.share_cache(cache, target.config)
+    hidden, key = hidden.astype(dtypes[0]), jax.random.key(3)
+    block = decoding.draft(target, draft_model, token, hidden, shared, key, draft_length=GAMMA)
+    for step in range(GAMMA):  # fed by the drafts themselves: in bfloat16 nearly equal logits change places
+        logits, hidden = drafter.forward(draft_model, target.embed_tokens(token), hidden, shared)
+        token = block.tokens[:, step]
+        gap = logits.max(axis=-1) - jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+        assert gap.max() < 0.05 * jnp.abs(logits[jnp.isfinite(logits)]).max(), f"draft {step}"
+
+
 # -- verify ------------------------------------------------------------------------------------------------------------
 
 
@@ -112,6 +133,25 @@ def test_accept_by_hand():
     assert of(0.49, 0.99, 0.6) == (2, 1)
 
 
+def test_accept_block_by_hand():
+    """The same laws.  A run of one weighs 0.5, with 0.2 over after it; a run of two weighs 0.5 x 2 = 1, so the second draft
+    makes up for the first, whatever the numbers."""
+    q = jnp.array([[[0.2, 0.8, 0.0], [0.5, 0.3, 0.2]]])
+    p = jnp.array([[[0.3, 0.4, 0.3], [0.1, 0.6, 0.3], [0.5, 0.25, 0.25]]])
+
+    def of(drafts, *uniforms):
+        result = decide_block(p, jnp.array([drafts]), q, jnp.array([uniforms]))
+        return int(result.num_accepted[0]), int(result.next_token[0])
+
+    assert of([1, 1], 0.99, 0.99, 0.4) == (2, 0), "0.4/0.8 x 0.6/0.3 = 1; then from the last law itself"
+    # Drafts [1, 0] weigh 0.5 and 0.5 x 0.2 = 0.1; after the first nothing is over: 0.5 p - q is negative everywhere.
+    assert of([1, 0], 0.0, 0.09, 0.6) == (2, 1), "a run of two, where one alone is never accepted"
+    assert of([1, 0], 0.0, 0.11, 0.2) == (0, 0), "neither; left over 0.1 and 0.3 at tokens 0 and 2, and 0.2 < 0.25"
+    # Draft 2 of q = 0.1 instead: 0.5 p - q leaves 0.2 at token 1, and a run of one is accepted below 0.2 / (0.2 + 1 - 0.5).
+    q = q.at[0, 1].set(jnp.array([0.5, 0.1, 0.4]))
+    assert of([1, 0], 0.28, 0.11, 0.5) == (1, 1) and of([1, 0], 0.29, 0.11, 0.5) == (0, 2)
+
+
 def test_residual_of_laws_that_rounding_alone_parts():
     """Row by row: where nothing is left over, the target's law stands in, and an impossible token stays impossible."""
     p = jnp.array([[0.0, 0.3, np.nextafter(np.float32(0.7), np.float32(0))], [0.5, 0.5, 0.0]])
@@ -119,10 +159,11 @@ def test_residual_of_laws_that_rounding_alone_parts():
     np.testing.assert_array_equal(residual(p, q), [p[0], [0.25, 0.0, 0.0]])
 
 
-def test_accept_refuses_shapes_that_do_not_fit():
+@pytest.mark.parametrize("accept", [decoding.accept, decoding.accept_block])
+def test_accept_refuses_shapes_that_do_not_fit(accept):
     laws = lambda *shape: jnp.full((*shape, 3), 1 / 3)
     with pytest.raises(ValueError, match="accept: expected draft_probs .* for 2 drafts in 1 rows"):
-        decoding.accept(laws(1, 2), jnp.zeros((1, 2), jnp.int32), laws(1, 2), jax.random.key(0))
+        accept(laws(1, 2), jnp.zeros((1, 2), jnp.int32), laws(1, 2), jax.random.key(0))
 
 
 # -- rollback ----------------------------------------------------------------------------------------------------------

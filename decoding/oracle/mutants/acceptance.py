@@ -98,7 +98,7 @@ MUTANTS = (
         visibility="distribution",
         what="When all drafts were accepted, the last draft's law is still subtracted from the target's.",
         fix="After the last draft nothing was proposed: draw from the target's law.",
-        function="decoding.accept.decide",
+        function="decoding.accept.with_none_last",
         change={
             "jnp.pad(draft_probs, ((0, 0), (0, 1), (0, 0)))": "jnp.concatenate([draft_probs, draft_probs[:, -1:]], axis=1)"
         },
@@ -114,8 +114,7 @@ MUTANTS = (
         fix="Count and draw for each row by itself.",
         function="decoding.accept.decide",
         change={
-            "jnp.cumprod(accepted, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)": "jnp.full(len(uniforms), "
-            "jnp.cumprod(accepted, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32).min())"
+            "count_leading(uniforms[:, :-1] * q < p)": "jnp.full(len(p), count_leading(uniforms[:, :-1] * q < p).min())"
         },
     ),
     Mutant(
@@ -128,10 +127,7 @@ MUTANTS = (
         seen_in=(Seen("mlxcel", "https://github.com/lablup/mlxcel/issues/902"), *ONE_SIDE),
         fix=RATIO,
         function="decoding.accept.decide",
-        change={
-            "uniforms[:, :-1] * at_draft(draft_probs) < at_draft(target_probs[:, :-1])": "draft_tokens == "
-            "argmax(target_probs[:, :-1])"
-        },
+        change={"uniforms[:, :-1] * q < p": "draft_tokens == argmax(target_probs[:, :-1])"},
     ),
     Mutant(
         name="target-cuts-forgotten",
@@ -172,10 +168,7 @@ MUTANTS = (
         what="Draft and target change places in the ratio: the papers use the letters p and q in opposite senses.",
         fix=RATIO,
         function="decoding.accept.decide",
-        change={
-            "uniforms[:, :-1] * at_draft(draft_probs) < at_draft(target_probs[:, :-1])": "uniforms[:, :-1] * "
-            "at_draft(target_probs[:, :-1]) < at_draft(draft_probs)"
-        },
+        change={"uniforms[:, :-1] * q < p": "uniforms[:, :-1] * p < q"},
     ),
     Mutant(
         name="one-uniform-for-all-drafts",
@@ -185,7 +178,7 @@ MUTANTS = (
         what="All drafts of a round are judged by the same random number.",
         fix="One fresh uniform number for each draft.",
         function="decoding.accept.decide",
-        change={"accepted = uniforms[:, :-1] *": "accepted = uniforms[:, :1] *"},
+        change={"uniforms[:, :-1] * q < p": "uniforms[:, :1] * q < p"},
     ),
     Mutant(
         name="accepted-after-a-rejection",
@@ -195,7 +188,7 @@ MUTANTS = (
         what="Agreeing drafts are counted wherever they stand, also behind a rejected one.",
         fix="Only the prefix before the first rejection counts.",
         function="decoding.accept.decide",
-        change={"jnp.cumprod(accepted, axis=1, dtype=jnp.int32).sum": "accepted.sum"},
+        change={"count_leading(uniforms[:, :-1] * q < p)": "(uniforms[:, :-1] * q < p).sum(axis=1, dtype=jnp.int32)"},
     ),
     Mutant(
         name="next-token-one-row-late",
@@ -221,9 +214,8 @@ MUTANTS = (
         fix="Emit the sample that the draft was compared with; drawing afresh favours what was not drafted.",
         function="decoding.accept.decide",
         change={
-            "uniforms[:, :-1] * at_draft(draft_probs) < at_draft(target_probs[:, :-1])": "draft_tokens == "
-            "choose(target_probs[:, :-1], uniforms[:, :-1])",
-            "residual(at_stop(target_probs), at_stop(proposed))": "at_stop(target_probs)",
+            "uniforms[:, :-1] * q < p": "draft_tokens == choose(target_probs[:, :-1], uniforms[:, :-1])",
+            "choose(rest, ": "choose(at_stop(target_probs, num_accepted), ",
         },
     ),
 )

@@ -41,10 +41,9 @@ FALSE_ALARMS = (
         tried_at="E2B/accept",
         function="decoding.accept.decide",
         change={
-            "accepted = uniforms[:, :-1] * at_draft(draft_probs) < at_draft(target_probs[:, :-1])": "samples = "
-            "choose(target_probs, uniforms)\n    accepted = draft_tokens == samples[:, :-1]",
-            "next_token = choose(residual(at_stop(target_probs), at_stop(proposed)), uniforms[:, -1])": "next_token = "
-            "jnp.take_along_axis(samples, num_accepted[:, None], axis=1)[:, 0]",
+            "uniforms[:, :-1] * q < p": "draft_tokens == choose(target_probs, uniforms)[:, :-1]",
+            "choose(rest, uniforms[:, -1])": "jnp.take_along_axis(choose(target_probs, uniforms), num_accepted[:, None], "
+            "axis=1)[:, 0]",
         },
         same_at=(),
     ),
@@ -197,10 +196,7 @@ REWRITINGS = (
         what="Acceptance compares u with p / q.",
         tried_at="E2B/accept",
         function="decoding.accept.decide",
-        change={
-            "uniforms[:, :-1] * at_draft(draft_probs) < at_draft(target_probs[:, :-1])": "uniforms[:, :-1] < "
-            "at_draft(target_probs[:, :-1]) / at_draft(draft_probs)"
-        },
+        change={"uniforms[:, :-1] * q < p": "uniforms[:, :-1] < p / q"},
     ),
     Equivalent(
         name="residual-renormalised",
