@@ -40,8 +40,8 @@ def decide_block(
     weights = run_weights(of_drafts(target_probs, draft_tokens), of_drafts(draft_probs, draft_tokens))
     weighted, proposed = weights[..., None] * target_probs, with_none_last(draft_probs)
     over = jnp.maximum(weighted - proposed, 0).sum(axis=-1)
-    # After the last draft, with q = 0, over is the weight and this is u < w.  Two equal laws have nothing over: not accepted
-    # there, but every longer run has the same weight, and so the last one is.
+    # After the last draft, where q = 0, this is u < w.  Two equal laws after a run of weight 1 leave nothing over and it is not
+    # accepted, but the run of one more draft has that weight too, and is.
     accepted = uniforms[:, :-1] * (over + (1 - weights))[:, 1:] < over[:, 1:]
     num_accepted = jnp.where(accepted, jnp.arange(1, accepted.shape[1] + 1, dtype=jnp.int32), 0).max(axis=1)
     rest = residual(at_stop(weighted, num_accepted), at_stop(proposed, num_accepted))

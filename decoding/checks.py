@@ -50,7 +50,7 @@ def check_sampling(sampling: object) -> Sampling:
 
 
 def check_acceptance(acceptance: object) -> str:
-    if acceptance not in tuple(RULES):
+    if acceptance not in RULES:
         raise ValueError(f"acceptance: expected {' or '.join(map(repr, RULES))}, got {acceptance!r}")
     return acceptance
 

@@ -107,7 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
     number("--temperature", "T", 0.0, "0 is greedy, 1 the model's own law")
     number("--top-k", "K", 0, "sample from the K likeliest tokens; 0: from all")
     number("--top-p", "P", 1.0, "sample from the fewest likeliest tokens that have probability P together")
-    option("--acceptance", choices=tuple(RULES), default="token", help=ACCEPTANCE)
+    option("--acceptance", choices=RULES, default="token", help=ACCEPTANCE)
     number("--seed", "N", 0, "of the random numbers")
     option("--dtype", choices=DTYPES, default=DTYPES[0], help="of weights and arithmetic (%(default)s)")
     option("--baseline", action="store_true", help="the autoregressive loop alone, without a drafter")

@@ -21,7 +21,7 @@ from decoding.verify import verify
 from drafter import Drafter, share_cache
 from gemma4 import Gemma4
 
-RULES = {"token": accept, "block": accept_block}  # how sampled drafts are judged: either keeps the text's law
+RULES = ("token", "block")  # how sampled drafts are judged, one by one or together; either keeps the text's law
 
 
 class Options(NamedTuple):
@@ -41,7 +41,8 @@ def judge(logits: Float[Array, "b t v"], block: Draft, options: Options, key: ja
     """Which drafts stay, by the law that the text is drawn from."""
     if options.sampling.temperature == 0:
         return accept_greedy(logits, block.tokens)
-    return RULES[options.acceptance](law(logits, options.sampling), block.tokens, block.probs, key)
+    rule = {"token": accept, "block": accept_block}[options.acceptance]
+    return rule(law(logits, options.sampling), block.tokens, block.probs, key)
 
 
 def round_of(

@@ -102,6 +102,15 @@ class Engine(Protocol):
         The next token is the one at which the running sum of its law passes the last number.
         """
 
+    def accept_block(
+        self,
+        target_probs: Float[np.ndarray, "b gamma+1 v"],
+        drafts: Int[np.ndarray, "b gamma"],
+        draft_probs: Float[np.ndarray, "b gamma v"],
+        uniforms: Float[np.ndarray, "b gamma+1"],
+    ) -> Decision:
+        """The same by block (`decoding/accept_block.py`), for engines that have it."""
+
     def accept_greedy(self, logits: Float[np.ndarray, "b gamma+1 v"], drafts: Int[np.ndarray, "b gamma"]) -> Decision:
         """Acceptance where the target is greedy."""
 

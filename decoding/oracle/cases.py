@@ -91,7 +91,8 @@ class Case:
             "draft": draft_inputs(rng("draft"), self.layout),
             "verify": {"token": tokens(rng("verify"), ROWS), "drafts": tokens(rng("drafts"), ROWS, GAMMA)},
             "law": {"logits": np.float32(rng("law").normal(0, 2, (6, VOCAB)))},
-            "accept": accept_inputs(rng("accept")),
+            "accept": accept_inputs(rng("accept"), rows=16),
+            "accept_block": accept_inputs(rng("accept_block"), rows=128),
             "emit": emit_inputs(rng("emit")),
             "rollback": rollback_inputs(rng("rollback")),
             "rounds": round_inputs(rng("rounds"), self.layout),
@@ -143,9 +144,9 @@ def draft_inputs(rng: np.random.Generator, layout: str) -> Inputs:
     return out
 
 
-def accept_inputs(rng: np.random.Generator) -> Inputs:
-    """Sixteen rows.  Sampled: laws close to each other.  Greedy: right for row % (gamma + 1) drafts, then one wrong."""
-    rows, vocabulary = 16, 8
+def accept_inputs(rng: np.random.Generator, rows: int) -> Inputs:
+    """Sampled: laws close to each other.  Greedy: right for row % (gamma + 1) drafts, then one wrong."""
+    vocabulary = 8
     softmax = lambda x: np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True)
     logits = rng.normal(0, 1.5, (rows, GAMMA + 1, vocabulary))
     draft_logits = logits[:, :-1] + rng.normal(0, 1.0, (rows, GAMMA, vocabulary))

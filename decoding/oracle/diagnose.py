@@ -26,7 +26,7 @@ Tensors = Mapping[str, np.ndarray]  # by name: CASE/STAGE/WHAT
 Place = tuple[str, str]  # case, stage
 
 # Stages by what it costs to compute them: the order in which hypotheses are tried.
-CHEAP = ("rope", "law", "accept", "emit", "forward", "draft", "chunked")
+CHEAP = ("rope", "law", "accept", "accept_block", "emit", "forward", "draft", "chunked")
 DEAR = ("share", "verify", "rollback", "prefill", "stepwise", "rounds", "load")
 CHEAPEST_FIRST = (*CHEAP, *DEAR)
 

@@ -16,7 +16,8 @@ from decoding.oracle.golden import Dump
 from decoding.oracle.law_check import TOLERANCE, distances
 from decoding.oracle.record import STAGES, recorder
 
-LAW = "acceptance/law"  # case and stage of the enumeration, which no file can hold
+# Case and stage of the enumeration, which no file can hold: by the stage that it goes with.
+LAWS = {"accept": "acceptance/law", "accept_block": "acceptance/law_by_block"}
 # Stages in which an engine shows what taps it has, perhaps more than ours.  Elsewhere a name too many is a mistake, such as
 # a round after the last.
 TAPPED = ("forward", "prefill", "chunked", "stepwise", "draft")
@@ -90,12 +91,14 @@ def check_adapter(
             theirs |= {f"{case}/{name}": value for name, value in recorded.items() if not is_judged_by_the_law(name)}
         if theirs:
             results += check(dump, theirs, cases=[case], stages=asked, source=spec).results
-    if engine is not None and (not stages or "accept" in stages):
-        on_stage(LAW)
+    for stage, law in LAWS.items():
+        if engine is None or (stages and stage not in stages):
+            continue
+        on_stage(law)
         try:
-            results += law_results(called("acceptance", spec, distances)(engine))
+            results += law_results(law, called("acceptance", spec, distances)(engine, by_block=stage == "accept_block"))
         except NotImplementedError as error:
-            notes.append(f"{LAW}: not offered ({error})")
+            notes.append(f"{law}: not offered ({error})")
     if not results:
         raise OracleError(
             f"--adapter {spec}: offers nothing of what was asked for: {'; '.join(notes) or 'no such stage'}"
@@ -132,13 +135,13 @@ def check_functions(engine: Any, spec: str) -> None:
         )
 
 
-def law_results(distances: dict[str, float]) -> Iterable[Result]:
+def law_results(law: str, distances: dict[str, float]) -> Iterable[Result]:
     """As results whose unit is a total variation of 1e-6."""
     for setting, distance in distances.items():
         units = distance / TOLERANCE
         status = Status.AGREES if units <= 1 else Status.DIFFERS
         note = f"the text's law is off by a total variation of {distance:.3g}, expected 0 (exact enumeration)"
-        yield Result(f"{LAW}/{setting}", status, units, note)
+        yield Result(f"{law}/{setting}", status, units, note)
 
 
 def called(what: str, spec: str, function: Callable) -> Callable:

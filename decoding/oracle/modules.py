@@ -3,6 +3,7 @@
 import importlib
 
 accept = importlib.import_module("decoding.accept")
+accept_block = importlib.import_module("decoding.accept_block")
 draft = importlib.import_module("decoding.draft")
 generate = importlib.import_module("decoding.generate")
 prefill = importlib.import_module("decoding.prefill")

@@ -25,7 +25,7 @@ tolerance on top: `named` means it and no other. *From results* is the same wher
 what every engine has (logits, hidden rows, tokens, counts); `unseen` there are bugs that cost acceptance alone, that a norm
 makes good, or that only an enumeration of the law finds (`oracle check --adapter` does that). A real engine's other
 differences, a second bug above all, are not part of this table. Bugs are numbered as in the catalogue of public reports
-that the mutants were made from; a mutant without a number is a slip that learners make.
+that the mutants were made from; one with neither number nor link is a slip that learners make.
 
 Written by `gemma4-mtp oracle mutants --confusion`.
 """
@@ -105,8 +105,11 @@ def page(verdicts: Mapping[str, Verdicts]) -> Iterator[str]:
 def summary(verdicts: Mapping[str, Verdicts]) -> Iterator[str]:
     classes = len({mutant.rank for mutant in MUTANTS.values()})
     bugs = len({bug for mutant in MUTANTS.values() for bug in mutant.bugs})
-    unknown = sum(not mutant.bugs for mutant in MUTANTS.values())
-    yield f"{len(verdicts)} mutants: of {bugs} bugs in {classes} classes, and {unknown} slips that nobody has reported."
+    others = [bool(mutant.seen_in) for mutant in MUTANTS.values() if not mutant.bugs]
+    yield (
+        f"{len(verdicts)} mutants: of {bugs} numbered bugs in {classes} classes, of {others.count(True)} reported elsewhere, and "
+        f"{others.count(False)} slips that nobody has reported."
+    )
     for given, column in (("all tensors", 0), ("results alone", 1)):
         count = Counter(of_mutant[column].split(":")[0] for of_mutant in verdicts.values())
         kinds = ("named", "named with others", "unseen", "missed", "mistaken for")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from decoding.oracle.adapter import Engine, Load, SharedRows, Tensors
+from decoding.oracle.adapter import Decision, Engine, Load, SharedRows, Tensors
 from decoding.oracle.adapters import ours
 from decoding.oracle.cases import (
     CASES,
@@ -164,12 +164,12 @@ class Recorder:
     def accept(self) -> Tensors:
         """Sampled drafts, greedy drafts (a one-hot law) under a sampled target, and a greedy target."""
         given = self.given("accept")
-        certain = np.float32(np.eye(given["draft_probs"].shape[-1])[given["greedy_drafts"]])
-        sampled = self.engine.accept(given["target_probs"], given["drafts"], given["draft_probs"], given["uniforms"])
-        one_hot = self.engine.accept(given["target_probs"], given["greedy_drafts"], certain, given["uniforms"])
         greedy = self.engine.accept_greedy(given["logits"], given["greedy_drafts"])
-        decisions = {"sampled": sampled, "one_hot": one_hot, "greedy": greedy}
-        return {f"{kind}.{name}": value for kind, it in decisions.items() for name, value in it._asdict().items()}
+        return decisions(self.engine.accept, given) | {f"greedy.{name}": x for name, x in greedy._asdict().items()}
+
+    def accept_block(self) -> Tensors:
+        """Sampled and greedy drafts under a sampled target, judged by block.  Optional: few engines have it."""
+        return decisions(self.engine.accept_block, self.given("accept_block"))
 
     def emit(self) -> Tensors:
         """How a run of tokens ends: EOS within it, the end of the budget."""
@@ -211,12 +211,23 @@ class Recorder:
 STAGES: dict[str, Callable[[Recorder], Tensors]] = {
     name: getattr(Recorder, name)
     for name in (
-        "load", "rope", "forward", "prefill", "chunked", "stepwise", "share", "draft", "verify", "law", "accept", "emit",
-        "rollback", "rounds",
+        "load", "rope", "forward", "prefill", "chunked", "stepwise", "share", "draft", "verify", "law", "accept",
+        "accept_block", "emit", "rollback", "rounds",
     )
 }  # fmt: skip
 # What the drafter's convention changes; all else is the same in both cases of a layout.
 OF_THE_CONVENTION = ("load", "draft", "rollback", "rounds")
+
+
+def decisions(accept: Callable[..., Decision], given: Inputs) -> Tensors:
+    """Under a sampled target: of sampled drafts, and of greedy ones, whose law is one-hot."""
+    certain = np.float32(np.eye(given["draft_probs"].shape[-1])[given["greedy_drafts"]])
+    kinds = {"sampled": (given["drafts"], given["draft_probs"]), "one_hot": (given["greedy_drafts"], certain)}
+    return {
+        f"{kind}.{name}": value
+        for kind, proposed in kinds.items()
+        for name, value in accept(given["target_probs"], *proposed, given["uniforms"])._asdict().items()
+    }
 
 
 def without_the_meaningless(round: Tensors, room: np.ndarray) -> Tensors:

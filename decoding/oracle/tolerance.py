@@ -62,6 +62,7 @@ RESULTS = {
     "verify": ".*",
     "law": r"(?!.*\.(drawn|told)$).*",
     "accept": r".*\.num_accepted|greedy\.next_token",  # which number draws which token is an engine's own affair
+    "accept_block": "(?!)",  # nothing
     "emit": ".*",
     "rollback": ".*",
     "rounds": r"round\d+/(num_emitted|tokens|length)",

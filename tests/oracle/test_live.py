@@ -54,9 +54,9 @@ def test_ours_agrees(dump):
     seen = []
     report = live.check_adapter(dump, "decoding.oracle.adapters.ours:load", on_stage=seen.append)
     assert report.agrees and not report.notes
-    assert seen == [*(f"{CASE}/{stage}" for stage in STAGES), live.LAW]
+    assert seen == [*(f"{CASE}/{stage}" for stage in STAGES), *live.LAWS.values()]
     assert {result.name for result in report.results if result.case == "acceptance"} == {
-        f"{live.LAW}/{setting}" for setting in SETTINGS
+        f"{law}/{setting}" for law in live.LAWS.values() for setting in SETTINGS
     }
     worst = max(result.units for result in report.results if result.units is not None)
     assert worst <= 0.5, "the law is off by the grid alone, all else by nothing"
@@ -116,6 +116,15 @@ def test_the_law_of_an_engine_that_tells_another_law_than_it_draws_from(dump):
     assert found["both greedy"] <= TOLERANCE, "greedy text does not depend on it"
 
 
+def test_the_law_of_an_engine_that_judges_one_by_one_and_says_by_block(dump):
+    class OneByOne(ours.Ours):
+        def accept_block(self, *args):
+            return self.accept(*args)
+
+    engine = ours.load(dump.directory / CASE / "target", dump.directory / CASE / "drafter", "transformers")
+    assert distances(OneByOne(engine.target, engine.drafter), by_block=True, drafters=("unrelated",))["plain"] > 0.01
+
+
 # -- what an adapter may leave out ---------------------------------------------------------------------------------------
 
 
@@ -153,7 +162,7 @@ def test_the_law_of_an_engine_that_offers_no_acceptance_is_noted(dump, monkeypat
     monkeypatch.setitem(sys.modules, "an_adapter", module)
     report = live.check_adapter(dump, "an_adapter:load", stages=("accept", "emit"))
     assert report.notes == tuple(
-        f"{what}: not offered (acceptance is elsewhere)" for what in (f"{CASE}/accept", live.LAW)
+        f"{what}: not offered (acceptance is elsewhere)" for what in (f"{CASE}/accept", live.LAWS["accept"])
     )
 
 

@@ -188,6 +188,9 @@ class Transformers:
             )
         return int(num_accepted), int(tokens[0, -1])
 
+    def accept_block(self, target_probs, drafts, draft_probs, uniforms) -> Decision:
+        raise NotImplementedError("transformers judges drafts one by one")
+
     def accept_greedy(self, logits: np.ndarray, drafts: np.ndarray) -> Decision:
         selected = torch.tensor(logits).argmax(dim=-1)
         differs = ~(torch.tensor(drafts) == selected[:, :-1])

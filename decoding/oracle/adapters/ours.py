@@ -24,6 +24,7 @@ from decoding.oracle.adapter import Decision, DraftBlock, SharedRows, Tensors
 from decoding.oracle.law_check import GRID, count_until
 from decoding.oracle.modules import (
     accept,
+    accept_block,
     draft,
     drafter_model,
     functional,
@@ -55,6 +56,7 @@ class Ours:
     def __init__(self, target: Gemma4, drafter: Drafter, *, jit: bool = False):
         self.target, self.drafter, self.config = target, drafter, target.config
         self.is_jitted, self._jit = jit, jax.jit if jit else lambda function: function
+        self._jit_or_turn = jax.jit if jit else with_loops_turned
         self._forward = self._jit(tapped(lambda *args, **taps: gemma4.forward(*args, **taps)))
         self._draft_step = self._jit(tapped(lambda *args, **taps: drafter_model.forward(*args, **taps)))
         self._verify = self._jit(lambda *args: verify.verify(*args))
@@ -143,7 +145,7 @@ class Ours:
         return {name: value if name == "logits" else value[:, 0] for name, value in arrays(taps).items()}
 
     def draft(self, shared: SharedCache, token: np.ndarray, hidden: np.ndarray, draft_length: int) -> DraftBlock:
-        run = self._jit(lambda *args: draft.draft(*args, draft_length=draft_length))
+        run = self._jit_or_turn(lambda *args: draft.draft(*args, draft_length=draft_length))
         given = jnp.asarray(token), jnp.asarray(hidden), shared, jax.random.key(0)
         block = run(self.target, self.drafter, *given)
         return DraftBlock(np.asarray(block.tokens), np.asarray(block.probs))
@@ -168,8 +170,13 @@ class Ours:
         return np.float32(drawn), np.asarray(told)
 
     def accept(self, target_probs, drafts, draft_probs, uniforms) -> Decision:
-        result = accept.decide(*map(jnp.asarray, (target_probs, drafts, draft_probs, uniforms)))
-        return Decision(*map(np.asarray, result))
+        return self._decided(accept.decide, target_probs, drafts, draft_probs, uniforms)
+
+    def accept_block(self, target_probs, drafts, draft_probs, uniforms) -> Decision:
+        return self._decided(accept_block.decide_block, target_probs, drafts, draft_probs, uniforms)
+
+    def _decided(self, decide, *given) -> Decision:
+        return Decision(*map(np.asarray, decide(*map(jnp.asarray, given))))
 
     def accept_greedy(self, logits: np.ndarray, drafts: np.ndarray) -> Decision:
         return Decision(*map(np.asarray, accept.accept_greedy(jnp.asarray(logits), jnp.asarray(drafts))))
@@ -186,7 +193,7 @@ class Ours:
     def rounds(self, prompts, script, draft_length, max_new_tokens, eos_ids) -> list[Tensors]:
         options, out = Options(draft_length, eos_ids=eos_ids), []
 
-        @self._jit
+        @self._jit_or_turn
         def one_round(target, drafter, state, script):
             seen = []
             with mock.patch.object(speculative, "draft", scripted(speculative.draft, script, seen.append)):
@@ -229,6 +236,16 @@ def tapped(function: Callable) -> Callable:
 
 def arrays(values: Mapping[str, jax.Array]) -> Tensors:
     return {name: np.asarray(value) for name, value in values.items()}
+
+
+def with_loops_turned(function: Callable) -> Callable:
+    """The function operation by operation, its loops turned by Python: compiled alone, they would be compiled at every call."""
+
+    def run(*args):
+        with jax.disable_jit():
+            return function(*args)
+
+    return run
 
 
 @contextlib.contextmanager
