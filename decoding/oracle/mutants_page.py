@@ -107,8 +107,8 @@ def summary(verdicts: Mapping[str, Verdicts]) -> Iterator[str]:
     bugs = len({bug for mutant in MUTANTS.values() for bug in mutant.bugs})
     others = [bool(mutant.seen_in) for mutant in MUTANTS.values() if not mutant.bugs]
     yield (
-        f"{len(verdicts)} mutants: of {bugs} numbered bugs in {classes} classes, of {others.count(True)} reported elsewhere, and "
-        f"{others.count(False)} slips that nobody has reported."
+        f"{len(verdicts)} mutants: of {bugs} numbered bugs in {classes} classes, of {others.count(True)} reported elsewhere, "
+        f"and {others.count(False)} slips that nobody has reported."
     )
     for given, column in (("all tensors", 0), ("results alone", 1)):
         count = Counter(of_mutant[column].split(":")[0] for of_mutant in verdicts.values())
