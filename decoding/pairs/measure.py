@@ -37,7 +37,12 @@ def with_dense_head(drafter: Drafter) -> Drafter:
 
 
 def live(
-    target: Gemma4, drafter: Drafter, prompts: list[list[int]], temperature: float, acceptance: str = "token"
+    target: Gemma4,
+    drafter: Drafter,
+    prompts: list[list[int]],
+    temperature: float,
+    acceptance: str = "token",
+    draft_length: int = DRAFT_LENGTH,
 ) -> dict:
     """One live run of the speculative loop over all prompts at once, with exact acceptance."""
     run = generate(
@@ -45,7 +50,7 @@ def live(
         drafter,
         prompts,
         max_new_tokens=NEW_TOKENS,
-        draft_length=DRAFT_LENGTH,
+        draft_length=draft_length,
         sampling=Sampling(temperature),
         acceptance=acceptance,
         key=jax.random.key(0),

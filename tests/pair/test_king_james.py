@@ -81,26 +81,25 @@ def test_tokens_per_verify_greedy(greedy):
     assert greedy["tokens_per_round"] >= 3.3
 
 
-@pytest.fixture(scope="module")
-def sampled(pair, chapters):
+@pytest.mark.slow
+def test_tokens_per_verify_at_temperature_1_and_the_dense_head_there(pair, chapters):
     target, drafter, tokenizer = pair
-    return live(target, drafter, held_out_prompts(tokenizer, chapters), 1.0)
+    prompts = held_out_prompts(tokenizer, chapters)
+    clustered, dense = (live(target, head, prompts, 1.0) for head in (drafter, with_dense_head(drafter)))
+    assert clustered["tokens_per_round"] >= 2.8
+    assert clustered["tokens_per_round"] >= 0.98 * dense["tokens_per_round"]
 
 
 @pytest.mark.slow
-def test_tokens_per_verify_at_temperature_1_and_the_dense_head_there(pair, chapters, sampled):
+def test_tokens_per_verify_by_block(pair, chapters):
+    """Eight drafts at temperature 1: 6 % more than token by token (12 % measured, over two keys; sampling moves it by 2 %)."""
     target, drafter, tokenizer = pair
-    dense = live(target, with_dense_head(drafter), held_out_prompts(tokenizer, chapters), 1.0)
-    assert sampled["tokens_per_round"] >= 2.8
-    assert sampled["tokens_per_round"] >= 0.98 * dense["tokens_per_round"]
-
-
-@pytest.mark.slow
-def test_tokens_per_verify_by_block(pair, chapters, sampled):
-    """More than token by token, at a temperature: 5 % of them at least (6.5 % measured)."""
-    target, drafter, tokenizer = pair
-    by_block = live(target, drafter, held_out_prompts(tokenizer, chapters), 1.0, "block")
-    assert by_block["tokens_per_round"] >= 1.05 * sampled["tokens_per_round"]
+    prompts = held_out_prompts(tokenizer, chapters)
+    by_token, by_block = (
+        live(target, drafter, prompts, 1.0, rule, 8)["tokens_per_round"] for rule in ("token", "block")
+    )
+    print(f"tokens a round: {by_token:.2f} by token, {by_block:.2f} by block")
+    assert by_block >= 1.06 * by_token
 
 
 @pytest.mark.slow
