@@ -323,8 +323,8 @@ def desk_after(stage: stages.Stage, desk: stages.Desk, count: int = 3, temperatu
     return built(stage, True, temperature)(small_target(), small_drafter(), (jnp.int32(count), desk))[1]
 
 
-def operations(text: str, kind: str) -> tuple[Counter, Counter]:
-    """Shapes of all results of one kind of operation in optimised HLO: those in loops, and all others."""
+def by_loop(text: str) -> tuple[list[str], list[str]]:
+    """The computations of optimised HLO: those that run in loops, and all others."""
     bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) [^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
     inside, waiting = set(), re.findall(r"body=%?([\w.-]+)", text)
     while waiting:
@@ -332,15 +332,19 @@ def operations(text: str, kind: str) -> tuple[Counter, Counter]:
         if name not in inside:
             inside.add(name)
             waiting += [word for word in re.findall(r"[=,{]\s*%([\w.-]+)", bodies[name]) if word in bodies]
-    shapes = lambda name: re.findall(rf"= (\([^=]*?\)|\S+) {kind}\(", bodies[name])
-    count = lambda names: Counter(shape for name in names for shape in shapes(name))
-    return count(inside), count(bodies.keys() - inside)
+    return [bodies[name] for name in inside], [bodies[name] for name in bodies.keys() - inside]
+
+
+def operations(text: str, kind: str) -> tuple[Counter, Counter]:
+    """Shapes of all results of one kind of operation: those in loops, and all others."""
+    shapes = lambda body: re.findall(rf"= (\([^=]*?\)|\S+) {kind}\(", body)
+    inside, outside = (Counter(shape for body in bodies for shape in shapes(body)) for bodies in by_loop(text))
+    return inside, outside
 
 
 def loops_outside(text: str) -> int:
     """Loops that no other loop holds."""
-    [entry] = re.findall(r"^ENTRY [^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
-    return len(re.findall(r" while\(", entry))
+    return sum(body.count(" while(") for body in by_loop(text)[1])
 
 
 @pytest.mark.parametrize("name", WORK_OF)
