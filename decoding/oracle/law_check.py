@@ -183,7 +183,7 @@ def total_variation(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def distances(
-    engine: Engine, by_block: bool = False, gamma: int = 2, drafters: tuple[str, ...] = ("unrelated", "close")
+    engine: Engine, gamma: int = 2, drafters: tuple[str, ...] = ("unrelated", "close"), by_block: bool = False
 ) -> dict[str, float]:
     """How far the law of an engine's rounds is from its target's, in total variation, for each setting (the worst drafter)."""
     out, decide = {}, engine.accept_block if by_block else engine.accept

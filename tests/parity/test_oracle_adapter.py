@@ -32,7 +32,7 @@ def dump(request, tmp_path_factory) -> golden.Dump:
 def differing(dump) -> set[str]:
     """Names, without the case, of what differs; the enumeration of the law has a test of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(live, "distances", lambda engine: {})
+        patch.setattr(live, "distances", lambda engine, **settings: {})
         report = live.check_adapter(dump, SPEC)
     assert not [result for result in report.results if result.status is Status.MISSING]
     return {result.name.split("/", 1)[1] for result in report.results if result.status is Status.DIFFERS}
