@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from decoding.sampling import Sampling
-from decoding.speculative import RULES
+from decoding.speculative import rule_of
 from gemma4 import Gemma4
 from gemma4.model import check_tokens
 
@@ -50,8 +50,7 @@ def check_sampling(sampling: object) -> Sampling:
 
 
 def check_acceptance(acceptance: object) -> str:
-    if acceptance not in RULES:
-        raise ValueError(f"acceptance: expected {' or '.join(map(repr, RULES))}, got {acceptance!r}")
+    rule_of(acceptance)
     return acceptance
 
 

@@ -63,8 +63,6 @@ what is shown:
              (null where there was nothing to measure)
 """
 
-ACCEPTANCE = "how drafts are judged at a temperature: one by one, or as a block, which accepts more (%(default)s)"
-
 NOTES = """\
 The text ends at an end-of-sequence token of the target's configuration, or after --max-new-tokens.
 Compiled code is kept in $XDG_CACHE_HOME/gemma4-mtp (~/.cache/gemma4-mtp), so that a second start is quick; it may be
@@ -107,7 +105,12 @@ def make_parser() -> argparse.ArgumentParser:
     number("--temperature", "T", 0.0, "0 is greedy, 1 the model's own law")
     number("--top-k", "K", 0, "sample from the K likeliest tokens; 0: from all")
     number("--top-p", "P", 1.0, "sample from the fewest likeliest tokens that have probability P together")
-    option("--acceptance", choices=RULES, default="token", help=ACCEPTANCE)
+    option(
+        "--acceptance",
+        choices=RULES,
+        default="token",
+        help="how sampled drafts are judged; by block more stay (%(default)s)",
+    )
     number("--seed", "N", 0, "of the random numbers")
     option("--dtype", choices=DTYPES, default=DTYPES[0], help="of weights and arithmetic (%(default)s)")
     option("--baseline", action="store_true", help="the autoregressive loop alone, without a drafter")

@@ -1,5 +1,6 @@
 """Stage 1: the drafter proposes gamma tokens, one after the other, all from one constant position."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,8 @@ class Draft(NamedTuple):
     probs: Float[Array, "b gamma v"]  # the law that each token was drawn from: one-hot if it was taken greedily
 
 
+# Jitted for who calls it by itself: outside of compiled code a scan is compiled anew at every call.
+@functools.partial(jax.jit, static_argnames=("draft_length", "sampling"))
 def draft(
     target: Gemma4,
     drafter: Drafter,

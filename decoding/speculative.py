@@ -34,6 +34,13 @@ class Options(NamedTuple):
     acceptance: str = "token"  # of RULES; where the text is greedy they are one
 
 
+def rule_of(acceptance: object) -> Callable[..., Acceptance]:
+    """Errors: ValueError for a name that is not one of RULES."""
+    if acceptance not in RULES:
+        raise ValueError(f"acceptance: expected {' or '.join(map(repr, RULES))}, got {acceptance!r}")
+    return accept if acceptance == "token" else accept_block
+
+
 Judge = Callable[[jax.Array, Draft, Options, jax.Array], Acceptance]
 
 
@@ -41,7 +48,7 @@ def judge(logits: Float[Array, "b t v"], block: Draft, options: Options, key: ja
     """Which drafts stay, by the law that the text is drawn from."""
     if options.sampling.temperature == 0:
         return accept_greedy(logits, block.tokens)
-    rule = {"token": accept, "block": accept_block}[options.acceptance]
+    rule = rule_of(options.acceptance)
     return rule(law(logits, options.sampling), block.tokens, block.probs, key)
 
 

@@ -82,7 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--prompts", metavar="N", type=int, default=default.num_prompts, help="different ones (%(default)s)")
     option("--runs", metavar="N", type=int, default=default.runs, help="of everything, in turn (%(default)s)")
     option("--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (0)")
-    option("--acceptance", choices=RULES, default="token", help="at a temperature (%(default)s)")
+    option("--acceptance", choices=RULES, default="token", help="how sampled drafts are judged (%(default)s)")
     option("--accept-rate", metavar="A", type=float, help="simulate that each draft is accepted with probability A")
     option("--against", choices=PEERS, help="compare with this engine, and measure nothing else")
     option("--contexts", metavar="LIST", help="measure only how a step depends on the context: lengths in tokens")

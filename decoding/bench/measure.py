@@ -73,7 +73,7 @@ def measure(subject: Subject, plan: Plan, progress: Callable[[str], None] = lamb
 def acceptance_kind(plan: Plan) -> str:
     if plan.accept_rate is not None:
         return f"simulated, {plan.accept_rate:g} for each draft"
-    return "as measured" if plan.rule == "token" else "of blocks, as measured"
+    return "as measured" if plan.rule == "token" else "by block, as measured"
 
 
 def describe(subject: Subject) -> dict[str, Any]:

@@ -158,8 +158,9 @@ def one_sided(rule: str, change: dict[str, str]) -> Callable[[], Round]:
 
 
 P, Q, GREEDY = (lambda: law_of("target", FULL)), (lambda: law_of("unrelated", FULL)), Sampling()
-WHOLE = "choose(rest, uniforms[:, -1])"
-UNNORMALISED = {WHOLE: "jnp.argmax(jnp.cumsum(rest, axis=-1) > uniforms[:, -1:], axis=-1).astype(jnp.int32)"}
+UNNORMALISED = {
+    "choose(rest, uniforms[:, -1])": "jnp.argmax(jnp.cumsum(rest, axis=-1) > uniforms[:, -1:], axis=-1).astype(jnp.int32)"
+}
 MUTANTS: dict[str, Callable[[], Round]] = {
     # transformers #47932, KerasHub 0.32, z-lab/dflash #74
     "greedy drafts, told softmax": lambda: honest(P(), law_of("unrelated", GREEDY), Q()),

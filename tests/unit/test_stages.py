@@ -1,5 +1,7 @@
 """Each stage of a round by itself, in seconds: what it is given, what it gives.  (The law of acceptance: tests/properties.)"""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,6 +93,20 @@ def test_draft_of_models_in_any_dtypes(pair, before, dtypes):
         assert gap.max() < 0.05 * jnp.abs(logits[jnp.isfinite(logits)]).max(), f"draft {step}"
 
 
+def test_draft_by_itself_is_compiled_once(pair, before, monkeypatch):
+    """Of a loop over drafts in Python, not of every call."""
+    module, steps = importlib.import_module("decoding.draft"), []
+    step = module.step
+    monkeypatch.setattr(module, "step", lambda *args: steps.append(1) or step(*args))
+    cache, token, hidden = before
+    shared = drafter.share_cache(cache, pair[0].config)
+    for seed in range(3):
+        decoding.draft(
+            *pair, token, hidden, shared, jax.random.key(seed), draft_length=GAMMA + 1
+        )  # no other test's length
+    assert len(steps) == 1
+
+
 # -- verify ------------------------------------------------------------------------------------------------------------
 
 
@@ -134,8 +150,7 @@ def test_accept_by_hand():
 
 
 def test_accept_block_by_hand():
-    """The same laws.  A run of one weighs 0.5, with 0.2 over after it; a run of two weighs 0.5 x 2 = 1, so the second draft
-    makes up for the first, whatever the numbers."""
+    """A first draft of weight 0.5, and a second one that makes up for it, or does not."""
     q = jnp.array([[[0.2, 0.8, 0.0], [0.5, 0.3, 0.2]]])
     p = jnp.array([[[0.3, 0.4, 0.3], [0.1, 0.6, 0.3], [0.5, 0.25, 0.25]]])
 
@@ -143,11 +158,13 @@ def test_accept_block_by_hand():
         result = decide_block(p, jnp.array([drafts]), q, jnp.array([uniforms]))
         return int(result.num_accepted[0]), int(result.next_token[0])
 
-    assert of([1, 1], 0.99, 0.99, 0.4) == (2, 0), "0.4/0.8 x 0.6/0.3 = 1; then from the last law itself"
-    # Drafts [1, 0] weigh 0.5 and 0.5 x 0.2 = 0.1; after the first nothing is over: 0.5 p - q is negative everywhere.
+    assert of([1, 1], 0.99, 0.99, 0.4) == (2, 0), (
+        "0.4/0.8 x 0.6/0.3 = 1, whatever the numbers; then from the last law itself"
+    )
+    # Drafts [1, 0] weigh 0.5 and 0.5 x 0.1/0.5 = 0.1; after the first nothing is over: 0.5 p - q is nowhere positive.
     assert of([1, 0], 0.0, 0.09, 0.6) == (2, 1), "a run of two, where one alone is never accepted"
     assert of([1, 0], 0.0, 0.11, 0.2) == (0, 0), "neither; left over 0.1 and 0.3 at tokens 0 and 2, and 0.2 < 0.25"
-    # Draft 2 of q = 0.1 instead: 0.5 p - q leaves 0.2 at token 1, and a run of one is accepted below 0.2 / (0.2 + 1 - 0.5).
+    # With q = 0.1 at token 1, 0.5 p - q leaves 0.2 there: a run of one is accepted below 0.2 / (0.2 + 1 - 0.5) = 0.286.
     q = q.at[0, 1].set(jnp.array([0.5, 0.1, 0.4]))
     assert of([1, 0], 0.28, 0.11, 0.5) == (1, 1) and of([1, 0], 0.29, 0.11, 0.5) == (0, 2)
 

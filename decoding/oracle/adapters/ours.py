@@ -5,10 +5,9 @@ unjitted, so whoever replaces one (a mutant) sees the replacement recorded.
 """
 
 import collections
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
 
@@ -29,7 +28,6 @@ from decoding.oracle.modules import (
     drafter_model,
     functional,
     generate,
-    prefill,
     sampling,
     speculative,
     verify,
@@ -56,7 +54,7 @@ class Ours:
     def __init__(self, target: Gemma4, drafter: Drafter, *, jit: bool = False):
         self.target, self.drafter, self.config = target, drafter, target.config
         self.is_jitted, self._jit = jit, jax.jit if jit else lambda function: function
-        self._jit_or_turn = jax.jit if jit else with_loops_turned
+        self._jit_outright = jax.jit if jit else by_operation  # of what holds compiled parts
         self._forward = self._jit(tapped(lambda *args, **taps: gemma4.forward(*args, **taps)))
         self._draft_step = self._jit(tapped(lambda *args, **taps: drafter_model.forward(*args, **taps)))
         self._verify = self._jit(lambda *args: verify.verify(*args))
@@ -145,7 +143,7 @@ class Ours:
         return {name: value if name == "logits" else value[:, 0] for name, value in arrays(taps).items()}
 
     def draft(self, shared: SharedCache, token: np.ndarray, hidden: np.ndarray, draft_length: int) -> DraftBlock:
-        run = self._jit_or_turn(lambda *args: draft.draft(*args, draft_length=draft_length))
+        run = self._jit_outright(lambda *args: draft.draft(*args, draft_length=draft_length))
         given = jnp.asarray(token), jnp.asarray(hidden), shared, jax.random.key(0)
         block = run(self.target, self.drafter, *given)
         return DraftBlock(np.asarray(block.tokens), np.asarray(block.probs))
@@ -193,15 +191,15 @@ class Ours:
     def rounds(self, prompts, script, draft_length, max_new_tokens, eos_ids) -> list[Tensors]:
         options, out = Options(draft_length, eos_ids=eos_ids), []
 
-        @self._jit_or_turn
+        @self._jit_outright
         def one_round(target, drafter, state, script):
             seen = []
             with mock.patch.object(speculative, "draft", scripted(speculative.draft, script, seen.append)):
                 state = speculative.round_of(target, drafter, state, options)
             return state, seen.pop().tokens
 
-        with contextlib.nullcontext() if self.is_jitted else unjitted(prefill, "_read_chunk", "_first_token"):
-            state = generate.start(self.target, prompts, max_new_tokens, options, None)
+        start = generate.start if self.is_jitted else by_operation(generate.start)
+        state = start(self.target, prompts, max_new_tokens, options, None)
         while not np.asarray(state.done).all():
             state, own_drafts = one_round(self.target, self.drafter, state, jnp.asarray(script))
             last = state.last
@@ -238,22 +236,14 @@ def arrays(values: Mapping[str, jax.Array]) -> Tensors:
     return {name: np.asarray(value) for name, value in values.items()}
 
 
-def with_loops_turned(function: Callable) -> Callable:
-    """The function operation by operation, its loops turned by Python: compiled alone, they would be compiled at every call."""
+def by_operation(function: Callable) -> Callable:
+    """The function operation by operation, its compiled parts too: what was compiled before would hide a replacement."""
 
     def run(*args):
         with jax.disable_jit():
             return function(*args)
 
     return run
-
-
-@contextlib.contextmanager
-def unjitted(module: ModuleType, *names: str) -> Iterator[None]:
-    """The functions that these jitted ones compile, in their place: what was compiled before would hide a replacement."""
-    plain = {name: getattr(getattr(module, name), "__wrapped__", getattr(module, name)) for name in names}
-    with mock.patch.multiple(module, **plain):
-        yield
 
 
 def load(target_dir: Path, drafter_dir: Path, convention: str, *, jit: bool = True) -> Ours:
