@@ -14,6 +14,7 @@ from decoding.oracle.adapters import ours
 from decoding.oracle.compare import Report, Status
 from decoding.oracle.errors import OracleError
 from decoding.oracle.law_check import SETTINGS, TOLERANCE, distances
+from decoding.oracle.mutants import MUTANTS
 from tests.oracle.conftest import CASE, STAGES
 
 QUICK = ("forward", "draft", "emit")
@@ -123,6 +124,8 @@ def test_the_law_of_an_engine_that_judges_one_by_one_and_says_by_block(dump):
 
     engine = ours.load(dump.directory / CASE / "target", dump.directory / CASE / "drafter", "transformers")
     assert distances(OneByOne(engine.target, engine.drafter), by_block=True, drafters=("unrelated",))["plain"] > 0.01
+    with MUTANTS["block-residual-without-the-weight"].apply():  # one rule's acceptance with the other's residual
+        assert distances(from_ours(ours.Ours, engine), by_block=True, drafters=("close",))["plain"] > 1000 * TOLERANCE
 
 
 # -- what an adapter may leave out ---------------------------------------------------------------------------------------
