@@ -50,9 +50,11 @@ def in_blocks(
 def _block_by_block(
     hidden: Float[Array, "b d"], blocks: Float[Array, "clusters size d"], chosen: Int[Array, "b k"]
 ) -> Float[Array, "b candidates"]:
-    """einsum("bd,bksd->bks", hidden, blocks[chosen]), in a loop over k that reads each block where it lies, uncopied."""
+    """einsum("bd,bkmd->bkm", hidden, blocks[chosen]), in a loop over b and k that reads each block where it lies, uncopied."""
 
-    def of_row(row, clusters):
+    def of_row(row_and_clusters):
+        row, clusters = row_and_clusters
+
         def of_cluster(cluster):
             # XLA on CPU multiplies bfloat16 as float32.  The barrier keeps it from converting all blocks before the loop.
             # A row times a block: the other way round it would copy the block first.
@@ -61,7 +63,7 @@ def _block_by_block(
 
         return jax.lax.map(of_cluster, clusters).reshape(-1)
 
-    return jax.vmap(of_row)(hidden, chosen)
+    return jax.lax.map(of_row, (hidden, chosen))  # vmap would gather the blocks of all rows: a copy, in twice the time
 
 
 def clustered_logits(
