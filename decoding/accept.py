@@ -32,14 +32,17 @@ def accept(
     Errors:  ValueError if the shapes do not fit.
     Example: draft_probs == target_probs[:, :-1] accepts everything.
     """
-    return decide(target_probs, draft_tokens, draft_probs, uniforms_for(target_probs, draft_tokens, draft_probs, key))
+    check_shapes(target_probs, draft_tokens, draft_probs)
+    return decide(target_probs, draft_tokens, draft_probs, uniforms_for(draft_tokens, key))
 
 
 def accept_greedy(target_logits: Float[Array, "b t v"], draft_tokens: Int[Array, "b gamma"]) -> Acceptance:
     """`accept` where the target's law is one-hot: a draft is accepted if it is the target's argmax, however it was drawn.
 
     The same result for every uniform number, without any (p is 1 or 0, so that u · q < p does not depend on u).
+    Errors: ValueError if the shapes do not fit.
     """
+    check_shapes(target_logits, draft_tokens)
     choices = argmax(target_logits)
     num_accepted = count_leading(draft_tokens == choices[:, :-1])
     return Acceptance(num_accepted, jnp.take_along_axis(choices, num_accepted[:, None], axis=1)[:, 0])
@@ -74,16 +77,23 @@ def residual(target_probs: Float[Array, "*batch v"], draft_probs: Float[Array, "
 # -- shared by both ways to accept -------------------------------------------------------------------------------------
 
 
-def uniforms_for(
-    target_probs: Array, draft_tokens: Array, draft_probs: Array, key: jax.Array
-) -> Float[Array, "b places"]:
-    """One for each draft and one for the next token.  Errors: ValueError if the shapes do not fit."""
-    batch, gamma = draft_tokens.shape
-    if draft_probs.shape[:2] != (batch, gamma) or target_probs.shape != (batch, gamma + 1, draft_probs.shape[-1]):
+def check_shapes(target: Array, draft_tokens: Array, draft_probs: Array | None = None) -> None:
+    """target: its law or logits.  Errors: ValueError unless there is a row for each draft and one more."""
+    (batch, gamma), vocabulary = draft_tokens.shape, target.shape[-1]
+    if target.shape != (batch, gamma + 1, vocabulary):
         raise ValueError(
-            f"accept: expected draft_probs [b, gamma, v] and target_probs [b, gamma + 1, v] for {gamma} drafts in {batch} "
-            f"rows, got {draft_probs.shape} and {target_probs.shape}"
+            f"accept: expected the target's rows as [b, gamma + 1, v] for {gamma} drafts in {batch} rows, got {target.shape}"
         )
+    if draft_probs is not None and draft_probs.shape != (batch, gamma, vocabulary):
+        raise ValueError(
+            f"accept: expected draft_probs as [b, gamma, v] for {gamma} drafts in {batch} rows over {vocabulary} tokens, got "
+            f"{draft_probs.shape}"
+        )
+
+
+def uniforms_for(draft_tokens: Int[Array, "b gamma"], key: jax.Array) -> Float[Array, "b gamma+1"]:
+    """One for each draft and one for the next token."""
+    batch, gamma = draft_tokens.shape
     return jax.random.uniform(key, (batch, gamma + 1))
 
 

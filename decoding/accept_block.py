@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from decoding.accept import Acceptance, at_stop, of_drafts, residual, uniforms_for, with_none_last
+from decoding.accept import Acceptance, at_stop, check_shapes, of_drafts, residual, uniforms_for, with_none_last
 from decoding.sampling import choose
 
 
@@ -21,8 +21,8 @@ def accept_block(
     key: jax.Array,
 ) -> Acceptance:
     """As `accept`, with the same law and the same errors; never fewer drafts accepted on average, and the same for one."""
-    uniforms = uniforms_for(target_probs, draft_tokens, draft_probs, key)
-    return decide_block(target_probs, draft_tokens, draft_probs, uniforms)
+    check_shapes(target_probs, draft_tokens, draft_probs)
+    return decide_block(target_probs, draft_tokens, draft_probs, uniforms_for(draft_tokens, key))
 
 
 def decide_block(

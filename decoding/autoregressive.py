@@ -18,8 +18,10 @@ def step_of(target: Gemma4, state: DecodeState, options: Options) -> DecodeState
     key, draw_key = jax.random.split(state.key)
     hidden, cache = target(state.token[:, None], state.cache)
     uniforms = jax.random.uniform(draw_key, state.token.shape)
-    tokens = draw(target.logits(hidden[:, 0]), options.sampling, uniforms)[0][:, None]
-    num_emitted, done = count_emitted(tokens, jnp.ones_like(state.token), state, options.eos_ids)
+    tokens = draw(target.logits(hidden[:, 0]), options.sampling, uniforms)[:, None]
+    num_emitted, done = count_emitted(
+        tokens, jnp.ones_like(state.token), state.budget - state.emitted, state.done, options.eos_ids
+    )
     return DecodeState(
         cache=rollback(cache, state.cache.length, num_emitted),
         token=row_at(tokens, num_emitted - 1, state.token),

@@ -13,9 +13,7 @@ from decoding.checks import (
     check_draft_length,
     check_eos_ids,
     check_key,
-    check_max_new_tokens,
     check_model,
-    check_prompts,
     check_sampling,
 )
 from decoding.loops import rounds, rounds_on_device
@@ -57,6 +55,8 @@ def generate(
     draft_sampling: how drafts are drawn; like `sampling` unless given.
     acceptance:     "token", one by one as in the first papers (`accept.py`), or "block" (`accept_block.py`), which accepts more
                     where something is sampled.
+    eos_ids:        ids that end a row's text, which keeps the first of them; none unless given (a model's own are in
+                    `target.config.eos_token_ids`).
     key:            `jax.random.key`; needed only where something is sampled (default: key 0).
     on_round:       called with each `Round` as it ends (the prefill's first), arrays on the host.
     on_device:      run all rounds in one call: faster where a round takes a millisecond or so, the same tokens.  Nothing is
@@ -100,10 +100,10 @@ def generate_autoregressive(
 def start(
     target: Gemma4, prompt_tokens: Prompts, max_new_tokens: int, options: Options, key: jax.Array | None
 ) -> DecodeState:
-    max_new_tokens = check_max_new_tokens(max_new_tokens)
+    """The state after the prefill of a generation with these options.  Errors: as `generate`."""
     return prefill(
         target,
-        check_prompts(target, prompt_tokens, max_new_tokens),
+        prompt_tokens,
         max_new_tokens=max_new_tokens,
         draft_length=options.draft_length,
         sampling=options.sampling,
@@ -113,6 +113,7 @@ def start(
 
 
 def collect(rounds: Iterator[Round], on_round: OnRound | None) -> Generation:
+    """What all rounds emitted, row by row, and what happened in them."""
     stats, rows = Stats(), None
     for last in rounds:
         if rows is None:

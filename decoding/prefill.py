@@ -5,13 +5,13 @@ Prompts of different lengths are padded on the right; a pad is a draft that is a
 """
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from decoding.checks import Prompts, check_max_new_tokens, check_prompts
 from decoding.emit import count_emitted
 from decoding.rollback import rollback
 from decoding.sampling import Sampling, draw
@@ -23,7 +23,7 @@ LONGEST_CHUNK = 512
 
 def prefill(
     target: Gemma4,
-    prompts: Sequence[Sequence[int]],
+    prompts: Prompts,
     *,
     max_new_tokens: int,
     draft_length: int = 4,
@@ -33,8 +33,16 @@ def prefill(
 ) -> DecodeState:
     """The state before the first round: every prompt in the cache, one token of the target's emitted.
 
-    The cache has room for prompts, `max_new_tokens` and a last round's rejected drafts.  Prompts must have been checked.
+    The cache has room for prompts, `max_new_tokens` and a last round's rejected drafts.
+
+    prompts: ids of one prompt, or a batch of prompts of different lengths.
+    key:     `jax.random.key`; the state keeps what the first token leaves of it.
+    eos_ids: ids that end a row, should the first token be one of them; none unless given.
+    Errors:  ValueError for a prompt that is empty, that holds other ids than the target's, or that with `max_new_tokens` goes
+             past the context.
     """
+    max_new_tokens = check_max_new_tokens(max_new_tokens)
+    prompts = check_prompts(target, prompts, max_new_tokens)
     longest = max(map(len, prompts))
     chunk = min(LONGEST_CHUNK, _round_up(longest, 16))
     num_chunks = -(-longest // chunk)
@@ -70,13 +78,13 @@ def _read_chunk(
 def _first_token(target, cache, hidden, key, max_new_tokens, draft_length, sampling, eos_ids) -> DecodeState:
     key, draw_key = jax.random.split(key)
     zeros = jnp.zeros(hidden.shape[0], jnp.int32)
-    token, _ = draw(target.logits(hidden), sampling, jax.random.uniform(draw_key, zeros.shape))
+    token = draw(target.logits(hidden), sampling, jax.random.uniform(draw_key, zeros.shape))
     # The prefill as a round that drafted nothing; shaped like later rounds, so that these compile once.
     tokens = jnp.pad(token[:, None], ((0, 0), (0, draft_length)))
-    last = Round(tokens[:, 1:], zeros, tokens, zeros)
-    state = DecodeState(cache, token, hidden, key, zeros, zeros + max_new_tokens, zeros.astype(bool), last)
-    num_emitted, done = count_emitted(tokens, zeros + 1, state, eos_ids)
-    return state._replace(emitted=num_emitted, done=done, last=last._replace(num_emitted=num_emitted))
+    budget = zeros + max_new_tokens
+    num_emitted, done = count_emitted(tokens, zeros + 1, budget, zeros.astype(bool), eos_ids)
+    last = Round(tokens[:, 1:], zeros, tokens, num_emitted)
+    return DecodeState(cache, token, hidden, key, num_emitted, budget, done, last)
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -95,7 +95,6 @@ def pass_mark(
 
 def draw(
     logits: Float[Array, "*batch v"], sampling: Sampling, uniforms: Float[Array, "*batch"]
-) -> tuple[Int[Array, "*batch"], Float[Array, "*batch v"]]:
-    """A token from the law of `logits`, and that law."""
-    probs = law(logits, sampling)
-    return (argmax(logits) if sampling.temperature == 0 else choose(probs, uniforms)), probs
+) -> Int[Array, "*batch"]:
+    """A token from the law of `logits`."""
+    return argmax(logits) if sampling.temperature == 0 else choose(law(logits, sampling), uniforms)

@@ -29,7 +29,7 @@ class Options(NamedTuple):
 
     draft_length: int = 4  # gamma
     sampling: Sampling = Sampling()  # of the target: what the text is drawn from
-    draft_sampling: Sampling = Sampling()  # of the drafter: moves acceptance, never the text's law
+    draft_sampling: Sampling = Sampling()  # of the drafter, greedy unless given: moves acceptance, never the text's law
     eos_ids: tuple[int, ...] = ()
     acceptance: str = "token"  # of RULES; where the text is greedy they are one
 
@@ -66,20 +66,22 @@ def round_of(
         target, drafter, state.token, state.hidden, shared, draft_key,
         draft_length=options.draft_length, sampling=options.draft_sampling,
     )  # fmt: skip
-    verdict = verify(target, state.cache, state.token, block.tokens)
-    result = judge(verdict.logits, block, options, accept_key)
+    verified = verify(target, state.cache, state.token, block.tokens)
+    verdict = judge(verified.logits, block, options, accept_key)
 
-    tokens = with_next_token(block.tokens, result.num_accepted, result.next_token)
-    num_emitted, done = count_emitted(tokens, result.num_accepted + 1, state, options.eos_ids)
+    tokens = with_next_token(block.tokens, verdict.num_accepted, verdict.next_token)
+    num_emitted, done = count_emitted(
+        tokens, verdict.num_accepted + 1, state.budget - state.emitted, state.done, options.eos_ids
+    )
     return DecodeState(
-        cache=rollback(verdict.cache, state.cache.length, num_emitted),
+        cache=rollback(verified.cache, state.cache.length, num_emitted),
         token=row_at(tokens, num_emitted - 1, state.token),
-        hidden=row_at(verdict.hidden, num_emitted - 1, state.hidden),
+        hidden=row_at(verified.hidden, num_emitted - 1, state.hidden),
         key=key,
         emitted=state.emitted + num_emitted,
         budget=state.budget,
         done=done,
-        last=Round(block.tokens, result.num_accepted, tokens, num_emitted),
+        last=Round(block.tokens, verdict.num_accepted, tokens, num_emitted),
     )
 
 

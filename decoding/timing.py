@@ -128,9 +128,9 @@ def time_stages(
 
     def one_round(cache: KVCache) -> KVCache:
         block = timed("draft", _draft, cache, state.token, state.hidden, key)
-        verdict = timed("verify", _verify, cache, state.token, block.tokens)
-        result = timed("accept", _accept, verdict.logits, block.tokens, block.probs, key)
-        cache = timed("rollback", _rollback, verdict.cache, length, result.num_accepted + 1)
+        verified = timed("verify", _verify, cache, state.token, block.tokens)
+        result = timed("accept", _accept, verified.logits, block.tokens, block.probs, key)
+        cache = timed("rollback", _rollback, verified.cache, length, result.num_accepted + 1)
         return cache._replace(length=jnp.asarray(length))  # every repetition starts from the same place
 
     cache = one_round(state.cache)  # compiles

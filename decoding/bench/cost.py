@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from decoding.accept import Acceptance
+from decoding.accept import Acceptance, accept_greedy
 from decoding.draft import Draft
 from decoding.speculative import Judge, Options
 from gemma4.functional import argmax
@@ -43,8 +43,8 @@ def simulated(rate: float) -> Judge:
 
     def judge(logits: jax.Array, block: Draft, options: Options, key: jax.Array) -> Acceptance:
         agrees = jax.random.uniform(key, block.tokens.shape) < rate
-        num_accepted = jnp.cumprod(agrees, axis=1, dtype=jnp.int32).sum(axis=1)
         choices = argmax(logits)
-        return Acceptance(num_accepted, jnp.take_along_axis(choices, num_accepted[:, None], axis=1)[:, 0])
+        # Greedy acceptance of what agrees by construction, and of what cannot: no token is below 0.
+        return accept_greedy(logits, jnp.where(agrees, choices[:, :-1], -1))
 
     return judge

@@ -58,9 +58,9 @@ def verify_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options)
 
 def _verified(target: Gemma4, state: DecodeState, draft_tokens: Array) -> tuple[DecodeState, Array]:
     """The target over gamma + 1 tokens, and back to the length before."""
-    verdict = verify(target, state.cache, state.token, draft_tokens)
-    cache = rollback(verdict.cache, state.cache.length, jnp.zeros_like(state.token))
-    return state._replace(cache=cache, token=after(verdict.logits, state.token)), verdict.logits
+    verified = verify(target, state.cache, state.token, draft_tokens)
+    cache = rollback(verified.cache, state.cache.length, jnp.zeros_like(state.token))
+    return state._replace(cache=cache, token=after(verified.logits, state.token)), verified.logits
 
 
 def accept_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:

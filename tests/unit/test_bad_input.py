@@ -72,6 +72,13 @@ def test_generate(pair, prompt, settings, message):
             decoding.generate_autoregressive(pair[0], prompt, **settings)
 
 
+@pytest.mark.parametrize("prompts", [[], [[]], [[64]], [[-1]], [PROMPT * 50]], ids=lambda rows: repr(rows)[:9])
+def test_prefill_by_itself(pair, prompts):
+    """A row of pads, or another token's embedding, would give a first token, and no complaint."""
+    with pytest.raises(ValueError, match="prompt|token id"):
+        decoding.prefill(pair[0], prompts, max_new_tokens=8, key=jax.random.key(0))
+
+
 @pytest.mark.parametrize(
     "prompt",
     ["257", b"ab", {2, 5}, {2: 5}, [[2, 5], 3], [[[2]]], np.zeros((1, 1, 1), int), np.int32(3), 5, None],

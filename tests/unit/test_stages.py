@@ -10,13 +10,15 @@ import pytest
 import decoding
 import drafter
 import gemma4
-from decoding.accept import decide, residual
+from decoding.accept import check_shapes, decide, residual
 from decoding.accept_block import decide_block
+from decoding.emit import count_emitted, row_at, with_next_token
 from decoding.sampling import Sampling, choose, law
 from gemma4 import PRESETS, Gemma4
 from tests.tiny import TINY, TINY_DRAFTERS, random_drafter, random_target, random_tokens
 
 GAMMA, WRITTEN = 4, 9
+EOS, OTHER_EOS = 1, 2
 LENGTHS = np.array([9, 5])  # committed tokens of each row
 
 
@@ -114,20 +116,20 @@ def test_verify_is_one_forward_that_writes_all(pair, before, drafts, monkeypatch
     target, (cache, token, _) = pair[0], before
     forwards, call = [], Gemma4.__call__
     monkeypatch.setattr(Gemma4, "__call__", lambda self, *args: (forwards.append(args[0].shape), call(self, *args))[1])
-    verdict = decoding.verify(target, cache, token, drafts)
+    verified = decoding.verify(target, cache, token, drafts)
     assert forwards == [(2, GAMMA + 1)], "one pass over the newest token and all drafts"
-    assert verdict.cache.length.tolist() == (LENGTHS + GAMMA + 1).tolist()
+    assert verified.cache.length.tolist() == (LENGTHS + GAMMA + 1).tolist()
 
 
 def test_verify_says_what_single_steps_say(pair, before, drafts):
     """Row i is the target's view after [token, d1 .. dgamma][i]."""
     target, (cache, token, _) = pair[0], before
-    verdict = decoding.verify(target, cache, token, drafts)
+    verified = decoding.verify(target, cache, token, drafts)
     for i, column in enumerate([token, *drafts.T]):
         out = gemma4.forward(target, column[:, None], cache)
         cache = out.cache
-        np.testing.assert_allclose(verdict.logits[:, i], out.logits[:, 0], rtol=0, atol=1e-4, err_msg=f"row {i}")
-        np.testing.assert_allclose(verdict.hidden[:, i], out.hidden[:, 0], rtol=0, atol=1e-4, err_msg=f"row {i}")
+        np.testing.assert_allclose(verified.logits[:, i], out.logits[:, 0], rtol=0, atol=1e-4, err_msg=f"row {i}")
+        np.testing.assert_allclose(verified.hidden[:, i], out.hidden[:, 0], rtol=0, atol=1e-4, err_msg=f"row {i}")
 
 
 # -- accept ------------------------------------------------------------------------------------------------------------
@@ -178,9 +180,66 @@ def test_residual_of_laws_that_rounding_alone_parts():
 
 @pytest.mark.parametrize("accept", [decoding.accept, decoding.accept_block])
 def test_accept_refuses_shapes_that_do_not_fit(accept):
-    laws = lambda *shape: jnp.full((*shape, 3), 1 / 3)
-    with pytest.raises(ValueError, match="accept: expected draft_probs .* for 2 drafts in 1 rows"):
-        accept(laws(1, 2), jnp.zeros((1, 2), jnp.int32), laws(1, 2), jax.random.key(0))
+    laws, drafts = lambda *shape: jnp.full((*shape, 3), 1 / 3), jnp.zeros((1, 2), jnp.int32)
+    with pytest.raises(ValueError, match=r"accept: .*target's rows .* for 2 drafts in 1 rows, got \(1, 2, 3\)"):
+        accept(laws(1, 2), drafts, laws(1, 2), jax.random.key(0))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 3), (2, 2, 3), (1, 2, 4)], ids=str)
+def test_accept_refuses_laws_of_other_drafts(shape):
+    """Which the annotations of `accept` refuse, too, but in tests alone."""
+    with pytest.raises(ValueError, match="accept: expected draft_probs .* for 2 drafts in 1 rows over 3 tokens"):
+        check_shapes(jnp.zeros((1, 3, 3)), jnp.zeros((1, 2), jnp.int32), jnp.zeros(shape))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_accept_greedy_refuses_shapes_that_do_not_fit(rows):
+    """One row of logits a draft and one more; with fewer or more, comparing would broadcast."""
+    with pytest.raises(ValueError, match=r"accept: .* for 3 drafts in 1 rows, got \(1, \d, 9\)"):
+        decoding.accept_greedy(jnp.zeros((1, rows, 9)), jnp.zeros((1, 3), jnp.int32))
+
+
+# -- emit --------------------------------------------------------------------------------------------------------------
+
+
+def test_emit_puts_the_targets_token_behind_the_accepted_drafts():
+    drafts = jnp.array([[3, 5, 8], [13, 21, 34], [1, 2, 4]])
+    tokens = with_next_token(drafts, jnp.array([0, 2, 3]), jnp.array([50, 51, 52]))
+    emitted = [tokens[0, :1], tokens[1, :3], tokens[2, :4]]
+    assert [row.tolist() for row in emitted] == [[50], [13, 21, 51], [1, 2, 4, 52]]
+
+
+@pytest.mark.parametrize(
+    "tokens, num_tokens, room, done, expected",
+    [
+        ([5, 6, 7, 8], 3, 9, False, (3, False)),
+        ([5, EOS, 7, 8], 3, 9, False, (2, True)),
+        ([EOS, 6, 7, 8], 1, 9, False, (1, True)),
+        ([5, 6, 7, EOS], 4, 9, False, (4, True)),
+        ([5, OTHER_EOS, EOS, 8], 4, 9, False, (2, True)),
+        ([5, 6, EOS, 8], 2, 9, False, (2, False)),  # among the rejected
+        ([5, 6, 7, 8], 4, 2, False, (2, True)),
+        ([5, 6, 7, 8], 4, 4, False, (4, True)),
+        ([5, 6, EOS, 8], 4, 2, False, (2, True)),  # the budget ends first
+        ([5, EOS, 7, 8], 4, 3, False, (2, True)),  # the text ends first
+        ([5, EOS, 7, 8], 4, 9, True, (0, True)),  # a row that was done
+        ([5, 6, 7, 8], 4, 0, True, (0, True)),
+    ],
+)
+def test_emit_ends_a_run_after_its_first_eos_and_where_the_budget_does(tokens, num_tokens, room, done, expected):
+    """Beside a row of another fate: rows are independent."""
+    other = [5, 6, 7, 8], 4, 9, False
+    num_emitted, now_done = count_emitted(
+        *map(jnp.array, zip((tokens, num_tokens, room, done), other, strict=True)), (EOS, OTHER_EOS)
+    )
+    assert (int(num_emitted[0]), bool(now_done[0])) == expected
+    assert (int(num_emitted[1]), bool(now_done[1])) == (4, False)
+
+
+def test_emit_takes_what_the_next_round_begins_from():
+    """The row of the last emitted token; a row that stood still keeps what it had."""
+    rows, before = jnp.arange(18.0).reshape(3, 3, 2), jnp.full((3, 2), -1.0)
+    assert row_at(rows, jnp.array([2, -1, 0]), before).tolist() == [[4.0, 5.0], [-1.0, -1.0], [12.0, 13.0]]
 
 
 # -- rollback ----------------------------------------------------------------------------------------------------------
@@ -188,7 +247,7 @@ def test_accept_refuses_shapes_that_do_not_fit(accept):
 
 def test_rollback_moves_the_length_and_nothing_else(pair, before, drafts):
     cache, token, _ = before
-    verdict = decoding.verify(pair[0], cache, token, drafts)
-    after = decoding.rollback(verdict.cache, cache.length, jnp.array([1, GAMMA + 1]))
+    verified = decoding.verify(pair[0], cache, token, drafts)
+    after = decoding.rollback(verified.cache, cache.length, jnp.array([1, GAMMA + 1]))
     assert after.length.tolist() == [LENGTHS[0] + 1, LENGTHS[1] + GAMMA + 1]
-    assert all(ours is theirs for ours, theirs in zip(after.layers, verdict.cache.layers, strict=True))
+    assert all(ours is theirs for ours, theirs in zip(after.layers, verified.cache.layers, strict=True))

@@ -34,7 +34,6 @@ from decoding.oracle.modules import (
 )
 from decoding.oracle.modules import rollback as rollback_module
 from decoding.oracle.script import scripted
-from decoding.state import DecodeState
 from drafter import Drafter, SharedCache
 from gemma4 import Gemma4, KVCache
 from gemma4.cache import LayerKV
@@ -182,10 +181,8 @@ class Ours:
     # -- the loop ----------------------------------------------------------------------------------------------------------
 
     def emitted(self, tokens, num_tokens, room, eos_ids) -> tuple[np.ndarray, np.ndarray]:
-        budget = jnp.asarray(room)
-        zeros = jnp.zeros_like(budget)
-        state = DecodeState(None, None, None, None, zeros, budget, zeros.astype(bool), None)
-        counted = count_emitted(jnp.asarray(tokens), jnp.asarray(num_tokens), state, eos_ids)
+        tokens, num_tokens, room = map(jnp.asarray, (tokens, num_tokens, room))
+        counted = count_emitted(tokens, num_tokens, room, jnp.zeros(room.shape, bool), eos_ids)
         return tuple(map(np.asarray, counted))
 
     def rounds(self, prompts, script, draft_length, max_new_tokens, eos_ids) -> list[Tensors]:

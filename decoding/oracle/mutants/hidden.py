@@ -75,7 +75,7 @@ MUTANTS = (
         seen_in=ROW_ZERO,
         fix=ROW,
         function="decoding.speculative.round_of",
-        change={"hidden=row_at(verdict.hidden, num_emitted - 1, state.hidden)": "hidden=verdict.hidden[:, 0]"},
+        change={"hidden=row_at(verified.hidden, num_emitted - 1, state.hidden)": "hidden=verified.hidden[:, 0]"},
     ),
     Mutant(
         name="hidden-of-the-last-row",
@@ -87,7 +87,7 @@ MUTANTS = (
         seen_in=ROW_ZERO,
         fix=ROW,
         function="decoding.speculative.round_of",
-        change={"hidden=row_at(verdict.hidden, num_emitted - 1, state.hidden)": "hidden=verdict.hidden[:, -1]"},
+        change={"hidden=row_at(verified.hidden, num_emitted - 1, state.hidden)": "hidden=verified.hidden[:, -1]"},
     ),
     Mutant(
         name="hidden-one-row-late",
@@ -100,8 +100,8 @@ MUTANTS = (
         fix=ROW,
         function="decoding.speculative.round_of",
         change={
-            "row_at(verdict.hidden, num_emitted - 1,": "row_at(verdict.hidden, "
-            "jax.numpy.minimum(num_emitted, verdict.hidden.shape[1] - 1),"
+            "row_at(verified.hidden, num_emitted - 1,": "row_at(verified.hidden, "
+            "jax.numpy.minimum(num_emitted, verified.hidden.shape[1] - 1),"
         },
     ),
     Mutant(
@@ -112,7 +112,7 @@ MUTANTS = (
         what="Rounds keep the hidden row of the prefill.",
         fix=ROW,
         function="decoding.speculative.round_of",
-        change={"hidden=row_at(verdict.hidden, num_emitted - 1, state.hidden)": "hidden=state.hidden"},
+        change={"hidden=row_at(verified.hidden, num_emitted - 1, state.hidden)": "hidden=state.hidden"},
     ),
     Mutant(
         name="chained-hidden-before-the-norm",
