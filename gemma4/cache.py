@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -123,9 +124,12 @@ def check_room(config: Config, cache: KVCache, batch: int, time: int) -> None:
             )
     if isinstance(cache.length, jax.core.Tracer) or not capacities:
         return
-    needed, capacity = int(cache.length.max()) + time, min(capacities)
-    if needed > capacity:
+    longest, capacity = (
+        int(np.asarray(cache.length).max()),
+        min(capacities),
+    )  # NumPy's: known also where others are traced
+    if (needed := longest + time) > capacity:
         raise ValueError(
-            f"the cache holds {capacity} tokens, but {int(cache.length.max())} are in it and {time} more were given; "
+            f"the cache holds {capacity} tokens, but {longest} are in it and {time} more were given; "
             f"build it with init_cache(..., capacity={needed}) or more"
         )

@@ -199,6 +199,17 @@ def test_a_cache_may_be_filled_to_the_last_slot(target):
         gemma4.forward(target, tokens, cache)
 
 
+def test_a_known_cache_within_somebody_elses_jit(target):
+    """Its length is no tracer, though all that JAX makes of it is one; the check still holds."""
+    cache, tokens = empty_cache(), random_tokens(len(LENGTHS), VERIFY)
+    logits = jax.jit(lambda tokens: gemma4.forward(target, tokens, cache).logits)(tokens)
+    outside = np.asarray(gemma4.forward(target, tokens, cache).logits)
+    np.testing.assert_allclose(logits, outside, rtol=0, atol=2e-5 * np.abs(outside).max())
+    full = rollback(cache, jnp.full(len(LENGTHS), CAPACITY))
+    with pytest.raises(ValueError, match="holds 40 tokens, but 40 are in it and 5 more"):
+        jax.jit(lambda tokens: gemma4.forward(target, tokens, full).logits)(tokens)
+
+
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
