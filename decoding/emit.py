@@ -1,4 +1,4 @@
-"""Between accept and rollback: which tokens a round emits, where that ends, and what the next round begins from."""
+"""Stage 4: which tokens a round emits, where that ends, and what the next round begins from."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped

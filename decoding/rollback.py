@@ -1,4 +1,4 @@
-"""Stage 4: forget the rejected drafts.  The cache's rule makes this one assignment (`gemma4/cache.py` has the proof)."""
+"""Stage 5: forget the rejected drafts.  The cache's rule makes this one assignment (`gemma4/cache.py` has the proof)."""
 
 from jaxtyping import Array, Int
 

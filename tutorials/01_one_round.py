@@ -20,9 +20,10 @@
 # This page walks through one round with the pair that ships with the package, stage by stage, and then asserts that the
 # compiled round does the very same:
 #
-#     prefill → share → draft → verify → accept → rollback
+#     prefill → share → draft → verify → accept → emit → rollback
 #
-# Everything that happens is done by the package's own functions; nothing is written again here.
+# What happens is done by the package's own functions. Two loops, those of draft and accept, are written out as well, and
+# compared with them.
 
 # %%
 import jax
@@ -34,6 +35,7 @@ import decoding
 import drafter
 import gemma4
 from decoding.accept import decide, residual
+from decoding.emit import count_emitted, with_next_token
 from decoding.sampling import choose, law
 from gemma4.cache import slot_positions
 
@@ -53,29 +55,30 @@ print(f"drafter: {draft_model.config.text.num_hidden_layers} layers of width {dr
 # %% [markdown]
 # ## Stage 0: prefill
 #
-# The prompt is read into the KV cache, and the target draws one token of its own: the *bonus*. It is emitted, but it is not
-# in the cache yet. That is the state in which every round begins:
+# The prompt is read into the KV cache, and the target draws one token of its own. It is emitted, but it is not in the cache
+# yet. That is the state in which every round begins:
 #
 #     cache.length == prompt length + emitted − 1
 
 # %%
-prompt = [config.bos_token_id, *tokenizer.encode("And Moses said unto the people, Fear not: for").ids]
+text = "And Moses said unto the people, Fear not: for"
+prompt = [config.bos_token_id, *tokenizer.encode(text, add_special_tokens=False).ids]
 state = decoding.prefill(
     target, [prompt], max_new_tokens=32, draft_length=GAMMA, sampling=SAMPLING, key=jax.random.key(33)
 )
-length, bonus = int(state.cache.length[0]), state.token
-print(f"{len(prompt)} prompt tokens; cache.length = {length}; the bonus token is {word(bonus[0])!r}")
+length, first = int(state.cache.length[0]), state.token
+print(f"{len(prompt)} prompt tokens; cache.length = {length}; the first token is {word(first[0])!r}")
 assert length == len(prompt) + int(state.emitted[0]) - 1
 
 # %% [markdown]
-# The hidden row that predicted the bonus goes along: it is the drafter's second input. It is taken *after* the target's final
-# norm, so the target's head turns it into the law that the bonus was drawn from.
+# The hidden row that predicted that token goes along: it is the drafter's second input. It is taken *after* the target's final
+# norm, so the target's head turns it into the law (the distribution over all tokens) that it was drawn from.
 
 # %%
 first_law = law(target.logits(state.hidden), SAMPLING)[0]
 top = np.argsort(-np.asarray(first_law))[:10]
 plt.figure(figsize=(8, 2.2))
-plt.bar(range(10), first_law[top], color=["tab:orange" if token == bonus[0] else "tab:gray" for token in top])
+plt.bar(range(10), first_law[top], color=["tab:orange" if token == first[0] else "tab:gray" for token in top])
 plt.xticks(range(10), [word(token) for token in top], rotation=30)
 plt.ylabel("probability")
 plt.title("the target's law after the prompt; orange: the token it drew")
@@ -115,7 +118,7 @@ plt.show()
 key, draft_key, accept_key = jax.random.split(state.key, 3)
 uniforms = jax.random.uniform(draft_key, (GAMMA, 1))
 
-token, hidden, by_hand, draft_laws = bonus, state.hidden, [], []
+token, hidden, by_hand, draft_laws = first, state.hidden, [], []
 for step in range(GAMMA):
     logits, hidden = drafter.forward(draft_model, target.embed_tokens(token), hidden, shared)
     draft_laws.append(law(logits, SAMPLING)[0])
@@ -132,7 +135,7 @@ for step in range(GAMMA):
 
 # %%
 block = decoding.draft(
-    target, draft_model, bonus, state.hidden, shared, draft_key, draft_length=GAMMA, sampling=SAMPLING
+    target, draft_model, first, state.hidden, shared, draft_key, draft_length=GAMMA, sampling=SAMPLING
 )
 print("drafted:", [word(token) for token in block.tokens[0]])
 assert block.tokens[0].tolist() == by_hand
@@ -140,13 +143,13 @@ assert block.tokens[0].tolist() == by_hand
 # %% [markdown]
 # ## Stage 2: verify
 #
-# One pass of the target over the bonus and all drafts. Row *i* is the target's law of the token after the *i*-th of them, so
+# One pass of the target over that token and all drafts. Row *i* is the target's law of the token after the *i*-th of them, so
 # γ drafts give γ + 1 laws: one to judge each draft, and one for the token after the last.
 
 # %%
-verdict = decoding.verify(target, state.cache, bonus, block.tokens)
-target_laws = law(verdict.logits, SAMPLING)
-print(f"cache.length: {length} before, {int(verdict.cache.length[0])} after, drafts included")
+verified = decoding.verify(target, state.cache, first, block.tokens)
+target_laws = law(verified.logits, SAMPLING)
+print(f"cache.length: {length} before, {int(verified.cache.length[0])} after, drafts included")
 
 figure, axes = plt.subplots(1, GAMMA, figsize=(11, 2.6), sharey=True)
 for i, axis in enumerate(axes):
@@ -205,14 +208,50 @@ assert int(result.num_accepted[0]) == num_accepted
 assert decide(target_laws, block.tokens, block.probs, accept_uniforms).next_token == result.next_token
 
 # %% [markdown]
-# ## Stage 4: rollback
+# `accept_block` judges drafts together instead of one by one (Sun et al. 2024): where one has probability to spare, p > q, that
+# makes up for another that lacks it. The law of the text is the same, and on average more drafts are kept: here over 200 drafts
+# from the same place.
+
+
+# %%
+@jax.jit
+def accepted_by_either_rule(key):
+    draft_key, accept_key = jax.random.split(key)
+    other = decoding.draft(
+        target, draft_model, first, state.hidden, shared, draft_key, draft_length=GAMMA, sampling=SAMPLING
+    )
+    its_laws = law(decoding.verify(target, state.cache, first, other.tokens).logits, SAMPLING)
+    rules = decoding.accept, decoding.accept_block
+    return [rule(its_laws, other.tokens, other.probs, accept_key).num_accepted[0] for rule in rules]
+
+
+one_by_one, by_block = np.mean([accepted_by_either_rule(key) for key in jax.random.split(key, 200)], axis=0)
+print(f"of {GAMMA} drafts {one_by_one:.2f} are kept one by one, {by_block:.2f} by block")
+assert by_block > one_by_one
+
+# %% [markdown]
+# ## Stage 4: emit
+#
+# The accepted drafts and the target's token are the text, unless it ends before: at the first end-of-text token among them, or
+# where the budget of new tokens does. Neither happens here.
+
+# %%
+tokens = with_next_token(block.tokens, result.num_accepted, result.next_token)
+room = state.budget - state.emitted
+num_emitted, done = count_emitted(tokens, result.num_accepted + 1, room, state.done, eos_ids=())
+expected = tokens[0, : int(num_emitted[0])].tolist()
+print("emitted:", [word(token) for token in expected], "— the row is done" if done[0] else "— the row goes on")
+assert expected == [*by_hand[:num_accepted], int(result.next_token[0])]
+
+# %% [markdown]
+# ## Stage 5: rollback
 #
 # The verify wrote all drafts into the cache; the rejected ones must go. Nothing is copied and nothing is cleared: the length
 # goes back. No mask shows a slot beyond it, which the next cell proves by filling all those slots with NaN.
 
 # %%
-cache = decoding.rollback(verdict.cache, state.cache.length, result.num_accepted + 1)
-print(f"cache.length: {length} → {int(verdict.cache.length[0])} (verify) → {int(cache.length[0])} (rollback)")
+cache = decoding.rollback(verified.cache, state.cache.length, num_emitted)
+print(f"cache.length: {length} → {int(verified.cache.length[0])} (verify) → {int(cache.length[0])} (rollback)")
 
 
 def poisoned(cache):
@@ -225,7 +264,7 @@ def poisoned(cache):
     return cache._replace(layers=tuple(kv and poison(kv) for kv in cache.layers))
 
 
-next_hidden = verdict.hidden[jnp.arange(1), result.num_accepted]
+next_hidden = verified.hidden[jnp.arange(1), result.num_accepted]
 next_draft = [
     decoding.draft(
         target,
@@ -253,7 +292,6 @@ print("the next round drafts and verifies the same, bit for bit, with NaN in eve
 # was done by hand.
 
 # %%
-expected = [*by_hand[:num_accepted], int(result.next_token[0])]
 after = decoding.speculative_step(
     target, draft_model, state, decoding.Options(GAMMA, sampling=SAMPLING, draft_sampling=SAMPLING)
 )
