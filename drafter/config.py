@@ -8,12 +8,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma4 import config as gemma4_config
+from gemma4.config_json import check_kind, read_text
 
 TRANSFORMERS = "transformers"
 VLLM = "vllm"
 CONVENTIONS = (TRANSFORMERS, VLLM)
 
 MODEL_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
+
+# What a text model may have and no drafter has: engines part there (the soft cap: transformers leaves it out, vLLM does not).
+_NOT_IN_A_DRAFTER = {
+    "hidden_size_per_layer_input": 0,
+    "use_double_wide_mlp": False,
+    "enable_moe_block": False,
+    "final_logit_softcapping": None,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,11 +50,9 @@ class Config:
                 f"a drafter's layers all read the target's K/V: expected num_kv_shared_layers = "
                 f"{self.text.num_hidden_layers}, got {self.text.num_kv_shared_layers}"
             )
-        if self.text.hidden_size_per_layer_input:
-            raise ValueError(
-                f"a drafter has no per-layer embeddings: expected hidden_size_per_layer_input = 0, "
-                f"got {self.text.hidden_size_per_layer_input}"
-            )
+        for name, expected in _NOT_IN_A_DRAFTER.items():
+            if (value := getattr(self.text, name)) != expected:
+                raise ValueError(f"{name}: expected {expected} as in every released drafter, got {value}")
         if self.use_ordered_embeddings and self.text.vocab_size % self.num_centroids:
             raise ValueError(
                 f"{self.text.vocab_size} tokens do not divide into {self.num_centroids} clusters of one size"
@@ -91,8 +98,8 @@ class Config:
         own = {field.name: field for field in dataclasses.fields(cls) if field.name != "text"}
         given = {name: config[name] for name in own if config.get(name) is not None}
         for name, value in given.items():
-            gemma4_config.check_kind(own[name], value)
-        text = gemma4_config.from_text_config(gemma4_config.Config, config["text_config"], config)
+            check_kind(own[name], value)
+        text = read_text(config["text_config"], config)
         return cls(text=text, **given)
 
     def to_hf(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ def test_preset_is_the_released_file(name):
     assert Config.from_hf(file) == PRESETS[name]
     # Plain, as a text-only checkpoint has it, the file names one end token; around text_config it names two.
     assert Config.from_hf(file["text_config"]) == dataclasses.replace(PRESETS[name], eos_token_ids=(1,))
+    assert Config.from_hf(file | {"eos_token_id": None}) == dataclasses.replace(PRESETS[name], eos_token_ids=(1,))
 
 
 @pytest.mark.parametrize("config", [*PRESETS.values(), *TINY.values()], ids=[*PRESETS, *(f"tiny-{k}" for k in TINY)])

@@ -156,12 +156,29 @@ def test_ordering_that_would_wrap(exported):
         drafter.load(exported[1])
 
 
-def test_per_layer_embeddings_are_refused(exported):
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"hidden_size_per_layer_input": 6, "vocab_size_per_layer_input": 64},
+            "hidden_size_per_layer_input: .* 0 .* 6",
+        ),
+        ({"use_double_wide_mlp": True}, "use_double_wide_mlp: expected False .* got True"),
+        (
+            {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 8},
+            "enable_moe_block: ",
+        ),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping: expected None .* got 30.0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_no_drafter_has_is_refused(fields, message, exported):
+    """Not left out: one engine would compute it, another would not."""
     file = exported[1] / "config.json"
     config = json.loads(file.read_text())
-    config["text_config"] |= {"hidden_size_per_layer_input": 6, "vocab_size_per_layer_input": 64}
+    config["text_config"] |= fields
     file.write_text(json.dumps(config))
-    with pytest.raises(gemma4.CheckpointError, match="config.json: .*expected hidden_size_per_layer_input = 0, got 6"):
+    with pytest.raises(gemma4.CheckpointError, match=f"config.json: {message}"):
         drafter.load(exported[1])
 
 
