@@ -116,39 +116,50 @@ class Config:
 
 
 def config_for(
-    target: gemma4_config.Config, *, width: int, mlp: int, heads: int, clustered: bool, context: int
+    target: gemma4_config.Config,
+    *,
+    width: int,
+    mlp: int,
+    heads: int,
+    clusters: tuple[int, int] | None = None,
+    layers: tuple[str, ...] = gemma4_config.interleave(3, 4),
+    context: int | None = None,
 ) -> Config:
-    """S S S F over `target`'s K/V: whatever concerns K/V is the target's, the rest is the drafter's own."""
+    """A drafter over `target`'s K/V: whatever concerns K/V is the target's, the rest is the drafter's own.
+
+    clusters: how many, and how many of them are scored; None for a dense head.
+    context:  max_position_embeddings; the target's unless given.
+    """
     text = dataclasses.replace(
         target,
         hidden_size=width,
         intermediate_size=mlp,
-        layer_types=gemma4_config.interleave(3, 4),
+        layer_types=layers,
         num_attention_heads=heads,
-        num_kv_shared_layers=4,
-        use_double_wide_mlp=False,
-        hidden_size_per_layer_input=0,
+        num_kv_shared_layers=len(layers),
+        **_NOT_IN_A_DRAFTER,
         vocab_size_per_layer_input=0,
-        enable_moe_block=False,
         num_experts=0,
         top_k_experts=0,
         moe_intermediate_size=0,
-        final_logit_softcapping=None,
-        max_position_embeddings=context,
-        eos_token_ids=(1,),
+        max_position_embeddings=target.max_position_embeddings if context is None else context,
+        eos_token_ids=target.eos_token_ids[:1],
     )
-    return Config(text=text, backbone_hidden_size=target.hidden_size, use_ordered_embeddings=clustered)
+    head = (
+        {} if clusters is None else dict(zip(("num_centroids", "centroid_intermediate_top_k"), clusters, strict=True))
+    )
+    return Config(
+        text=text, backbone_hidden_size=target.hidden_size, use_ordered_embeddings=clusters is not None, **head
+    )
 
 
 PRESETS: dict[str, Config] = {
-    name: config_for(
-        gemma4_config.PRESETS[name], width=width, mlp=mlp, heads=heads, clustered=clustered, context=context
-    )
-    for name, width, mlp, heads, clustered, context in (
-        ("E2B", 256, 2048, 4, True, 131_072),
-        ("E4B", 256, 2048, 4, True, 131_072),
-        ("12B", 1024, 8192, 16, False, 262_144),
-        ("26B-A4B", 1024, 8192, 16, False, 131_072),
-        ("31B", 1024, 8192, 32, False, 262_144),
+    name: config_for(gemma4_config.PRESETS[name], width=width, mlp=mlp, heads=heads, clusters=clusters, context=context)
+    for name, width, mlp, heads, clusters, context in (
+        ("E2B", 256, 2048, 4, (2048, 32), 131_072),
+        ("E4B", 256, 2048, 4, (2048, 32), 131_072),
+        ("12B", 1024, 8192, 16, None, 262_144),
+        ("26B-A4B", 1024, 8192, 16, None, 131_072),
+        ("31B", 1024, 8192, 32, None, 262_144),
     )
 }

@@ -10,7 +10,8 @@ import numpy as np
 import drafter
 import gemma4
 from decoding.pairs.corpus import train_tokenizer
-from gemma4.config import FULL, SLIDING, interleave
+from drafter.config import config_for
+from gemma4.config import FULL, SLIDING
 from gemma4.storage import abstract, named_params, with_params
 from tests.tiny import TINY, random_target
 
@@ -19,26 +20,8 @@ SENTENCES = ["In the beginning God created the heaven and the earth.\n", "Ünïc
 
 
 def drafter_config(target: gemma4.Config, *, clustered: bool) -> drafter.Config:
-    text = dataclasses.replace(
-        target,
-        hidden_size=20,
-        intermediate_size=28,
-        layer_types=interleave(3, 4),
-        num_attention_heads=target.num_attention_heads,
-        num_kv_shared_layers=4,
-        use_double_wide_mlp=False,
-        hidden_size_per_layer_input=0,
-        vocab_size_per_layer_input=0,  # transformers refuses another value
-        enable_moe_block=False,
-        final_logit_softcapping=None,
-    )
-    return drafter.Config(
-        text=text,
-        backbone_hidden_size=target.hidden_size,
-        use_ordered_embeddings=clustered,
-        num_centroids=CENTROIDS,
-        centroid_intermediate_top_k=2,
-    )
+    clusters = (CENTROIDS, 2) if clustered else None
+    return config_for(target, width=20, mlp=28, heads=target.num_attention_heads, clusters=clusters)
 
 
 def random_drafter(config: drafter.Config, seed: int = 1, dtype: jnp.dtype = jnp.float32) -> drafter.Drafter:

@@ -38,11 +38,7 @@ LAYOUTS: dict[str, tuple[Config, drafter_config.Config]] = {
     **{name: (config, drafter_config.PRESETS[name]) for name, config in PRESETS.items()},
     "50M": (
         FIFTY_MILLION,
-        dataclasses.replace(
-            drafter_config.config_for(FIFTY_MILLION, width=128, mlp=256, heads=4, clustered=True, context=131_072),
-            num_centroids=128,
-            centroid_intermediate_top_k=16,
-        ),
+        drafter_config.config_for(FIFTY_MILLION, width=128, mlp=256, heads=4, clusters=(128, 16)),
     ),
 }
 

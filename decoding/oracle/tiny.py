@@ -5,7 +5,6 @@ or mistaken tensor does not fit by chance.  Weights that are 1 after training ha
 scalar or scale shows.
 """
 
-import dataclasses
 import functools
 
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from jax.typing import DTypeLike
 
 from drafter import Config as DrafterConfig
 from drafter import Drafter
+from drafter.config import config_for
 from gemma4 import Config, Gemma4
 from gemma4.config import FULL, SLIDING
 from gemma4.storage import abstract, named_params, with_params
@@ -137,30 +137,9 @@ def random_tokens(batch: int, time: int, seed: int = 0) -> np.ndarray:
 
 
 def drafter_config(target: Config, *, heads: int, clustered: bool = False, layers: str = "SSSF") -> DrafterConfig:
-    """A drafter that fits `target`: whatever concerns K/V is the target's, all other sizes are its own."""
-    text = dataclasses.replace(
-        target,
-        hidden_size=20,
-        intermediate_size=28,
-        layer_types=_layers(layers),
-        num_attention_heads=heads,
-        num_kv_shared_layers=len(layers),
-        use_double_wide_mlp=False,
-        hidden_size_per_layer_input=0,
-        vocab_size_per_layer_input=0,
-        enable_moe_block=False,
-        num_experts=0,
-        top_k_experts=0,
-        moe_intermediate_size=0,
-        final_logit_softcapping=None,
-    )
-    return DrafterConfig(
-        text=text,
-        backbone_hidden_size=target.hidden_size,
-        use_ordered_embeddings=clustered,
-        num_centroids=target.vocab_size // 4,
-        centroid_intermediate_top_k=3,
-    )
+    """A drafter that fits `target`."""
+    clusters = (target.vocab_size // 4, 3) if clustered else None
+    return config_for(target, width=20, mlp=28, heads=heads, clusters=clusters, layers=_layers(layers))
 
 
 TINY_DRAFTERS: dict[str, DrafterConfig] = {

@@ -68,21 +68,7 @@ def king_james_recipe() -> Recipe:
         pad_token_id=corpus.PAD,
         eos_token_ids=(corpus.EOS,),
     )
-    return Recipe(target, small_drafter(target, width=128, mlp=256, num_centroids=64, top_k=16))
-
-
-def small_drafter(target: Config, *, width: int, mlp: int, num_centroids: int, top_k: int) -> drafter_package.Config:
-    config = config_for(
-        target,
-        width=width,
-        mlp=mlp,
-        heads=target.num_attention_heads,
-        clustered=False,
-        context=target.max_position_embeddings,
-    )
-    return dataclasses.replace(
-        config, use_ordered_embeddings=True, num_centroids=num_centroids, centroid_intermediate_top_k=top_k
-    )
+    return Recipe(target, config_for(target, width=128, mlp=256, heads=target.num_attention_heads, clusters=(64, 16)))
 
 
 def train_target(recipe: Recipe, tokenizer: Tokenizer, text: corpus.Corpus, out: Path) -> Gemma4:
@@ -192,7 +178,7 @@ def smoke_recipe() -> Recipe:
         hidden_size_per_layer_input=8,
         sliding_window=16,
     )
-    small = small_drafter(target, width=16, mlp=32, num_centroids=32, top_k=8)
+    small = config_for(target, width=16, mlp=32, heads=target.num_attention_heads, clusters=(32, 8))
     return full._replace(
         target=target, drafter=small, target_steps=60, target_batch=512, drafter_steps=(20, 20), drafter_batch=512,
         window=64, sampled_rows=8,
