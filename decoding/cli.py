@@ -20,7 +20,7 @@ import jax
 
 from decoding.bench import cli as bench
 from decoding.checks import LONGEST_DRAFT
-from decoding.job import UserError, prepare, run
+from decoding.job import CHATS, UserError, prepare, run
 from decoding.oracle import cli as oracle
 from decoding.oracle.errors import OracleError
 from decoding.speculative import RULES
@@ -41,6 +41,7 @@ examples:
   gemma4-mtp generate --prompt-ids 2,17,94 --json           ids in, one JSON object out
   gemma4-mtp generate "In the beginning" --baseline         the target alone, one token a step
   gemma4-mtp generate "Hello" --target DIR --drafter DIR    any other pair, in Hugging Face layout
+  gemma4-mtp generate "Hello" --target DIR --drafter DIR --chat plain    as a user of an instruction-tuned model
 """
 
 OUTPUT = """\
@@ -98,6 +99,12 @@ def make_parser() -> argparse.ArgumentParser:
     option, number = command.add_argument, functools.partial(_number, command)
     option("text", metavar="TEXT", nargs="?", help="the prompt; the target's BOS token is put before it")
     option("--prompt-ids", metavar="IDS", help="the prompt as token ids, taken as they are, such as 2,17,94")
+    option(
+        "--chat",
+        choices=CHATS,
+        help="TEXT is what a user asks an instruction-tuned model: answered at once, as E2B and E4B are asked (plain), the "
+        "same for 26B-A4B and 31B (empty-thought), or after a thought (thinking)",
+    )
     option("--target", metavar="DIR", help="directory of the target: config.json, weights, tokenizer.json")
     option("--drafter", metavar="DIR", help="directory of its drafter; give both, or neither for the shipped pair")
     number("--draft-length", "N", 4, f"tokens drafted a round, 1 to {LONGEST_DRAFT}")

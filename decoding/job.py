@@ -22,6 +22,9 @@ from decoding.state import Round
 from decoding.timing import Figures, compare, time_stages
 from drafter import Drafter
 from gemma4 import Gemma4
+from gemma4.text import chat
+
+CHATS = {"plain": {}, "empty-thought": {"empty_thought": True}, "thinking": {"thinking": True}}
 
 
 class UserError(ValueError):
@@ -75,6 +78,8 @@ def prepare(args: argparse.Namespace) -> Job:
         raise UserError(f"expected a prompt, either TEXT or --prompt-ids, got {got}")
     if args.drafter and not args.target:
         raise UserError("--drafter needs --target: name both directories, or neither for the shipped pair")
+    if args.chat and args.prompt_ids is not None:
+        raise UserError("--chat: expected TEXT, what a user says, got --prompt-ids")
     if args.target and not args.drafter and not args.baseline:
         raise UserError("--target needs --drafter: name both directories, or add --baseline to run the target alone")
     prompt = None if args.prompt_ids is None else _parse_ids(args.prompt_ids)
@@ -90,12 +95,21 @@ def prepare(args: argparse.Namespace) -> Job:
     if prompt is None:
         if tokenizer is None:
             raise UserError(f"{args.target}: no tokenizer.json, so TEXT cannot be read; give --prompt-ids")
-        bos = target.config.bos_token_id
-        prompt = [bos] * (bos is not None) + tokenizer.encode(args.text, add_special_tokens=False).ids
+        prompt = _encoded(args, target, tokenizer)
     check_prompts(target, prompt, args.max_new_tokens)
     text = args.text or (tokenizer.decode(prompt) if tokenizer else " ".join(map(str, prompt)) + " ")
     options = Options(args.draft_length, sampling, sampling, target.config.eos_token_ids, args.acceptance)
     return Job(target, drafter, tokenizer, prompt, text, args.max_new_tokens, options, args.seed)
+
+
+def _encoded(args: argparse.Namespace, target: Gemma4, tokenizer: Tokenizer) -> list[int]:
+    if args.chat is None:
+        bos = target.config.bos_token_id
+        return [bos] * (bos is not None) + tokenizer.encode(args.text, add_special_tokens=False).ids
+    try:
+        return chat(tokenizer, [("user", args.text)], **CHATS[args.chat])
+    except ValueError as error:
+        raise UserError(f"--chat: {error}") from error
 
 
 def _parse_ids(text: str) -> list[int]:

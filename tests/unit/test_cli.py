@@ -18,8 +18,9 @@ import decoding
 import drafter
 from decoding import cli, job
 from decoding.console import Origin
+from decoding.pairs.corpus import train_tokenizer
 from tests.tiny import TINY
-from tests.tiny_pair import drafter_config, random_drafter
+from tests.tiny_pair import SENTENCES, drafter_config, random_drafter
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "In the beginning"
@@ -154,6 +155,25 @@ def test_prompt_ids_are_taken_as_they_are(run, pair_dir, quick):
     assert json.loads(out)["tokens"] == decoding.generate(target, draft, [7, 19, 300], **settings).tokens[0].tolist()
 
 
+def test_a_users_turn(run, pair_dir, tmp_path, quick, monkeypatch):
+    tokenizer = train_tokenizer(SENTENCES, 300)
+    tokenizer.add_tokens(["<|turn>", "<turn|>", "<|think|>", "<|channel>", "<channel|>"])
+    target, prompts = shutil.copytree(pair_dir / "target", tmp_path / "target"), []
+    tokenizer.save(str(target / "tokenizer.json"))
+    generate = lambda *args, **settings: prompts.append(args[2]) or decoding.generate(*args, **settings)
+    monkeypatch.setattr(job, "generate", generate)
+    for mode in ("plain", "empty-thought", "thinking"):
+        code, out, _ = run("Hello", f"--chat={mode}", target=target)
+        assert code == 0 and out.startswith("Hello[")
+    plain = "<bos><|turn>user\nHello<turn|>\n<|turn>model\n"
+    expected = [
+        plain,
+        plain + "<|channel>thought\n<channel|>",
+        plain.replace("<bos>", "<bos><|turn>system\n<|think|>\n<turn|>\n"),
+    ]
+    assert [tokenizer.decode(prompt, skip_special_tokens=False) for prompt in prompts] == expected
+
+
 def test_without_a_tokenizer(run, pair_dir, tmp_path, quick):
     target = shutil.copytree(pair_dir / "target", tmp_path / "target")
     (target / "tokenizer.json").unlink()
@@ -220,6 +240,11 @@ REFUSED = {
     "shortened option": (["x", "--max", "3"], "unrecognized arguments: --max 3; "),
     "no prompt": ([], "expected a prompt, either TEXT or --prompt-ids, got neither"),
     "two prompts": (["x", "--prompt-ids=2"], "expected a prompt, either TEXT or --prompt-ids, got both"),
+    "a turn of ids": (["--prompt-ids=2", "--chat=plain"], "--chat: expected TEXT, what a user says, got --prompt-ids"),
+    "a turn for no chat": (
+        ["x", "--chat=plain"],
+        "--chat: the tokenizer has no token <|turn>: expected that of a Gemma 4",
+    ),
     "empty text": ([""], "the prompt is empty: expected a text of at least one character"),
     "empty ids": (["--prompt-ids= , "], "--prompt-ids: the prompt is empty: expected at least one token id"),
     "text for ids": (

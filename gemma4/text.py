@@ -1,0 +1,66 @@
+"""Chat turns as token ids, as the instruction-tuned models (-it) were trained on.
+
+    <bos><|turn>user⏎Hello<turn|>⏎<|turn>model⏎
+
+Source: the chat templates that the released checkpoints carry (2026-07-09), which differ in one thing: where no thinking is
+asked for, 26B-A4B's and 31B's go on with an empty thought, <|channel>thought⏎<channel|>, and E2B's and E4B's do not.  Tools and
+images are left out.
+"""
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer
+
+BOS, TURN, END_OF_TURN, THINK = "<bos>", "<|turn>", "<turn|>", "<|think|>"
+THOUGHT, END_OF_THOUGHT = "<|channel>", "<channel|>"
+ROLES = ("system", "user", "model")
+
+
+def chat(
+    tokenizer: Tokenizer, turns: Iterable[tuple[str, str]], *, thinking: bool = False, empty_thought: bool = False
+) -> list[int]:
+    """The ids of a conversation up to where the model's next turn begins.
+
+    turns:         (role, text), a role being "system" (first, if at all), "user" or "model"; the model is to answer the last.
+    thinking:      ask for a thought before the answer: <|think|> opens the system turn.
+    empty_thought: end with an empty thought instead, as 26B-A4B and 31B want it.
+    Errors:        ValueError for another role, for turns that the model cannot answer, for text that holds one of the control
+                   tokens, and for a tokenizer that lacks them.
+    """
+    turns = list(turns)
+    if thinking and empty_thought:
+        raise ValueError("thinking and empty_thought: expected one of them or none, got both")
+    if not turns or turns[-1][0] == "model":
+        raise ValueError(
+            "turns: expected a turn for the model to answer, got " + ("the model's last" if turns else "none")
+        )
+    for number, (role, _) in enumerate(turns):
+        if role not in ROLES or role == "system" and number > 0:
+            raise ValueError(f"turn {number}: expected user or model (or, as the first, system), got {role!r}")
+    control = {name: _control_id(tokenizer, name) for name in (BOS, TURN, END_OF_TURN, THINK, THOUGHT, END_OF_THOUGHT)}
+
+    def plain(text: str, where: str) -> list[int]:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        found = [name for name, i in control.items() if i in ids]
+        if found:
+            raise ValueError(f"{where}: expected text, got the control token {found[0]} in it; take it out")
+        return ids
+
+    if thinking and turns[0][0] != "system":
+        turns.insert(0, ("system", ""))
+    ids = [control[BOS]]
+    for number, (role, text) in enumerate(turns):
+        ids.append(control[TURN])
+        if thinking and role == "system":
+            ids += [*plain("system\n", role), control[THINK], *plain(f"\n{text}", f"turn {number}")]
+        else:
+            ids += plain(f"{role}\n{text}", f"turn {number}")
+        ids += [control[END_OF_TURN], *plain("\n", role)]
+    ids += [control[TURN], *plain("model\n", "model")]
+    return ids + [control[THOUGHT], *plain("thought\n", "model"), control[END_OF_THOUGHT]] * empty_thought
+
+
+def _control_id(tokenizer: Tokenizer, name: str) -> int:
+    if (i := tokenizer.token_to_id(name)) is None:
+        raise ValueError(f"the tokenizer has no token {name}: expected that of a Gemma 4 model for chats (-it)")
+    return i
