@@ -1,4 +1,7 @@
-"""From logits to a law: top-k, temperature, then top-p.  Greedy is the one-hot law, not a special case downstream."""
+"""From logits to a law, a probability distribution over tokens: top-k, temperature, then top-p.
+
+Greedy is the one-hot law, not a special case downstream.
+"""
 
 import math
 import operator

@@ -1,4 +1,8 @@
-"""How fast: tokens a second of either loop, and the time of each stage on its own.  For people, not for tests."""
+"""How fast: tokens a second of either loop, and the time of each stage on its own.  For people, not for tests.
+
+Stages are called here one after the other, as in a round by hand, each call's own cost included.  `decoding/bench/stages.py`
+repeats a stage within one call, which is what a compiled round does: those figures are smaller.
+"""
 
 import contextlib
 import functools

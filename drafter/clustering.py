@@ -50,7 +50,7 @@ def in_blocks(
 def _block_by_block(
     hidden: Float[Array, "b d"], blocks: Float[Array, "clusters size d"], chosen: Int[Array, "b k"]
 ) -> Float[Array, "b candidates"]:
-    """einsum("bd,bkmd->bkm", hidden, blocks[chosen]), in a loop over b and k that reads each block where it lies, uncopied."""
+    """einsum("bd,bcmd->bcm", hidden, blocks[chosen]), in a loop over b and c that reads each block where it lies, uncopied."""
 
     def of_row(row_and_clusters):
         row, clusters = row_and_clusters
@@ -104,6 +104,7 @@ def cluster_vocabulary(table: Float[np.ndarray, "v d"], num_centroids: int, *, s
     Balanced k-means.  Start: halve the vocabulary along its principal direction, and the halves again (each group is cut in
     proportion to the clusters it will hold).  Then sweep: centroids are means; tokens that have most to lose choose their
     nearest centroid first, and a full one sends the rest to their next choice.  Deterministic.
+    sweeps: how often to look, the start included, whether the last one still gained.
     Errors: ValueError unless num_centroids divides the number of rows.
     """
     table = np.asarray(table, np.float32)
@@ -113,13 +114,14 @@ def cluster_vocabulary(table: Float[np.ndarray, "v d"], num_centroids: int, *, s
     assignment = np.empty(vocabulary, np.int64)
     _bisect(table, np.arange(vocabulary), range(num_centroids), assignment)
     best, best_cost = assignment, np.inf
-    for _ in range(sweeps):
+    for sweep in range(1, sweeps + 1):
         centroids = _means(table, assignment, num_centroids)
         cost = float(np.square(table - centroids[assignment]).sum())
         if cost >= best_cost:
             break
         best, best_cost = assignment, cost
-        assignment = _assign(table, centroids)
+        if sweep < sweeps:
+            assignment = _assign(table, centroids)
     ordering = np.lexsort((np.arange(vocabulary), best))
     return Clusters(jnp.asarray(_means(table, best, num_centroids)), jnp.asarray(ordering, jnp.int32))
 

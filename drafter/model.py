@@ -122,7 +122,7 @@ class ClusteredHead(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.top_k = config.centroid_intermediate_top_k
         self.centroids = Linear(config.text.hidden_size, config.num_centroids, rngs=rngs, dtype=dtype)
-        self.token_ordering = nnx.Param(jnp.arange(config.text.vocab_size, dtype=jnp.int32))
+        self.token_ordering = nnx.Variable(jnp.arange(config.text.vocab_size, dtype=jnp.int32))
         self.blocks = nnx.data(None)  # see `Drafter.with_head`
 
     def clusters(self) -> tuple[Float[Array, "clusters d"], Int[Array, " v"], int]:

@@ -1,9 +1,9 @@
 """Train a drafter for a frozen target.
 
-Every position of a text is an anchor: the drafter stands there as it would in a round whose last committed token it is,
-sees only the K/V rows before it, and drafts `steps` tokens.  All anchors train in parallel, since a mask hides later rows
-from each.  In step k the drafter is fed its own hidden row of step k-1 and the text's token; the target's law at that
-token is what it should match (cross-entropy, which is Kullback-Leibler up to a constant).
+Nearly every position of a text is an anchor: at t the drafter stands as in a round whose newest token is t, with tokens
+0 .. t-1 committed, sees only their K/V rows, and drafts `steps` tokens.  All anchors train in parallel, since a mask hides
+later rows from each.  In step k the drafter is fed its own hidden row of step k-1 and the text's token; the target's law at
+that token is what it should match (cross-entropy, which is Kullback-Leibler up to a constant).
 
 Alignment, for an anchor at index t: step 1 gets the embedding of token t and the target's hidden row t-1, and learns the
 target's law of token t+1 (row t); step k gets the embedding of token t+k-1 and its own hidden row, and learns row t+k-1.

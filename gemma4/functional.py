@@ -2,7 +2,7 @@
 
 Axis letters, the same in einsum strings and prose throughout the project:
 b batch · t query/time · s key/slot · n query head · k KV head · g query heads per KV head · h head dim ·
-d model width · f MLP width · v vocabulary · e expert.
+d model width · f MLP width · p per-layer width · v vocabulary · e expert · c chosen expert or cluster · m member of a cluster.
 
 Norms, angles and softmax are computed in float32 whatever the dtype of the weights, and rounded back where
 transformers 5.22.2 (`modeling_gemma4.py`) rounds.  Compiled for bfloat16, XLA keeps more bits than that between operations it

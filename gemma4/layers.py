@@ -138,7 +138,7 @@ class MLP(nnx.Module):
 class PerLayerInputs(nnx.Module):
     """What each layer is told about the token besides the residual stream (E2B and E4B): [b, t, layers, width].
 
-    The mean (over sqrt 2) of a table row chosen by the token and of a projection of the token's embedding.
+    A table row chosen by the token plus a projection of the token's embedding, over sqrt 2.
     """
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs, dtype: DTypeLike):

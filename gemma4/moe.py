@@ -53,8 +53,8 @@ class Experts(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t d"], weights: Float[Array, "b t top_k"], experts: Int[Array, "b t top_k"]
     ) -> Float[Array, "b t d"]:
-        few = jax.default_backend() == "cpu" or experts.size < self.gate_up_proj.shape[0]
-        return (chosen if few else dense)(self.gate_up_proj[...], self.down_proj[...], x, weights, experts)
+        visit_by_visit = jax.default_backend() == "cpu" or experts.size < self.gate_up_proj.shape[0]
+        return (chosen if visit_by_visit else dense)(self.gate_up_proj[...], self.down_proj[...], x, weights, experts)
 
 
 def dense(gate_up_proj, down_proj, x, weights, experts):
@@ -66,7 +66,7 @@ def dense(gate_up_proj, down_proj, x, weights, experts):
     inner = gated(jnp.einsum("btd,efd->btef", x, gate_up_proj))
     out = jnp.einsum("btef,edf->bted", inner, down_proj)
     one_hot = jax.nn.one_hot(experts, out.shape[2], dtype=weights.dtype)
-    per_expert = jnp.einsum("btk,btke->bte", weights, one_hot)
+    per_expert = jnp.einsum("btc,btce->bte", weights, one_hot)
     return jnp.einsum("bte,bted->btd", per_expert, out.astype(jnp.float32)).astype(x.dtype)
 
 

@@ -1,4 +1,5 @@
-"""Train a decoder from nothing: the loss, the optimizer, and a resumable loop (which `drafter.training` uses too).
+"""Train a decoder from nothing: the loss, the optimizer, and a resumable loop, for any loss (`decoding/pairs/recipe.py` trains
+the drafter with it, too).
 
 Needs nothing beyond what Flax brings: Optax for the optimizer, Rich for the progress bar; Orbax keeps the checkpoints.
 """

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import decoding
 import drafter as drafter_package
@@ -116,6 +117,8 @@ def test_a_step_of_the_optimizer_leaves_the_token_ordering_alone():
     before, params = named_params(drafter), trainable(drafter)
     ordering = "masked_embedding.token_ordering"
     assert set(before) - set(params) == {ordering}
+    of_flax = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(drafter, nnx.Param))}
+    assert of_flax == set(params), "an optimizer of Flax's own takes what is a Param"
     optimizer, losses = make_optimizer(Schedule(steps=10, warmup=1), params), []
 
     @jax.jit
