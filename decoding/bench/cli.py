@@ -171,7 +171,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         num_prompts=args.prompts,
         runs=args.runs,
         sampling=sampling,
-        rule=args.acceptance,
+        acceptance=args.acceptance,
         accept_rate=args.accept_rate,
     )
 

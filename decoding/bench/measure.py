@@ -45,11 +45,11 @@ class Plan(NamedTuple):
     num_prompts: int = 4  # of each batch size; repeated `runs` times
     runs: int = 5
     sampling: Sampling = Sampling()
-    rule: str = "token"  # how sampled drafts are judged
+    acceptance: str = "token"  # how sampled drafts are judged
     accept_rate: float | None = None  # None: whatever is accepted
 
     def options(self, draft_length: int) -> Options:
-        return Options(draft_length, self.sampling, self.sampling, acceptance=self.rule)
+        return Options(draft_length, self.sampling, self.sampling, acceptance=self.acceptance)
 
 
 def measure(subject: Subject, plan: Plan, progress: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
@@ -63,17 +63,11 @@ def measure(subject: Subject, plan: Plan, progress: Callable[[str], None] = lamb
     return {
         "subject": describe(subject),
         "machine": machine._asdict() | {"backend": jax.default_backend(), "jax": jax.__version__},
-        "plan": plan._asdict() | {"sampling": plan.sampling._asdict(), "acceptance": acceptance_kind(plan)},
+        "plan": plan._asdict() | {"sampling": plan.sampling._asdict()},
         "prefill": measure_prefill(subject, plan.prefill_tokens, plan.runs, machine),
         "batches": batches,
         "peak_bytes": peak_bytes(),
     }
-
-
-def acceptance_kind(plan: Plan) -> str:
-    if plan.accept_rate is not None:
-        return f"simulated, {plan.accept_rate:g} for each draft"
-    return "as measured" if plan.rule == "token" else "by block, as measured"
 
 
 def describe(subject: Subject) -> dict[str, Any]:
@@ -161,13 +155,13 @@ def stage_seconds(laps: dict[tuple[str, int], list[float]], streamed: int) -> di
 
 
 def stage_work(subject: Subject, name: str, batch: int, context: int, draft_length: int) -> Work:
-    match name:
-        case "autoregressive step":
-            return forward_work(subject.target, batch, 1, context)
-        case "verify":
-            return forward_work(subject.target, batch, draft_length + 1, context)
-        case "draft, first step" | "draft, each further":
-            return draft_work(subject.target, subject.drafter, batch, context)
+    if name == STEP:
+        return forward_work(subject.target, batch, 1, context)
+    if name == VERIFY:
+        return forward_work(subject.target, batch, draft_length + 1, context)
+    if name in (FIRST, FURTHER):
+        return draft_work(subject.target, subject.drafter, batch, context)
+    assert name in (PRODUCTS, ACCEPT), name
     return Work(0, 0)  # not counted
 
 

@@ -29,7 +29,7 @@ def _pair(found: dict[str, Any]) -> Iterator[str]:
     )
     yield (
         f"prompts of {plan['prompt_tokens']} tokens ({subject['text']}), {plan['new_tokens']} new ones, "
-        f"temperature {plan['sampling']['temperature']:g}, acceptance {plan['acceptance']}"
+        f"temperature {plan['sampling']['temperature']:g}, acceptance {_acceptance(plan)}"
     )
     yield f"memory: weights {sum(size.values()) / 1e6:.0f} MB, at most {found['peak_bytes'] / 1e6:.0f} MB in use"
     yield (
@@ -49,6 +49,12 @@ def _pair(found: dict[str, Any]) -> Iterator[str]:
             ("loop", "gamma", "tokens/s", "ms/round", "tokens/round", "speed-up", "quartiles", "predicted"),
             [_loop_row(entry) for entry in batch["loops"]],
         )
+
+
+def _acceptance(plan: dict[str, Any]) -> str:
+    if plan["accept_rate"] is not None:
+        return f"simulated, {plan['accept_rate']:g} for each draft"
+    return "as measured" if plan["acceptance"] == "token" else "by block, as measured"
 
 
 def _stage_row(entry: dict[str, Any]) -> tuple[str, ...]:
