@@ -1,19 +1,24 @@
-"""Checkpoints of a target: Hugging Face safetensors in and out, Orbax in and out.
+"""Checkpoints of a target: Hugging Face safetensors in and out, Orbax in and out; google-deepmind/gemma's in.
 
-A checkpoint is a directory with `config.json` and either safetensors files or a folder `params` that Orbax wrote.
-This file knows the names of a target's tensors; `storage.py` reads and writes them.
+A checkpoint is a directory with `config.json` and either safetensors files or a folder `params` that Orbax wrote.  One of
+google-deepmind/gemma is itself the folder that Orbax wrote: `config.json` is missing there, and its shapes tell which of the
+released sizes it is.  For a model of another size, put its `config.json` (Hugging Face layout) into the folder.
+
+This file knows the names of a target's tensors, `deepmind.py` those of the other package; `storage.py` reads and writes them.
 """
 
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from gemma4 import storage
-from gemma4.config import Config
+from gemma4 import deepmind, storage
+from gemma4.config import PRESETS, Config
 from gemma4.model import Gemma4
 from gemma4.storage import CheckpointError, Stored, named_params, with_params
 
@@ -44,11 +49,12 @@ class LoadReport(NamedTuple):
 
 
 def load(directory: str | os.PathLike, dtype: Any = jnp.float32) -> Gemma4:
-    """A target from a Hugging Face directory, or from one that `save` wrote.
+    """A target from a Hugging Face directory, from one that `save` wrote, or from a checkpoint of google-deepmind/gemma.
 
     dtype:  of all parameters: float32, bfloat16 or float16, whatever the file has.
     Errors: CheckpointError for files that are absent, damaged or of another architecture, and for tensors that are
-            missing, unexpected or of another shape than config.json asks for (all of them in one message).
+            missing, unexpected or of another shape than config.json, or the released size, asks for (all of them in one
+            message).
     """
     return load_with_report(directory, dtype)[0]
 
@@ -56,15 +62,70 @@ def load(directory: str | os.PathLike, dtype: Any = jnp.float32) -> Gemma4:
 def load_with_report(directory: str | os.PathLike, dtype: Any = jnp.float32) -> tuple[Gemma4, LoadReport]:
     """`load`, and what became of each tensor in the files."""
     directory = Path(directory)
+    read = _load_deepmind if storage.is_orbax(directory) else _load
+    target, report = read(directory, dtype)
+    for reason, names in (("KV-shared layers", report.unused_kv), ("other parts of the model", report.other)):
+        if names:
+            log.info("%s: %d tensors of %s left out, e.g. %s", directory, len(names), reason, names[0])
+    return target, report
+
+
+def _load(directory: Path, dtype: Any) -> tuple[Gemma4, LoadReport]:
     config = storage.read_config(directory, Config.from_hf)
     blank = storage.abstract(Gemma4, config, dtype)
     if (directory / storage.ORBAX).is_dir():
         return storage.load_orbax(blank, directory / storage.ORBAX), LoadReport(tuple(named_params(blank)))
     tensors, report = _text_tensors(storage.read_tensors(directory), config)
-    for reason, names in (("KV-shared layers", report.unused_kv), ("other parts of the model", report.other)):
-        if names:
-            log.info("%s: %d tensors of %s left out, e.g. %s", directory, len(names), reason, names[0])
     return storage.fill(blank, tensors, directory, rename=hf_name), report
+
+
+def _load_deepmind(directory: Path, dtype: Any) -> tuple[Gemma4, LoadReport]:
+    tensors = storage.orbax_tensors(directory)
+    config, asked_by = _deepmind_config(directory, tensors)
+    blank = storage.abstract(Gemma4, config, dtype)
+    tree = deepmind.tensors(config)
+    keys, report = _deepmind_text(tensors, config)
+    found = {name: tensors[key] for name, key in keys.items()}
+    storage.check_tensors(storage.shapes(tree), storage.shapes(found), directory, asked_by)
+    for key in report.loaded:
+        if not jnp.issubdtype(tensors[key].dtype, jnp.floating):
+            raise CheckpointError(
+                f"{directory}: {key} is stored as {tensors[key].dtype}, expected floats; "
+                "quantised checkpoints are not supported"
+            )
+    wanted = {key: tensors[key].update(dtype=storage.float_dtype(dtype)) for key in report.loaded}
+    arrays = storage.read_orbax(directory, wanted)
+    params = {}
+    for name, tensor in tree.items():
+        params |= tensor.ours(arrays.pop(keys[name]))  # popped, so that no more than one tensor is there twice
+    return with_params(blank, params), report
+
+
+def _deepmind_config(directory: Path, tensors: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[Config, str]:
+    """The configuration, and what `storage.check_tensors` should say of it."""
+    if (directory / "config.json").is_file():
+        return storage.read_config(directory, Config.from_hf), "config.json; are both of the same model?"
+    sizes = {(config.vocab_size, config.hidden_size): name for name, config in PRESETS.items()}
+    embedding = tensors[deepmind.EMBEDDING].shape if deepmind.EMBEDDING in tensors else None
+    put = f"put its config.json (Hugging Face layout) into {directory}"
+    if embedding in sizes:
+        name = sizes[embedding]
+        return PRESETS[name], f"{name}, whose embedding table has this size; if it is another model, {put}"
+    expected = ", ".join(f"{list(shape)} ({name})" for shape, name in sizes.items())
+    raise CheckpointError(
+        f"{directory}: a tree of tensors without config.json, so that {deepmind.EMBEDDING} tells which model it is: expected "
+        f"{expected}, got {'no such tensor' if embedding is None else list(embedding)}; if it is another model in the layout "
+        f"of google-deepmind/gemma, {put}"
+    )
+
+
+def _deepmind_text(tensors: Mapping[str, jax.ShapeDtypeStruct], config: Config) -> tuple[dict[str, str], LoadReport]:
+    """Which tensor is which of the text decoder's, and the report."""
+    other = tuple(key for key in tensors if deepmind.is_other(key))
+    unused_kv = tuple(key for key in tensors if deepmind.is_unused_kv(key, config))
+    left_out = {*other, *unused_kv}
+    keys = {deepmind.plain_name(key): key for key in tensors if key not in left_out}
+    return keys, LoadReport(tuple(keys.values()), unused_kv, other)
 
 
 def save(target: Gemma4, directory: str | os.PathLike) -> None:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -163,8 +164,8 @@ def fill(
     Errors: CheckpointError that lists every tensor missing, unexpected, misshapen, or of a kind that it cannot convert.
     """
     params, transposed = named_params(blank), linear_weights(blank)
-    shapes = {rename(name): leaf.shape[::-1] if name in transposed else leaf.shape for name, leaf in params.items()}
-    check_tensors(shapes, _shapes(tensors), source)
+    expected = {rename(name): leaf.shape[::-1] if name in transposed else leaf.shape for name, leaf in params.items()}
+    check_tensors(expected, shapes(tensors), source)
     for name, leaf in params.items():
         tensor = tensors[rename(name)]
         kinds = FLOATS if jnp.issubdtype(leaf.dtype, jnp.floating) else INTEGERS
@@ -187,8 +188,17 @@ def fill(
     return with_params(blank, {name: read(name, leaf) for name, leaf in params.items()})
 
 
-def check_tensors(expected: Mapping[str, tuple], found: Mapping[str, tuple], source: Path) -> None:
-    """Compare names and shapes.  Errors: one CheckpointError with every kind of difference, its count and first few."""
+def check_tensors(
+    expected: Mapping[str, tuple],
+    found: Mapping[str, tuple],
+    source: Path,
+    asked_by: str = "config.json; are both files of the same model?",
+) -> None:
+    """Compare names and shapes.
+
+    asked_by: what `expected` comes from, and what to do about it.
+    Errors:   one CheckpointError with every kind of difference, its count and first few.
+    """
     shape = lambda name: list(expected[name])
     problems = {
         "missing": [f"{name} {shape(name)}" for name in expected if name not in found],
@@ -201,9 +211,7 @@ def check_tensors(expected: Mapping[str, tuple], found: Mapping[str, tuple], sou
     }
     if any(problems.values()):
         lines = [f"{len(names)} {kind}: {_first_few(names)}" for kind, names in problems.items() if names]
-        raise CheckpointError(
-            f"{source}: the tensors do not fit config.json; are both files of the same model?\n  " + "\n  ".join(lines)
-        )
+        raise CheckpointError(f"{source}: the tensors do not fit {asked_by}\n  " + "\n  ".join(lines))
 
 
 def _first_few(names: list[str], count: int = 5) -> str:
@@ -233,20 +241,52 @@ def save_orbax(module: nnx.Module, path: Path) -> None:
 
 def load_orbax(blank: Module, path: Path) -> Module:
     """The module that `blank` describes, from what `save_orbax` wrote, in the dtypes of `blank`.  Errors: as `fill`."""
+    expected = named_params(blank)
+    check_tensors(shapes(expected), shapes(orbax_tensors(path)), path)
+    return with_params(blank, read_orbax(path, expected))
+
+
+def is_orbax(directory: Path) -> bool:
+    """Whether this is itself the folder that Orbax wrote."""
+    return (directory / "_METADATA").is_file()
+
+
+def orbax_tensors(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """What Orbax wrote there, by path in the tree, joined by slashes.  Reads no tensors.
+
+    Errors: CheckpointError if the folder is damaged.
+    """
+    with _readable(path), ocp.PyTreeCheckpointer() as checkpointer:
+        found = checkpointer.metadata(path.absolute()).item_metadata
+        if found is None:
+            raise ValueError("nothing tells which tensors it holds")
+        leaves = jax.tree_util.tree_leaves_with_path(found.tree)
+        name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+        return {name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves}
+
+
+def read_orbax(path: Path, wanted: Mapping[str, Leaf]) -> dict[str, jax.Array]:
+    """The tensors that `wanted` names as `orbax_tensors` does, in its dtypes; no others are read.
+
+    Errors: CheckpointError if the folder is damaged.
+    """
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    expected = {name: leaf.update(sharding=device) for name, leaf in named_params(blank).items()}
-    with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            found = checkpointer.metadata(path.absolute()).item_metadata or {}
-            check_tensors(_shapes(expected), _shapes(dict(found)), path)
-            return with_params(blank, checkpointer.restore(path.absolute(), expected))
-        except CheckpointError:
-            raise
-        except Exception as error:  # Orbax and TensorStore raise many kinds
-            raise CheckpointError(f"{path}: Orbax cannot read it, damaged or not written whole ({error})") from error
+    how = {name: ocp.ArrayRestoreArgs(dtype=leaf.dtype, sharding=device) for name, leaf in wanted.items()}
+    wanted, how = (unflatten_dict(tree, sep="/") for tree in (wanted, how))
+    arguments = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
+    with _readable(path), ocp.PyTreeCheckpointer() as checkpointer:
+        return flatten_dict(checkpointer.restore(path.absolute(), args=arguments), sep="/")
 
 
-def _shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        raise CheckpointError(f"{path}: Orbax cannot read it, damaged or not written whole ({error})") from error
+
+
+def shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(leaf.shape) for name, leaf in tree.items()}
 
 
