@@ -1,14 +1,16 @@
 """The parameter tree of google-deepmind/gemma, tensor by tensor, beside our parameters; `checkpoint.py` reads by it.
 
 Source: google-deepmind/gemma 4.0.1, `gm/nn/gemma4` (`_modules.py`, `_moe.py`), a Flax Linen model of E2B, E4B, 26B-A4B and
-31B.  That the table is right was seen by running that model and ours on the same randomly drawn trees, small ones of each of
-the four layouts, in float32: logits are equal within 2e-5 of the largest, and any two of these rows exchanged show.  One
-difference is not in the table: 4.0.1 gives the router the row that `pre_ffw_norm` has normed already.  Later commits
-(58650904) give it the raw row, as transformers does and as is done here; with the same row for both, 26B-A4B is equal, too.
+31B.  That the table is right was seen by running that model and ours on the same randomly drawn trees, a small one of each of
+the four layouts, in float32: logits are equal within 2e-5 of the largest.  Exchanging K and V, gate and up, the norms of the
+two branches, or the order of heads, layers or experts' rows moves them by half the largest or more.
+
+One difference no table can hold: 4.0.1 gives the router the row that `pre_ffw_norm` has normed already.  Later commits
+(58650904) give it the raw one, as transformers does and as is done here.  26B-A4B is equal when both see the same row.
 
 Names are paths in the tree, joined by slashes.  A last part `w` is left out here, for one tensor may have it or not: the model
-calls it `layer_0/mlp/linear`, and a published list of what the released files hold, `layer_0/mlp/linear/w`.  Two older trees
-that the package can also read, flat (`transformer/layer_0/...`) and stacked, are unknown here.
+calls it `layer_0/mlp/linear`; the released files hold `layer_0/mlp/linear/w`, say the notes of mogemma, which list them.  Two
+older trees that the package can also read, flat (`transformer/layer_0/...`) and stacked, are unknown here.
 """
 
 import re
