@@ -40,6 +40,9 @@ class Router(nnx.Module):
 class Experts(nnx.Module):
     """All experts' gated MLPs.  Weights are stored as in the checkpoint: gate and up rows stacked, [expert, out, in].
 
+    Rounding: each expert's output to the model's dtype; weighted and added up in float32, and rounded once.  So do "batched_mm"
+    and "grouped_mm" in transformers 5.22.2 (`integrations/moe.py`); its "eager" loop adds up in the model's dtype.
+
     Two forms of one formula, `dense` and `chosen`.  On CPU `chosen` runs, the faster one for any number of tokens (float32; in
     bfloat16 as fast from 40 on); elsewhere, not measured yet, while there are fewer visits than experts, so that it reads less.
     """

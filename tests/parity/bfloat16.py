@@ -1,0 +1,17 @@
+"""Comparing bfloat16 numbers bit for bit: a compiler that rounds where the program does, and a count of what is equal."""
+
+import functools
+
+import jax
+import numpy as np
+
+# XLA keeps more bits than bfloat16 between fused operations unless it is told to round wherever the program does.
+round_everywhere = functools.partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
+
+
+def share_equal(ours, theirs) -> float:
+    """How many of the elements are the same number.  Of those that both keep in float32, within 4 units in the last place."""
+    within = 2**-21 if ours.dtype == np.float32 else 0
+    ours, theirs = np.float32(ours), np.float32(theirs)
+    assert ours.shape == theirs.shape
+    return float(np.mean(np.isclose(ours, theirs, rtol=within, atol=0)))
