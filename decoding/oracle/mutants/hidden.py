@@ -66,6 +66,24 @@ MUTANTS = (
         change={"jnp.maximum(kept - 1, 0)": "jnp.zeros_like(kept)"},
     ),
     Mutant(
+        name="first-token-with-its-own-hidden",
+        bugs=("B53",),
+        rank=1,
+        shows_at="E2B/rounds/round0/own_drafts",
+        visibility="acceptance",
+        what="The first round pairs the newest token with that token's own hidden row instead of the row before it.",
+        seen_in=(Seen("keras-hub", "https://github.com/keras-team/keras-hub/pull/2735"),),
+        fix="The hidden row of the last prompt token: the one that the first new token was predicted from.",
+        function="decoding.speculative.round_of",
+        change={
+            "    block = draft(": """\
+    own, _ = target(state.token[:, None], state.cache)
+    hidden = jax.numpy.where(state.emitted[:, None] > 1, state.hidden, own[:, 0])
+    block = draft(""",
+            "state.token, state.hidden, shared, draft_key": "state.token, hidden, shared, draft_key",
+        },
+    ),
+    Mutant(
         name="hidden-of-row-zero",
         bugs=("B53",),
         rank=1,

@@ -37,6 +37,15 @@ MUTANTS = (
         change={"self.q_norm(self._heads(self.q_proj(x)))": "self._heads(self.q_proj(x))"},
     ),
     Mutant(
+        name="key-not-normed",
+        rank=11,
+        shows_at="E2B/forward/layers.0.key",
+        what="k_norm is left out.",
+        fix="Norm each head of the key before RoPE, as the query.",
+        function="gemma4.layers.Attention._key_value",
+        change={"rotate(self.k_norm(raw_key), place.angles)": "rotate(raw_key, place.angles)"},
+    ),
+    Mutant(
         name="norm-after-rope",
         rank=11,
         shows_at="E2B/forward/layers.0.query",
@@ -123,6 +132,15 @@ MUTANTS = (
         fix="pre_feedforward_layernorm stands before the MLP, post_attention_layernorm after attention.",
         function="gemma4.model.DecoderLayer.__call__",
         change={"self.pre_feedforward_layernorm(x)": "self.post_attention_layernorm(x)"},
+    ),
+    Mutant(
+        name="attention-not-normed-behind",
+        rank=11,
+        shows_at="E2B/forward/layers.0.after_attention",
+        what="post_attention_layernorm is left out: attention's output is added to the residual as it is.",
+        fix="A norm before and a norm after both attention and MLP.",
+        function="gemma4.model.DecoderLayer.__call__",
+        change={'self.post_attention_layernorm(tap("self_attn", attended))': 'tap("self_attn", attended)'},
     ),
     Mutant(
         name="layer-scalar-dropped",

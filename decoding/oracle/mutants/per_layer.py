@@ -29,6 +29,15 @@ MUTANTS = (
         change={"table[tokens] * jnp.asarray(self.scale, table.dtype)": "table[tokens]"},
     ),
     Mutant(
+        name="per-layer-table-not-scaled",
+        rank=15,
+        shows_at="E2B/forward/per_layer_inputs",
+        what="Rows of the per-layer table are not multiplied by the square root of their width.",
+        fix="sqrt(hidden_size_per_layer_input), as the embedding by sqrt(hidden_size).",
+        function="gemma4.layers.PerLayerInputs.__call__",
+        change={"self.embed_tokens_per_layer(tokens)": "self.embed_tokens_per_layer.weight[...][tokens]"},
+    ),
+    Mutant(
         name="per-layer-table-left-out",
         rank=15,
         shows_at="E2B/forward/per_layer_inputs",
