@@ -30,6 +30,12 @@ CHEAP = ("rope", "law", "accept", "accept_block", "emit", "forward", "draft", "c
 DEAR = ("share", "verify", "rollback", "prefill", "stepwise", "rounds", "load")
 CHEAPEST_FIRST = (*CHEAP, *DEAR)
 
+UNUSED_KV = """\
+no mutant, but known by where it shows: layers that share K/V use K/V weights of their own, which their file happens to hold
+  bugs:    B01 and B02: without a cache, sharing layers computed K/V of their own
+  seen in: transformers https://github.com/huggingface/transformers/pull/45253, mlx-swift-lm, mlx-lm
+  fix:     Give sharing layers their source's K/V, with a cache or without; ignore such weights (released files have them)."""
+
 
 # -- recomputing a stage -----------------------------------------------------------------------------------------------
 
@@ -110,6 +116,7 @@ class Diagnosis(NamedTuple):
     matches: tuple[Found, ...]  # each explains everything; if several, no tensor here tells them apart
     partial: tuple[Found, ...] = ()  # without a match: mutants that explain the first difference
     not_looked_at: Mapping[str, int] = {}  # stages and cases of the report, and how many tensors differ there
+    hint: str = ""  # a bug without a mutant
 
     def as_dict(self) -> dict[str, Any]:
         as_dicts = lambda found: [
@@ -128,6 +135,7 @@ class Diagnosis(NamedTuple):
             "matches": as_dicts(self.matches),
             "explain_the_first_difference": as_dicts(self.partial),
             "not_looked_at": dict(self.not_looked_at),
+            "hint": self.hint,
         }
 
     def __str__(self) -> str:
@@ -135,7 +143,7 @@ class Diagnosis(NamedTuple):
             return f"no difference: {self.reference}"
         lines = [f"reference: {self.reference}"]
         lines += [f"matches {described(mutant)}\n  with it: {evidence}" for mutant, evidence in self.matches]
-        lines += [] if self.matches else ["no known bug matches"]
+        lines += [] if self.matches else [self.hint or "no known bug matches"]
         lines += [
             f"explains the first difference: {described(it)}\n  with it: {evidence}" for it, evidence in self.partial
         ]
@@ -172,6 +180,9 @@ def diagnose(theirs: Tensors) -> Diagnosis:
 def diagnose_report(report: compare.Report) -> Diagnosis:
     """Of what `check` compared."""
     differing = [it.name for it in report.results if it.status is compare.Status.DIFFERS and it.name in report.theirs]
+    if is_unused_kv(differing, report.theirs):
+        units = max(it.units for it in report.results if it.name in differing)
+        return Diagnosis(Evidence(len(report.theirs), len(differing), units, differing[0]), (), hint=UNUSED_KV)
     # Where only the enumeration of acceptance found something, it may be how drafts are drawn: tensors that `check` leaves out.
     given = worth_a_look(report.theirs, differing or list(report.theirs))
     cases = {place_of(name)[0] for name in given}
@@ -179,6 +190,13 @@ def diagnose_report(report: compare.Report) -> Diagnosis:
     in_part = collections.Counter(stage for case, stage in left_out if case in cases)
     as_a_whole = collections.Counter(f"all of {case}" for case, _ in left_out if case not in cases)
     return diagnose(given)._replace(not_looked_at={**in_part, **as_a_whole})
+
+
+def is_unused_kv(differing: Collection[str], theirs: Collection[str]) -> bool:
+    """Logits differ with K/V weights in the file that no layer uses, and agree without them, which no mutant can do."""
+    agrees_without = lambda case: any(f"{case}/{stage}/logits" in theirs for stage in ("load", "forward"))
+    places = [name.split("/", 1) for name in differing]
+    return bool(places) and all(what == "load/unused_kv.logits" and agrees_without(case) for case, what in places)
 
 
 def worth_a_look(theirs: Tensors, differing: Collection[str]) -> Tensors:

@@ -1,19 +1,24 @@
 """Given wrong tensors and nothing else, the oracle names the bug, or says that it knows none."""
 
 import dataclasses
+import json
 from collections.abc import Collection
 
 import numpy as np
 import pytest
 
+import gemma4
 from decoding.oracle import confusion as confusion_module
 from decoding.oracle import diagnose as module
-from decoding.oracle.compare import BEYOND_MEASURE, Report, Result, Status
+from decoding.oracle import golden
+from decoding.oracle.cases import CASES
+from decoding.oracle.compare import BEYOND_MEASURE, Report, Result, Status, compare
 from decoding.oracle.confusion import noisy
 from decoding.oracle.diagnose import diagnose, reference, under
 from decoding.oracle.mutants import EQUIVALENT, MUTANTS
 from decoding.oracle.mutants.mutant import Mutant, Variant
 from decoding.oracle.mutants_page import Verdicts, in_full, print_mutants, verdicts_of
+from decoding.oracle.record import record
 
 # From one stage each; `gemma4-mtp oracle mutants --confusion` does it for all, and tutorials/oracle_mutants.md holds the table.
 SAMPLE = {
@@ -129,6 +134,31 @@ def test_the_report_says_what_was_not_looked_at(monkeypatch):
     assert found.as_dict()["not_looked_at"] == {"rollback": 2, "rounds": 2, "all of E4B": 3}
     found = module.diagnose_report(report_on(wrong, wrong[:1]))
     assert "not looked at" not in str(found)
+
+
+def test_kv_weights_that_nobody_may_read(tmp_path, monkeypatch):
+    """B01 and B02, whose sharing layers have K/V of their own where there is no cache: here by a configuration that says so."""
+    CASES["E4B"].write(tmp_path)
+    right = {f"E4B/{name}": x for name, x in record(CASES["E4B"], ["load"], directory=tmp_path, jit=True).items()}
+    file = tmp_path / "target_with_unused_kv" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_kv_shared_layers": 0}))
+    own = gemma4.forward(gemma4.load(file.parent), CASES["E4B"].inputs()["forward/tokens"]).logits
+    alone, logits = "E4B/load/unused_kv.logits", "E4B/load/logits"
+
+    def report(**changes: np.ndarray) -> Report:
+        theirs = right | changes
+        entries = {name: golden.entry_of(CASES["E4B"], name.split("/", 1)[1], right[name]) for name in right}
+        return Report([compare(entries[name], right[name], theirs[name]) for name in right], theirs=theirs)
+
+    found = module.diagnose_report(report(**{alone: np.asarray(own)}))
+    assert (found.reference.first, found.reference.off) == (alone, 1) and found.reference.error > 100
+    assert "B01 and B02" in str(found) and "no known bug" not in str(found) and found.as_dict()["hint"] in str(found)
+
+    monkeypatch.setattr(module, "diagnose", lambda theirs: module.Diagnosis(found.reference, ()))
+    elsewhere_too = module.diagnose_report(report(**{alone: np.asarray(own), logits: right[logits] + 1}))
+    assert not elsewhere_too.hint and "no known bug matches" in str(elsewhere_too)
+    with_nothing_else = report(**{alone: np.asarray(own)})._replace(theirs={alone: np.asarray(own)})
+    assert not module.diagnose_report(with_nothing_else).hint
 
 
 def test_one_measure_of_error():

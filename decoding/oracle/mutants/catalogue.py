@@ -49,12 +49,12 @@ CRASH = "an exception or a refusal: there is no tensor to compare"
 IMAGES = "needs image tokens; the reference is text only"
 NUMBERS = "needs quantised weights or caches; what comes out depends on the engine's scales"
 PROCESSORS = "needs a logits processor with state; the reference has none"
-UNTRAINED = "what comes out depends on K/V weights of shared layers, which the reference does not have"
+UNUSED_KV = "needs K/V weights that the reference does not load; `check --diagnose` knows it by `load/unused_kv.logits`"
 BUFFERS = "what comes out depends on what the buffer was used for in between"
 
 INEXPRESSIBLE: dict[str, Inexpressible] = {
-    "B01": Inexpressible(2, "without a cache, shared layers compute K/V of their own", "transformers", UNTRAINED),
-    "B02": Inexpressible(2, "the same, for embeddings, perplexity and fine-tuning", "mlx-swift-lm, mlx-lm", UNTRAINED),
+    "B01": Inexpressible(2, "without a cache, shared layers compute K/V of their own", "transformers", UNUSED_KV),
+    "B02": Inexpressible(2, "the same, for embeddings, perplexity and fine-tuning", "mlx-swift-lm, mlx-lm", UNUSED_KV),
     "B05": Inexpressible(2, "K/V weights of shared layers demanded, or refused", "mlx-vlm, mlx-lm, mlx-swift-lm", CRASH),
     "B21": Inexpressible(3, "a sliding cache cannot be cropped", "transformers", CRASH),
     "B23": Inexpressible(3, "speculation stands down past the window", "mlx-swift-lm", "rounds are missing, tensors right"),
