@@ -108,12 +108,10 @@ def compare(entry: Entry, expected: np.ndarray, theirs: np.ndarray | None, sourc
     if not error.size:
         return Result(entry.name, Status.AGREES, 0.0)
     worst = np.unravel_index(np.argmax(error), error.shape)
-    rule, tolerance, _ = entry.tolerance
-    units = float((error > 0).sum()) if rule == "exact" else float(error[worst] / unit(rule, tolerance, expected))
-    units = min(units, BEYOND_MEASURE)
+    units = units_of(entry, error, expected)
     at = ", ".join(map(str, worst))
     note = f"at [{at}] {theirs[worst]:.6g}, expected {expected[worst]:.6g}"
-    return Result(entry.name, Status.AGREES if units <= (rule != "exact") else Status.DIFFERS, units, note)
+    return Result(entry.name, Status.AGREES if units <= entry.tolerance.units_allowed else Status.DIFFERS, units, note)
 
 
 def errors(entry: Entry, expected: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -130,12 +128,14 @@ def errors(entry: Entry, expected: np.ndarray, theirs: np.ndarray) -> np.ndarray
     return error
 
 
-def unit(rule: str, tolerance: float, expected: np.ndarray) -> float:
-    """How large an error is one unit."""
-    if rule == "absolute":
-        return tolerance
-    largest = np.abs(expected[np.isfinite(expected)]).max(initial=0)
-    return tolerance * float(largest or 1.0)
+def units_of(entry: Entry, error: np.ndarray, expected: np.ndarray) -> float:
+    """The largest of these errors in units of the tolerance; of whole numbers, how many are wrong."""
+    rule, tolerance, _ = entry.tolerance
+    if rule == "exact":
+        return float((error > 0).sum())
+    if rule != "absolute":
+        tolerance *= float(np.abs(expected[np.isfinite(expected)]).max(initial=0) or 1.0)
+    return min(float(error.max(initial=0) / tolerance), BEYOND_MEASURE)
 
 
 def check_names(dump: Dump, theirs: Iterable[str], source: str) -> None:

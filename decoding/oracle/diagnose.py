@@ -21,6 +21,7 @@ from decoding.oracle.cases import CASES
 from decoding.oracle.mutants import CLASSES, EQUIVALENT, MUTANTS
 from decoding.oracle.mutants.mutant import Mutant, Variant, replaced, watched
 from decoding.oracle.record import STAGES, record
+from decoding.oracle.tolerance import tolerance_of
 
 Tensors = Mapping[str, np.ndarray]  # by name: CASE/STAGE/WHAT
 Place = tuple[str, str]  # case, stage
@@ -79,16 +80,12 @@ def error(name: str, theirs: np.ndarray, ours: np.ndarray) -> float:
     entry, theirs = golden.entry_of(CASES[case], what, ours), np.asarray(theirs)
     if theirs.shape != ours.shape:
         return compare.BEYOND_MEASURE
-    rule, tolerance, _ = entry.tolerance
     off = np.nan_to_num(compare.errors(entry, np.float64(ours), np.float64(theirs)), nan=np.inf, posinf=np.inf)
-    if rule == "exact":
-        return float((off > 0).sum())
-    return min(float(off.max(initial=0) / compare.unit(rule, tolerance, np.float64(ours))), compare.BEYOND_MEASURE)
+    return compare.units_of(entry, off, np.float64(ours))
 
 
-def differs(units: float, right: np.ndarray) -> bool:
-    """Of whole numbers, a single wrong one is a difference."""
-    return units > (1 if np.issubdtype(right.dtype, np.floating) else 0)
+def differs(name: str, units: float, right: np.ndarray) -> bool:
+    return units > tolerance_of(name.split("/", 1)[1], right).units_allowed
 
 
 # -- the diagnosis -----------------------------------------------------------------------------------------------------
@@ -237,7 +234,7 @@ def evidence(theirs: Tensors, place: Place, mutant: Variant | None = None) -> Ev
     ours = under(mutant, *place) if mutant else right
     given = [name for name in right if name in theirs]
     found = {name: error(name, theirs[name], ours[name]) if name in ours else compare.BEYOND_MEASURE for name in given}
-    off = [name for name in given if differs(found[name], right[name])]
+    off = [name for name in given if differs(name, found[name], right[name])]
     return Evidence(len(given), len(off), max(found.values(), default=0.0), off[0] if off else None)
 
 

@@ -1,6 +1,6 @@
 """How far an expected tensor may be missed, by which rule, and why.
 
-One unit of error is the tolerance: 1 or less agrees.  Rules:
+One unit of error is the tolerance: 1 or less agrees.  Of whole numbers the units are how many are wrong: 0 agrees.  Rules:
 
     exact      whole numbers: equal or not
     relative   the largest difference, over the largest expected magnitude of the tensor
@@ -20,6 +20,10 @@ class Tolerance(NamedTuple):
     rule: str
     value: float
     reason: str  # a key of REASONS
+
+    @property
+    def units_allowed(self) -> int:
+        return 0 if self.rule == "exact" else 1
 
 
 REASONS = {
