@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 import drafter
@@ -24,32 +25,38 @@ class Pair(NamedTuple):
 
 
 def load_pair(
-    target_dir: Directory | None = None, drafter_dir: Directory | None = None, dtype: Any = jnp.float32
+    target_dir: Directory | None = None,
+    drafter_dir: Directory | None = None,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
 ) -> Pair:
     """The pair in two checkpoint directories; without arguments the shipped one, trained on the King James Bible.
 
     dtype:  of all floating parameters, whatever the files have.
-    Errors: ValueError if only one directory is given, or if the two models do not fit each other; CheckpointError for
-            files that are absent, damaged or of another architecture, and for a tokenizer with ids that the target
-            lacks.
+    mesh:   split both models over the devices of this mesh, as `gemma4.load` does; None puts all onto one.
+    Errors: ValueError if only one directory is given, if the two models do not fit each other, or unless the mesh has one
+            axis, "model"; CheckpointError for files that are absent, damaged or of another architecture, and for a
+            tokenizer with ids that the target lacks.
     """
     if (target_dir is None) != (drafter_dir is None):
         given = "target" if drafter_dir is None else "drafter"
         raise ValueError(f"only a {given} directory was given: give target and drafter, or none for the shipped pair")
-    target, tokenizer = load_target(target_dir, dtype)
-    draft = drafter.load(SHIPPED / "drafter" if drafter_dir is None else drafter_dir, dtype)
+    target, tokenizer = load_target(target_dir, dtype, mesh)
+    draft = drafter.load(SHIPPED / "drafter" if drafter_dir is None else drafter_dir, dtype, mesh)
     draft.config.check_fits(target.config)
     return Pair(target, draft, tokenizer)
 
 
-def load_target(directory: Directory | None = None, dtype: Any = jnp.float32) -> tuple[gemma4.Gemma4, Tokenizer | None]:
+def load_target(
+    directory: Directory | None = None, dtype: Any = jnp.float32, mesh: Mesh | None = None
+) -> tuple[gemma4.Gemma4, Tokenizer | None]:
     """The target half of a pair.  Errors: as `load_pair`."""
     if directory is None and not SHIPPED.is_dir():
         raise CheckpointError(
             f"{SHIPPED}: the shipped pair is missing; install gemma4-mtp again, or name the directories of another pair"
         )
     directory = SHIPPED / "target" if directory is None else Path(directory)
-    target = gemma4.load(directory, dtype)
+    target = gemma4.load(directory, dtype, mesh)
     return target, _read_tokenizer(directory / TOKENIZER, target.config)
 
 

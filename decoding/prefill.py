@@ -17,6 +17,7 @@ from decoding.rollback import rollback
 from decoding.sampling import Sampling, draw
 from decoding.state import DecodeState, Round
 from gemma4 import Gemma4, KVCache, init_cache
+from gemma4.sharding import mesh_of
 
 LONGEST_CHUNK = 512
 
@@ -50,8 +51,8 @@ def prefill(
     # oldest row that a drafter sees (window + 1 of them in the transformers convention, one more than the target).
     room = max(chunk, draft_length + 1) + 1
     capacity = _round_up(max(num_chunks * chunk, longest + max_new_tokens + draft_length), 128) + chunk
-    dtype = target.embed_tokens.weight.dtype
-    cache = init_cache(target.config, len(prompts), capacity, chunk=room, dtype=dtype)
+    dtype, mesh = target.embed_tokens.weight.dtype, mesh_of(target.embed_tokens.weight[...])
+    cache = init_cache(target.config, len(prompts), capacity, chunk=room, dtype=dtype, mesh=mesh)
 
     padded = np.zeros((len(prompts), num_chunks * chunk), np.int32)
     for row, prompt in enumerate(prompts):

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from drafter.config import Config
 from drafter.model import Drafter
@@ -23,21 +24,23 @@ OUTSIDE = ("pre_projection", "post_projection", "masked_embedding")  # in a file
 GENERATION_CONFIG = {"num_assistant_tokens": 4, "num_assistant_tokens_schedule": "constant", "is_assistant": True}
 
 
-def load(directory: str | os.PathLike, dtype: Any = jnp.float32) -> Drafter:
+def load(directory: str | os.PathLike, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Drafter:
     """A drafter from a Hugging Face directory, or from one that `save` wrote.
 
     dtype:  of all floating parameters: float32, bfloat16 or float16, whatever the file has.
+    mesh:   as `gemma4.load` has it.
     Errors: CheckpointError for files that are absent, damaged or of another architecture, for tensors that are missing,
-            unexpected or of another shape than config.json asks for, and for a `token_ordering` that is no permutation.
+            unexpected or of another shape than config.json asks for, and for a `token_ordering` that is no permutation;
+            ValueError unless the mesh has one axis, "model".
     """
     directory = Path(directory)
     config = storage.read_config(directory, Config.from_hf)
     blank = storage.abstract(Drafter, config, dtype)
     if (directory / storage.ORBAX).is_dir():
-        drafter = storage.load_orbax(blank, directory / storage.ORBAX)
+        drafter = storage.load_orbax(blank, directory / storage.ORBAX, mesh)
     else:
         tensors = {key: tensor for key, tensor in storage.read_tensors(directory).items() if key != TIED}
-        drafter = storage.fill(blank, tensors, directory, rename=hf_name)
+        drafter = storage.fill(blank, tensors, directory, mesh, rename=hf_name)
     if config.use_ordered_embeddings:
         _check_ordering(np.asarray(drafter.masked_embedding.token_ordering[...]), directory)
     return drafter

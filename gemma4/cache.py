@@ -27,10 +27,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from gemma4.config import Config
+from gemma4.sharding import kv_sharding
 
 
 class LayerKV(NamedTuple):
@@ -57,11 +59,18 @@ class KVCache(NamedTuple):
 
 
 def init_cache(
-    config: Config, batch: int = 1, capacity: int = 512, *, chunk: int | None = None, dtype: DTypeLike = jnp.float32
+    config: Config,
+    batch: int = 1,
+    capacity: int = 512,
+    *,
+    chunk: int | None = None,
+    dtype: DTypeLike = jnp.float32,
+    mesh: Mesh | None = None,
 ) -> KVCache:
     """An empty cache for sequences of up to `capacity` tokens, rejected drafts included.
 
     chunk: the most tokens that one forward may write; None allows `capacity`, and then rings save nothing.
+    mesh:  that of a target which is split over devices: its cache is split likewise, by KV heads, from the beginning.
     Memory: full layers hold `capacity` tokens, sliding ones min(capacity, sliding_window + chunk).
     """
     if batch < 1 or capacity < 1 or (chunk is not None and chunk < 1):
@@ -73,7 +82,9 @@ def init_cache(
             return None
         slots = ring if config.is_sliding(layer) else capacity
         shape = (batch, config.kv_heads(layer), slots, config.layer_head_dim(layer))
-        return LayerKV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))  # two buffers: each may be donated once
+        place = None if mesh is None else kv_sharding(config.kv_heads(layer), mesh)
+        empty = lambda: jnp.zeros(shape, dtype, device=place)
+        return LayerKV(empty(), empty())  # two buffers: each may be donated once
 
     return KVCache(tuple(map(layer_kv, range(config.num_hidden_layers))), jnp.zeros(batch, jnp.int32))
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from gemma4 import deepmind, storage
 from gemma4.config import PRESETS, Config
@@ -48,38 +49,41 @@ class LoadReport(NamedTuple):
     other: tuple[str, ...] = ()  # vision, audio, and the LM head, which is the embedding table again
 
 
-def load(directory: str | os.PathLike, dtype: Any = jnp.float32) -> Gemma4:
+def load(directory: str | os.PathLike, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Gemma4:
     """A target from a Hugging Face directory, from one that `save` wrote, or from a checkpoint of google-deepmind/gemma.
 
     dtype:  of all parameters: float32, bfloat16 or float16, whatever the file has.
+    mesh:   put each tensor onto the devices of this mesh as it is read, split as `sharding.py` says; None puts all onto one.
     Errors: CheckpointError for files that are absent, damaged or of another architecture, and for tensors that are
             missing, unexpected or of another shape than config.json, or the released size, asks for (all of them in one
-            message).
+            message); ValueError unless the mesh has one axis, "model".
     """
-    return load_with_report(directory, dtype)[0]
+    return load_with_report(directory, dtype, mesh)[0]
 
 
-def load_with_report(directory: str | os.PathLike, dtype: Any = jnp.float32) -> tuple[Gemma4, LoadReport]:
+def load_with_report(
+    directory: str | os.PathLike, dtype: Any = jnp.float32, mesh: Mesh | None = None
+) -> tuple[Gemma4, LoadReport]:
     """`load`, and what became of each tensor in the files."""
     directory = Path(directory)
     read = _load_deepmind if storage.is_orbax(directory) else _load
-    target, report = read(directory, dtype)
+    target, report = read(directory, dtype, mesh)
     for reason, names in (("KV-shared layers", report.unused_kv), ("other parts of the model", report.other)):
         if names:
             log.info("%s: %d tensors of %s left out, e.g. %s", directory, len(names), reason, names[0])
     return target, report
 
 
-def _load(directory: Path, dtype: Any) -> tuple[Gemma4, LoadReport]:
+def _load(directory: Path, dtype: Any, mesh: Mesh | None) -> tuple[Gemma4, LoadReport]:
     config = storage.read_config(directory, Config.from_hf)
     blank = storage.abstract(Gemma4, config, dtype)
     if (directory / storage.ORBAX).is_dir():
-        return storage.load_orbax(blank, directory / storage.ORBAX), LoadReport(tuple(named_params(blank)))
+        return storage.load_orbax(blank, directory / storage.ORBAX, mesh), LoadReport(tuple(named_params(blank)))
     tensors, report = _text_tensors(storage.read_tensors(directory), config)
-    return storage.fill(blank, tensors, directory, rename=hf_name), report
+    return storage.fill(blank, tensors, directory, mesh, rename=hf_name), report
 
 
-def _load_deepmind(directory: Path, dtype: Any) -> tuple[Gemma4, LoadReport]:
+def _load_deepmind(directory: Path, dtype: Any, mesh: Mesh | None) -> tuple[Gemma4, LoadReport]:
     tensors = storage.orbax_tensors(directory)
     config, asked_by = _deepmind_config(directory, tensors)
     blank = storage.abstract(Gemma4, config, dtype)
@@ -94,10 +98,11 @@ def _load_deepmind(directory: Path, dtype: Any) -> tuple[Gemma4, LoadReport]:
                 "quantised checkpoints are not supported"
             )
     wanted = {key: tensors[key].update(dtype=storage.float_dtype(dtype)) for key in report.loaded}
-    arrays = storage.read_orbax(directory, wanted)
+    arrays, places = storage.read_orbax(directory, wanted), storage.placed_on(named_params(blank), mesh)
     params = {}
     for name, tensor in tree.items():
-        params |= tensor.ours(arrays.pop(keys[name]))  # popped, so that no more than one tensor is there twice
+        parts = tensor.ours(arrays.pop(keys[name]))  # popped, so that no more than one tensor is there twice
+        params |= {part: jax.device_put(array, places[part]) for part, array in parts.items()}
     return with_params(blank, params), report
 
 

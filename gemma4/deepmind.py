@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from einops import rearrange
 
 from gemma4.config import Config
@@ -90,7 +91,7 @@ class Tensor(NamedTuple):
     pattern: str
     params: tuple[str, ...]
 
-    def ours(self, array: jax.Array) -> dict[str, jax.Array]:
+    def ours(self, array: np.ndarray | jax.Array) -> dict[str, np.ndarray | jax.Array]:
         """Our parameters by name."""
         array = rearrange(array, self.pattern)
         return dict(zip(self.params, array if len(self.params) > 1 else (array,), strict=True))

@@ -19,10 +19,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gemma4.layers import Linear
+from gemma4.sharding import shardings
 
 WEIGHTS, INDEX, ORBAX = "model.safetensors", "model.safetensors.index.json", "params"
 FLOATS, INTEGERS = ("F64", "F32", "BF16", "F16"), ("I64", "I32")  # dtypes by their safetensors names
@@ -156,14 +158,22 @@ def _open(file: Path) -> dict[str, Stored]:
 
 
 def fill(
-    blank: Module, tensors: Mapping[str, Stored], source: Path, *, rename: Callable[[str], str] = lambda name: name
+    blank: Module,
+    tensors: Mapping[str, Stored],
+    source: Path,
+    mesh: Mesh | None = None,
+    *,
+    rename: Callable[[str], str] = lambda name: name,
 ) -> Module:
     """The module that `blank` (see `abstract`) describes, read from `tensors` one at a time.
 
+    mesh:   put each tensor onto its devices as it is read, split as `sharding.py` says; None puts all onto one.
     rename: from a parameter's name to its name in `tensors`.  Floats are converted to the dtype of `blank`.
-    Errors: CheckpointError that lists every tensor missing, unexpected, misshapen, or of a kind that it cannot convert.
+    Errors: CheckpointError that lists every tensor missing, unexpected, misshapen, or of a kind that it cannot convert;
+            ValueError for a mesh of other axes.
     """
     params, transposed = named_params(blank), linear_weights(blank)
+    places = placed_on(params, mesh)
     expected = {rename(name): leaf.shape[::-1] if name in transposed else leaf.shape for name, leaf in params.items()}
     check_tensors(expected, shapes(tensors), source)
     for name, leaf in params.items():
@@ -183,9 +193,18 @@ def fill(
             raise CheckpointError(
                 f"{tensor.file}: {tensor.key} holds {wrong[0]}, expected numbers that fit {leaf.dtype}; fetch the file again"
             )
-        return jnp.asarray(array, leaf.dtype)
+        with np.errstate(over="ignore"):  # to infinity, as JAX does
+            array = array.astype(leaf.dtype, copy=False)
+        return jax.device_put(array, places[name])  # from the host, each device gets its own part and no other
 
     return with_params(blank, {name: read(name, leaf) for name, leaf in params.items()})
+
+
+def placed_on(
+    params: Mapping[str, Leaf], mesh: Mesh | None, otherwise: Sharding | None = None
+) -> dict[str, Sharding | None]:
+    """Where each parameter belongs; without a mesh `otherwise`, of which None stands for JAX's own choice."""
+    return dict.fromkeys(params, otherwise) if mesh is None else shardings(params, mesh)
 
 
 def check_tensors(
@@ -239,11 +258,12 @@ def save_orbax(module: nnx.Module, path: Path) -> None:
         checkpointer.save(path.absolute(), named_params(module))
 
 
-def load_orbax(blank: Module, path: Path) -> Module:
-    """The module that `blank` describes, from what `save_orbax` wrote, in the dtypes of `blank`.  Errors: as `fill`."""
+def load_orbax(blank: Module, path: Path, mesh: Mesh | None = None) -> Module:
+    """The module that `blank` describes, from what `save_orbax` wrote, in the dtypes of `blank`.  Mesh, errors: as `fill`."""
     expected = named_params(blank)
+    places = placed_on(expected, mesh, SingleDeviceSharding(jax.devices()[0]))
     check_tensors(shapes(expected), shapes(orbax_tensors(path)), path)
-    return with_params(blank, read_orbax(path, expected))
+    return with_params(blank, read_orbax(path, expected, places))
 
 
 def is_orbax(directory: Path) -> bool:
@@ -265,13 +285,17 @@ def orbax_tensors(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
         return {name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves}
 
 
-def read_orbax(path: Path, wanted: Mapping[str, Leaf]) -> dict[str, jax.Array]:
+def read_orbax(
+    path: Path, wanted: Mapping[str, Leaf], places: Mapping[str, Sharding] | None = None
+) -> dict[str, jax.Array | np.ndarray]:
     """The tensors that `wanted` names as `orbax_tensors` does, in its dtypes; no others are read.
 
+    places: where each is put; None leaves all on the host, as NumPy arrays.
     Errors: CheckpointError if the folder is damaged.
     """
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    how = {name: ocp.ArrayRestoreArgs(dtype=leaf.dtype, sharding=device) for name, leaf in wanted.items()}
+    on_host = lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+    placed = lambda name, leaf: ocp.ArrayRestoreArgs(dtype=leaf.dtype, sharding=places[name])
+    how = {name: on_host(leaf) if places is None else placed(name, leaf) for name, leaf in wanted.items()}
     wanted, how = (unflatten_dict(tree, sep="/") for tree in (wanted, how))
     arguments = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
     with _readable(path), ocp.PyTreeCheckpointer() as checkpointer:
