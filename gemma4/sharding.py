@@ -107,11 +107,10 @@ def automatic(mesh: object) -> Mesh:
     have to name the sharding of its result.  (So do not run a model under `jax.set_mesh` of such a mesh: JAX refuses that.)
     Errors: ValueError unless the mesh has one axis, and that is called "model".
     """
-    axes = getattr(mesh, "axis_names", None)
-    if not isinstance(mesh, Mesh) or axes != (AXIS,):
-        got = f"a {type(mesh).__name__}" if axes is None else f"axes {axes}"
+    if not isinstance(mesh, Mesh) or mesh.axis_names != (AXIS,):
+        got = f"axes {mesh.axis_names}" if isinstance(mesh, Mesh) else f"{mesh!r:.80}"
         raise ValueError(f'mesh: expected one axis, as in jax.make_mesh((8,), ("{AXIS}",)), got {got}')
-    return Mesh(mesh.devices, axes, axis_types=(AxisType.Auto,))
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,))
 
 
 def mesh_of(weight: jax.Array) -> Mesh | None:

@@ -5,6 +5,7 @@ itself, for the number of devices must be set before JAX begins.
 """
 
 import json
+import math
 import re
 import sys
 import tempfile
@@ -28,7 +29,6 @@ from tests.tiny import TINY, TINY_DRAFTERS, random_drafter, random_target, rando
 
 PROMPTS, NEW_TOKENS = [[2, 9, 4], [7, 1, 1, 5, 12, 3, 8, 8, 30, 2, 4]], 24  # the second is longer than the window
 TOKENS = random_tokens(2, 11)
-CHUNK = 13  # neither this nor 2 x 11 is the width of a weight
 
 
 def main() -> None:
@@ -44,9 +44,9 @@ def facts(layout: str, devices: int) -> dict:
     target, draft = split
     forward = _forward.lower(target, jnp.asarray(TOKENS), None).compile()
     logits, expected = forward(target, jnp.asarray(TOKENS), None).logits, gemma4.forward(whole[0], TOKENS).logits
-    cache = gemma4.init_cache(target.config, 1, 32, chunk=CHUNK, mesh=mesh)
-    chunk = jnp.zeros((1, CHUNK), jnp.int32), jnp.array([3]), jnp.zeros((1, target.config.hidden_size))
-    programs = [forward.as_text(), _read_chunk.lower(target, cache, *chunk).compile().as_text()]
+    cache = gemma4.init_cache(target.config, 1, 32, chunk=1, mesh=mesh)
+    one_token = jnp.zeros((1, 1), jnp.int32), jnp.array([1]), jnp.zeros((1, target.config.hidden_size))
+    of_one_token = _read_chunk.lower(target, cache, *one_token).compile()
     heads = jax.tree.leaves([(model.head, getattr(model, "masked_embedding", None)) for model in laid_out(*split)])
     return {
         "loaded": [same(a, b) for a, b in zip(split, whole, strict=True)],
@@ -55,8 +55,9 @@ def facts(layout: str, devices: int) -> dict:
         "footprints": [footprint(named_params(model), devices).each for model in split],
         "held": [held(model) for model in split],
         "distance": float(np.abs(logits - np.asarray(expected)).max() / np.abs(expected).max()),
-        "gathered": gathered(programs, target),
-        "collectives": len(re.findall(COLLECTIVE, programs[0])),
+        "exchanges": len(exchanged(forward)),
+        "most_exchanged": max(exchanged(of_one_token)),
+        "smallest_part": min(leaf.size // devices for leaf in jax.tree.leaves(target) if number_of_parts(leaf) > 1),
         "heads": [number_of_parts(head) for head in heads if head.ndim > 1],
         "cache": parts_of_cache(cache),
         **write_texts(whole, split),
@@ -126,15 +127,11 @@ def held(model) -> list[int]:
     return sorted(sizes.values())
 
 
-COLLECTIVE = r"= (\S+) (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
-
-
-def gathered(programs: list[str], model) -> list[str]:
-    """Which collectives put a whole weight together that lies split."""
-    split = [leaf.shape for leaf in named_params(model).values() if number_of_parts(leaf) > 1]
-    weights = {f"f32[{','.join(map(str, shape))}]" for shape in split + [shape[::-1] for shape in split]}
-    results = {re.sub(r"\{.*", "", result) for text in programs for result in re.findall(COLLECTIVE, text)}
-    return sorted(results & weights)
+def exchanged(program: jax.stages.Compiled) -> list[int]:
+    """Of every array that devices add up, gather or send each other: its size on one of them afterwards."""
+    operation = r"= (.*) (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+    shapes = re.findall(r"\w\[([\d,]+)\]", " ".join(re.findall(operation, program.as_text())))
+    return [math.prod(map(int, shape.split(","))) for shape in shapes]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import decoding
@@ -127,13 +127,19 @@ def test_logits(report):
     assert report["distance"] < 2e-5  # of the largest logit
 
 
-def test_no_weight_is_put_together_again(report, case):
-    """Neither in a forward nor in a prefill, and a layer's parts exchange no more than a sum over devices at their ends."""
-    assert report["gathered"] == []
+def test_weights_stay_where_they_are(report):
+    """To read one token, devices exchange rows, which are smaller here than a device's part of any weight."""
+    assert 0 < report["most_exchanged"] < report["smallest_part"]
+
+
+def test_devices_add_up_once_for_attention_and_once_for_an_mlp(report, case):
+    """And once for a layer's own inputs and for each lookup; not for every norm, as where the residual stream is split."""
     config = TINY[case[0]]
-    if not config.enable_moe_block:
-        sums, lookups = (3, 2) if config.hidden_size_per_layer_input else (2, 1)
-        assert report["collectives"] <= sums * config.num_hidden_layers + lookups
+    if config.enable_moe_block:  # its stream follows the experts
+        return
+    sums, lookups = (3, 2) if config.hidden_size_per_layer_input else (2, 1)
+    # One to spare, which jax 0.7.1 takes for E2B: 18, with jax 0.10.2 17.  Split along d it would be 63.
+    assert report["exchanges"] <= sums * config.num_hidden_layers + lookups + 1
 
 
 def test_heads_for_the_cpu_are_split_as_their_tables(report, case):
@@ -239,9 +245,10 @@ def test_mesh_of_other_axes(axes, pair_dir):
         assert str(caught.value) == expected + str(axes)
 
 
-def test_no_mesh():
-    with pytest.raises(ValueError, match=r"^mesh: expected one axis, as in .*, got a int$"):
-        automatic(8)
+@pytest.mark.parametrize("what", [8, AbstractMesh((8,), ("model",))], ids=["number", "no devices"])
+def test_no_mesh(what):
+    with pytest.raises(ValueError, match=r"^mesh: expected one axis, as in .*, got (8$|AbstractMesh)"):
+        automatic(what)
 
 
 def test_mesh_of_a_model():
@@ -250,6 +257,6 @@ def test_mesh_of_a_model():
     ours = shardings({"embed_tokens.weight": weight}, one_device_mesh("model"))["embed_tokens.weight"]
     assert mesh_of(jax.device_put(weight, ours)) == automatic(one_device_mesh("model"))
     assert mesh_of(jax.device_put(weight)) is None
-    other = jax.sharding.NamedSharding(one_device_mesh("x"), P())
+    other = NamedSharding(one_device_mesh("x"), P())
     assert mesh_of(jax.device_put(weight, other)) is None
     assert jax.jit(lambda weight: 0 * weight[0, 0] + (mesh_of(weight) is None))(weight) == 1
