@@ -1,7 +1,6 @@
 """Speculative decoding with a Gemma 4 target and its MTP drafter.
 
-Reading order: sampling, state, prefill, draft, verify, accept, accept_block, emit, rollback, speculative, autoregressive,
-generate; then checks, loops, pair, and the command: timing, console, job, cli.
+The README has the reading order; begin with speculative.py, a round on one screen.
 """
 
 from gemma4.shadowing import check_not_shadowed

@@ -1,4 +1,4 @@
-"""The MTP drafter of Gemma 4 in JAX.  Reading order: config, shared_cache, model, clustering, checkpoint, training."""
+"""The MTP drafter of Gemma 4 in JAX.  The README has the reading order; begin with model.py."""
 
 from drafter.checkpoint import export_hf, load, save
 from drafter.clustering import Clusters, cluster_recall, cluster_vocabulary, clustered_argmax, clustered_logits

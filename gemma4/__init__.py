@@ -1,4 +1,4 @@
-"""The Gemma 4 text decoder in JAX.  Reading order: functional, cache, layers, moe, model, checkpoint."""
+"""The Gemma 4 text decoder in JAX.  The README has the reading order; begin with functional.py."""
 
 from gemma4.cache import KVCache, LayerKV, init_cache, rollback
 from gemma4.checkpoint import CheckpointError, export_hf, load, save

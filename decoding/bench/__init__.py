@@ -2,5 +2,6 @@
 
 Reading order: subject (what is measured), stages (one stage, timed), loops (whole generations, timed), work (what a stage
 cannot do without), machine (what there is to do it with), cost (what the speed-up should be), contexts, peer (transformers,
-side by side); then measure, which puts them together, and report, plot and cli.
+side by side), prefill, heads, experts (measurements of their own); then measure, which puts them together, spread, report,
+plot and cli.
 """

@@ -1,6 +1,7 @@
-"""Imports run one way, so that each package can be read without the next."""
+"""Imports run one way, so that each package can be read without the next; and the reading order leaves nothing out."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,29 @@ def test_imports_run_one_way(package):
     assert {file: names for file, names in found.items() if names} == {
         file: names for file, names in UPWARD.items() if file.startswith(f"{package}/")
     }
+
+
+def modules(folder: str) -> set[str]:
+    return {str(file.relative_to(ROOT)) for file in (ROOT / folder).glob("*.py") if not file.name.startswith("__")}
+
+
+def in_reading_order() -> set[str]:
+    """Files that the README's table names; one without a folder lies in the folder of the one before it."""
+    files, folder = set(), ""
+    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
+        if re.match(r"\| \d+ \|", line):
+            for name in re.findall(r"`([\w/]+\.py)`", line.split("|")[2]):
+                folder = name.rsplit("/", 1)[0] if "/" in name else folder
+                files.add(f"{folder}/{name.rsplit('/', 1)[-1]}")
+    return files
+
+
+def test_the_reading_order_names_every_file():
+    assert in_reading_order() == modules("gemma4") | modules("drafter") | modules("decoding")
+
+
+@pytest.mark.parametrize("folder", ["decoding/bench", "decoding/oracle"])
+def test_a_folder_names_its_files(folder):
+    docstring = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text()))
+    named = set(re.findall(r"\w+", docstring))
+    assert {Path(file).stem for file in modules(folder)} <= named
