@@ -24,6 +24,7 @@ from decoding.job import CHATS, UserError, prepare, run
 from decoding.oracle import cli as oracle
 from decoding.oracle.errors import OracleError
 from decoding.speculative import RULES
+from drafter.config import CONVENTIONS
 
 DTYPES = ("float32", "bfloat16", "float16")
 OK, MISTAKE, INTERRUPTED, READER_GONE = 0, 2, 130, 141
@@ -107,6 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     option("--target", metavar="DIR", help="directory of the target: config.json, weights, tokenizer.json")
     option("--drafter", metavar="DIR", help="directory of its drafter; give both, or neither for the shipped pair")
+    option("--convention", choices=CONVENTIONS, help="where drafts stand, of two ways in the wild (the drafter's own)")
     number("--draft-length", "N", 4, f"tokens drafted a round, 1 to {LONGEST_DRAFT}")
     number("--max-new-tokens", "N", 64, "tokens to generate at most")
     number("--temperature", "T", 0.0, "0 is greedy, 1 the model's own law")

@@ -91,7 +91,7 @@ def prepare(args: argparse.Namespace) -> Job:
     if args.baseline:
         (target, tokenizer), drafter = load_target(args.target, args.dtype), None
     else:
-        target, drafter, tokenizer = load_pair(args.target, args.drafter, args.dtype)
+        target, drafter, tokenizer = load_pair(args.target, args.drafter, args.dtype, convention=args.convention)
     if prompt is None:
         if tokenizer is None:
             raise UserError(f"{args.target}: no tokenizer.json, so TEXT cannot be read; give --prompt-ids")

@@ -29,20 +29,24 @@ def load_pair(
     drafter_dir: Directory | None = None,
     dtype: Any = jnp.float32,
     mesh: Mesh | None = None,
+    *,
+    convention: str | None = None,
 ) -> Pair:
     """The pair in two checkpoint directories; without arguments the shipped one, trained on the King James Bible.
 
     dtype:  of all floating parameters, whatever the files have.
     mesh:   split both models over the devices of this mesh, as `gemma4.load` does; None puts all onto one.
-    Errors: ValueError if only one directory is given, if the two models do not fit each other, or unless the mesh has one
-            axis, "model"; CheckpointError for files that are absent, damaged or of another architecture, and for a
-            tokenizer with ids that the target lacks.
+    convention: where drafts stand, "transformers" or "vllm" (`drafter.Config`); the file's unless given.
+    Errors: ValueError if only one directory is given, if the two models do not fit each other, unless the mesh has one axis,
+            "model", and for an unknown convention; CheckpointError for files that are absent, damaged or of another
+            architecture, and for a tokenizer with ids that the target lacks.
     """
     if (target_dir is None) != (drafter_dir is None):
         given = "target" if drafter_dir is None else "drafter"
         raise ValueError(f"only a {given} directory was given: give target and drafter, or none for the shipped pair")
     target, tokenizer = load_target(target_dir, dtype, mesh)
-    draft = drafter.load(SHIPPED / "drafter" if drafter_dir is None else drafter_dir, dtype, mesh)
+    draft_dir = SHIPPED / "drafter" if drafter_dir is None else drafter_dir
+    draft = drafter.load(draft_dir, dtype, mesh, convention=convention)
     draft.config.check_fits(target.config)
     return Pair(target, draft, tokenizer)
 

@@ -4,6 +4,7 @@ A checkpoint is a directory with `config.json` and either safetensors files or a
 This file knows the names of a drafter's tensors; `gemma4/storage.py` reads and writes them.
 """
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -24,17 +25,25 @@ OUTSIDE = ("pre_projection", "post_projection", "masked_embedding")  # in a file
 GENERATION_CONFIG = {"num_assistant_tokens": 4, "num_assistant_tokens_schedule": "constant", "is_assistant": True}
 
 
-def load(directory: str | os.PathLike, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Drafter:
+def load(
+    directory: str | os.PathLike,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+    *,
+    convention: str | None = None,
+) -> Drafter:
     """A drafter from a Hugging Face directory, or from one that `save` wrote.
 
-    dtype:  of all floating parameters: float32, bfloat16 or float16, whatever the file has.
-    mesh:   as `gemma4.load` has it.
-    Errors: CheckpointError for files that are absent, damaged or of another architecture, for tensors that are missing,
-            unexpected or of another shape than config.json asks for, and for a `token_ordering` that is no permutation;
-            ValueError unless the mesh has one axis, "model".
+    dtype:      of all floating parameters: float32, bfloat16 or float16, whatever the file has.
+    mesh:       as `gemma4.load` has it.
+    convention: of `Config`, in place of the file's; Hugging Face files name none, and then it is "transformers".
+    Errors:     CheckpointError for files that are absent, damaged or of another architecture, for tensors that are missing,
+                unexpected or of another shape than config.json asks for, and for a `token_ordering` that is no permutation;
+                ValueError unless the mesh has one axis, "model", and for an unknown convention.
     """
     directory = Path(directory)
     config = storage.read_config(directory, Config.from_hf)
+    config = config if convention is None else dataclasses.replace(config, convention=convention)
     blank = storage.abstract(Drafter, config, dtype)
     if (directory / storage.ORBAX).is_dir():
         drafter = storage.load_orbax(blank, directory / storage.ORBAX, mesh)

@@ -1,12 +1,14 @@
 """Checkpoints of a target: Hugging Face safetensors in and out, Orbax in and out; google-deepmind/gemma's in.
 
-A checkpoint is a directory with `config.json` and either safetensors files or a folder `params` that Orbax wrote.  One of
+A checkpoint is a directory with `config.json` and either safetensors files or a folder `params` that Orbax wrote; a
+`generation_config.json` beside them may name more tokens that end a text (instruction-tuned models have three).  One of
 google-deepmind/gemma is itself the folder that Orbax wrote: `config.json` is missing there, and its shapes tell which of the
 released sizes it is.  For a model of another size, put its `config.json` (Hugging Face layout) into the folder.
 
 This file knows the names of a target's tensors, `deepmind.py` those of the other package; `storage.py` reads and writes them.
 """
 
+import functools
 import logging
 import os
 import re
@@ -20,6 +22,7 @@ from jax.sharding import Mesh
 
 from gemma4 import deepmind, storage
 from gemma4.config import PRESETS, Config
+from gemma4.config_json import with_end_tokens
 from gemma4.model import Gemma4
 from gemma4.storage import CheckpointError, Stored, named_params, with_params
 
@@ -76,6 +79,8 @@ def load_with_report(
 
 def _load(directory: Path, dtype: Any, mesh: Mesh | None) -> tuple[Gemma4, LoadReport]:
     config = storage.read_config(directory, Config.from_hf)
+    if (generation := directory / "generation_config.json").is_file():
+        config = storage.parsed(generation, functools.partial(with_end_tokens, config))
     blank = storage.abstract(Gemma4, config, dtype)
     if (directory / storage.ORBAX).is_dir():
         return storage.load_orbax(blank, directory / storage.ORBAX, mesh), LoadReport(tuple(named_params(blank)))

@@ -58,8 +58,7 @@ def read_text(text: Mapping[str, Any], outer: Mapping[str, Any]) -> Config:
     fields["layer_types"] = _layer_types(text)
     fields["final_logit_softcapping"] = text.get("final_logit_softcapping")
     fields["bos_token_id"] = text.get("bos_token_id", 2)
-    eos = text.get("eos_token_id", 1)
-    fields["eos_token_ids"] = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+    fields["eos_token_ids"] = _ids(text.get("eos_token_id", 1))
     fields |= _full_layer_sizes(text, fields["layer_types"])
     rope = _rope(text)
     fields["sliding_rope_theta"] = rope[SLIDING].get("rope_theta", 10_000.0)
@@ -70,6 +69,22 @@ def read_text(text: Mapping[str, Any], outer: Mapping[str, Any]) -> Config:
     for field in dataclasses.fields(Config):
         check_kind(field, fields.get(field.name, field.default))
     return Config(**fields)
+
+
+def with_end_tokens(config: Config, generation: Mapping[str, Any]) -> Config:
+    """The same, but that texts end as `generation_config.json` says, if it does: the file that transformers' `generate` heeds.
+
+    Errors: ValueError that names the field.
+    """
+    if generation.get("eos_token_id") is None:
+        return config
+    ends = {"eos_token_ids": _ids(generation["eos_token_id"])}
+    check_kind(next(field for field in dataclasses.fields(Config) if field.name in ends), ends["eos_token_ids"])
+    return dataclasses.replace(config, **ends)
+
+
+def _ids(value: Any) -> tuple[Any, ...]:
+    return () if value is None else tuple(value) if isinstance(value, list) else (value,)
 
 
 def target_json(config: Config) -> dict[str, Any]:

@@ -87,6 +87,11 @@ def read_config(directory: Path, parse: Callable[[dict[str, Any]], Any]) -> Any:
         raise CheckpointError(f"{directory}: no such directory; give a local one with config.json and weights")
     if not file.is_file():
         raise CheckpointError(f"{file}: missing; a checkpoint directory has config.json beside its weights")
+    return parsed(file, parse)
+
+
+def parsed(file: Path, parse: Callable[[dict[str, Any]], Any]) -> Any:
+    """A JSON object through `parse`.  Errors: CheckpointError if the file is not JSON, or refused by `parse` (ValueError)."""
     try:
         return parse(_read_json(file))
     except CheckpointError:

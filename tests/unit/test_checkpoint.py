@@ -196,6 +196,34 @@ def test_shards_in_nested_folders_and_through_links(target, copy):
     assert_same(gemma4.load(copy), target)
 
 
+# -- generation_config.json --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "ends"),
+    [
+        ({"eos_token_id": [1, 106, 50]}, (1, 106, 50)),  # as the released instruction-tuned checkpoints have it
+        ({"eos_token_id": 7}, (7,)),
+        ({"eos_token_id": None}, None),
+        ({"top_k": 64}, None),
+    ],
+)
+def test_tokens_that_end_a_text(target, copy, content, ends):
+    (copy / "generation_config.json").write_text(json.dumps(content))
+    loaded = gemma4.load(copy)
+    assert loaded.config.eos_token_ids == (target.config.eos_token_ids if ends is None else ends)
+    assert_same(loaded, target)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "not valid JSON"), ('{"eos_token_id": [1, "<eos>"]}', "eos_token_ids: expected token ids")],
+)
+def test_tokens_that_end_nothing(copy, text, message):
+    (copy / "generation_config.json").write_text(text)
+    fails(copy, str(copy / "generation_config.json"), message)
+
+
 # -- faults: one clear error each --------------------------------------------------------------------------------------
 
 

@@ -90,6 +90,14 @@ def test_acceptance_by_block_reaches_the_loop(run, monkeypatch, quick):
     assert set(seen) == {"block"}
 
 
+def test_convention_reaches_the_drafter(run, monkeypatch, quick):
+    seen = []
+    generate = lambda *args, **settings: seen.append(args[1].config.convention) or decoding.generate(*args, **settings)
+    monkeypatch.setattr(job, "generate", generate)
+    assert [run(PROMPT, *options)[0] for options in ([], ["--convention=vllm"])] == [0, 0]
+    assert seen == ["transformers", "vllm"]
+
+
 def test_text_is_out_before_anything_is_measured(run, capsys, monkeypatch):
     seen = []
 

@@ -1,5 +1,6 @@
 """A drafter written and read again is the same drafter; a bad checkpoint is one clear error."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -180,6 +181,16 @@ def test_what_no_drafter_has_is_refused(fields, message, exported):
     file.write_text(json.dumps(config))
     with pytest.raises(gemma4.CheckpointError, match=f"config.json: {message}"):
         drafter.load(exported[1])
+
+
+@pytest.mark.parametrize("convention", drafter.config.CONVENTIONS)
+def test_convention_of_the_callers_choice(convention, exported):
+    original, directory = exported
+    loaded = drafter.load(directory, convention=convention)
+    assert loaded.config == dataclasses.replace(original.config, convention=convention)
+    assert drafter.load(directory).config == original.config
+    with pytest.raises(ValueError, match="convention: expected one of transformers, vllm, got 'sglang'"):
+        drafter.load(directory, convention="sglang")
 
 
 def test_target_given_for_a_drafter(tmp_path):
