@@ -121,6 +121,7 @@ class Diagnosis(NamedTuple):
                 "name": it.name,
                 "bugs": it.bugs,
                 "what": it.what,
+                "effect": it.effect,
                 "fix": it.fix,
                 "seen_in": [seen._asdict() for seen in it.seen_in],
             }
@@ -153,7 +154,10 @@ class Diagnosis(NamedTuple):
 def described(mutant: Mutant) -> str:
     bugs = f" ({', '.join(mutant.bugs)})" if mutant.bugs else ""
     seen = ", ".join(f"{engine} {link}" for engine, link in mutant.seen_in) or "no public report"
-    return f"{mutant.name}{bugs}: {mutant.what}\n  class:   {CLASSES[mutant.rank]}\n  seen in: {seen}\n  fix:     {mutant.fix}"
+    return (
+        f"{mutant.name}{bugs}: {mutant.what}\n  class:   {CLASSES[mutant.rank]}\n  effect:  {mutant.effect}\n"
+        f"  seen in: {seen}\n  fix:     {mutant.fix}"
+    )
 
 
 def diagnose(theirs: Tensors) -> Diagnosis:

@@ -19,6 +19,9 @@ Other engines have had these bugs. Each *mutant* is one of them, as a change of 
 reference (`gemma4-mtp oracle mutants NAME` shows it; `decoding/oracle/mutants/` holds them all). When an engine's tensors
 differ from the reference, the oracle computes the same stages with each mutant, and names the one that the engine follows.
 
+*Effect* is the worst that a user meets: wrong text, which greedy decoding shows; wrong probabilities, which it does not;
+fewer accepted drafts, where text and law are right and only come later; or nothing, where a norm makes it good.
+
 *Shows at* is the first tensor to differ, in the first of the two cases where it does. *Diagnosed* is what `diagnose` makes
 of the mutant's tensors in the cases E2B and 26B-A4B when it is told nothing else, with random noise of a tenth of the
 tolerance on top: `named` means it and no other. *From results* is the same where an engine gives no inner tensors, only
@@ -29,6 +32,7 @@ that the mutants were made from; one with neither number nor link is a slip that
 
 Written by `gemma4-mtp oracle mutants --confusion`.
 """
+COLUMNS = ("mutant", "bugs", "mistake", "effect", "right", "seen in", "shows at", "diagnosed", "from results")
 
 
 def print_mutants(names: Sequence[str] = (), *, with_confusion: bool = False) -> None:
@@ -92,9 +96,7 @@ def page(verdicts: Mapping[str, Verdicts]) -> Iterator[str]:
         else:
             of_class = [mutant for mutant in MUTANTS.values() if mutant.rank == rank]
             rows = (row(mutant, verdicts[mutant.name]) for mutant in of_class)
-            yield from table(
-                ("mutant", "bugs", "mistake", "right", "seen in", "shows at", "diagnosed", "from results"), rows
-            )
+            yield from table(COLUMNS, rows)
     yield from ("", "## Bugs without a mutant", "")
     reasons = ((bug, CLASSES[it.rank], it.what, it.seen_in, it.why) for bug, it in INEXPRESSIBLE.items())
     yield from table(("bug", "class", "what", "seen in", "why not"), reasons)
@@ -119,7 +121,8 @@ def summary(verdicts: Mapping[str, Verdicts]) -> Iterator[str]:
 def row(mutant: Mutant, verdicts: Verdicts) -> tuple[str, ...]:
     links = ", ".join(map(link, mutant.seen_in))
     bugs = ", ".join(mutant.bugs)
-    return f"`{mutant.name}`", bugs, mutant.what, mutant.fix, links, f"`{mutant.shows_at}`", *verdicts
+    shows_at = f"`{mutant.shows_at}`"
+    return f"`{mutant.name}`", bugs, mutant.what, mutant.effect, mutant.fix, links, shows_at, *verdicts
 
 
 def verdicts_on(page: str) -> dict[str, Verdicts]:

@@ -196,6 +196,7 @@ def test_the_report_says_what_a_reader_needs(capsys):
     for part in (
         "matches rope-turns-every-pair (B31)",
         mutant.what,
+        f"effect:  {mutant.effect}",
         mutant.fix,
         "mlx-lm https://",
         "all 4 tensors agree",

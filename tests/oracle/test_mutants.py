@@ -77,17 +77,28 @@ def stages_of_mutants() -> list:
 def test_every_mutant_is_killed(place):
     """Where it says: the first tensor of that stage to differ; and by ten tolerances or a whole number, there or behind it.
 
+    Where the stage has the target's logits, they have the effect that it says.
     One test for all that show in a stage, for what takes its time is the first run of a stage in a process.
     """
     right = reference(*place).tensors
     for mutant in MUTANTS.values():
         if place_of(mutant.shows_at) != place:
             continue
-        wrong = under(mutant, *place)
-        off = {tensor: error(tensor, wrong[tensor], right[tensor]) for tensor in right if tensor in wrong}
+        theirs = under(mutant, *place)
+        off = {tensor: error(tensor, theirs[tensor], right[tensor]) for tensor in right if tensor in theirs}
         wrong = [tensor for tensor, units in off.items() if differs(units, right[tensor])]
         assert wrong[:1] == [mutant.shows_at], mutant.name
         assert any(off[it] >= 10 or not np.issubdtype(right[it].dtype, np.floating) for it in wrong), mutant.name
+        if (logits := "/".join([*place, "logits"])) in right:
+            keeps_text = (theirs[logits].argmax(axis=-1) == right[logits].argmax(axis=-1)).all()
+            assert mutant.effect in possible_effects(logits in wrong, keeps_text), mutant.name
+
+
+def possible_effects(logits_differ: bool, keeps_text: bool) -> tuple[str, ...]:
+    """Of a difference in the target's logits.  Texts here are short: one that is wrong far from its beginning is kept."""
+    if not logits_differ:
+        return "nothing", "fewer accepted drafts"
+    return ("wrong probabilities", "wrong text") if keeps_text else ("wrong text",)
 
 
 @pytest.mark.parametrize("stage", ["chunked", "draft", pytest.param("rounds", marks=pytest.mark.slow)])

@@ -10,7 +10,7 @@ MUTANTS = (
         bugs=("B77",),
         rank=16,
         shows_at="E2B/draft/block/tokens",
-        visibility="acceptance",
+        effect="fewer accepted drafts",
         what="The drafter is given the target's bare embedding row, without sqrt(hidden_size).",
         seen_in=(
             Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/commit/5f6de951071b71507d803a7b6c9c65b331b27044"),
@@ -25,7 +25,7 @@ MUTANTS = (
         bugs=("B78",),
         rank=16,
         shows_at="E2B/draft/step0/pre_projection",
-        visibility="acceptance",
+        effect="fewer accepted drafts",
         what="pre_projection reads [hidden ; embedding].",
         seen_in=(
             Seen("Rapid-MLX", "https://github.com/raullenchai/Rapid-MLX/commit/4c901fea"),
@@ -40,7 +40,7 @@ MUTANTS = (
         bugs=("B79",),
         rank=16,
         shows_at="E2B/draft/step0/layers.0.query",
-        visibility="acceptance",
+        effect="fewer accepted drafts",
         what="The position is the length of the drafter's own cache, which is always empty.",
         seen_in=(Seen("ik_llama.cpp", "https://github.com/ikawrakow/ik_llama.cpp/pull/1781"),),
         fix="Count the target's committed tokens.",
@@ -52,7 +52,7 @@ MUTANTS = (
         bugs=("B80",),
         rank=16,
         shows_at="E2B/draft/block/tokens",
-        visibility="acceptance",
+        effect="fewer accepted drafts",
         what="Length and position grow with every draft step, as those of a drafter with a cache of its own do.",
         seen_in=(
             Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/commit/b325a670302734f4104c2d916677bc047f30543c"),
@@ -71,7 +71,7 @@ MUTANTS = (
         bugs=("B80",),
         rank=16,
         shows_at="E2B/draft/step0/layers.0.query",
-        visibility="acceptance",
+        effect="fewer accepted drafts",
         what="The drafter's position and window follow the other convention in use.",
         seen_in=(
             Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/commit/b325a670302734f4104c2d916677bc047f30543c"),
@@ -85,7 +85,7 @@ MUTANTS = (
         bugs=("B80",),
         rank=16,
         shows_at="E2B/draft/step0/layers.0.query",
-        visibility="acceptance",
+        effect="fewer accepted drafts",
         what="The drafter's queries are turned one position too far.",
         seen_in=(
             Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/commit/b325a670302734f4104c2d916677bc047f30543c"),
@@ -101,7 +101,7 @@ MUTANTS = (
         bugs=("B80",),
         rank=16,
         shows_at="E2B/draft/step0/layers.0.query",
-        visibility="acceptance",
+        effect="fewer accepted drafts",
         what="The drafter's queries are turned one position too little.",
         seen_in=(
             Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/commit/b325a670302734f4104c2d916677bc047f30543c"),

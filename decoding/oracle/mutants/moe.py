@@ -71,6 +71,7 @@ MUTANTS = (
         name="router-weights-not-renormalised",
         rank=6,
         shows_at="26B-A4B/forward/layers.0.router_weights",
+        effect="nothing",
         what="The chosen experts keep their shares of the softmax over all experts.  The norm behind them hides it.",
         fix="Renormalise the top k to sum 1.",
         function="gemma4.moe.Router.__call__",

@@ -20,8 +20,9 @@ from typing import Any, Literal, NamedTuple
 
 REFERENCE = ("gemma4", "drafter", "decoding")
 
-# How a user meets the bug: wrong text, right words with wrong probabilities, or only fewer accepted drafts.
-Visibility = Literal["text", "distribution", "acceptance"]
+# How a user meets the bug, the worst of it: greedy text that is not the target's; the same greedy text, near-ties aside, but
+# another law; the right text and law, only later; or not at all, since a norm makes it good.
+Effect = Literal["wrong text", "wrong probabilities", "fewer accepted drafts", "nothing"]
 
 
 class Seen(NamedTuple):
@@ -80,7 +81,7 @@ class Mutant(Variant):
     rank: int  # its class, a key of `catalogue.CLASSES`
     shows_at: str  # the first tensor to differ, in the first case and stage where it does: CASE/STAGE/WHAT
     fix: str  # one sentence
-    visibility: Visibility = "text"
+    effect: Effect = "wrong text"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

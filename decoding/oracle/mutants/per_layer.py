@@ -10,6 +10,7 @@ MUTANTS = (
         bugs=("B96",),
         rank=21,
         shows_at="E2B/forward/embedding",
+        effect="wrong probabilities",
         what="In a float32 model, sqrt(hidden_size) is rounded to bfloat16.",
         seen_in=(
             Seen("transformers", "https://github.com/huggingface/transformers/pull/37109"),
@@ -59,6 +60,7 @@ MUTANTS = (
         name="per-layer-sum-not-halved",
         rank=15,
         shows_at="E2B/forward/per_layer_inputs",
+        effect="nothing",
         what="Table row and projection are added without 1/sqrt(2).  The norm behind the gate hides it.",
         fix="(context + identity) / sqrt(2).",
         function="gemma4.layers.PerLayerInputs.__call__",

@@ -8,7 +8,7 @@ MUTANTS = (
         bugs=("B43", "B44"),
         rank=9,
         shows_at="E2B/share/sliding_attention.key",
-        visibility="acceptance",
+        effect="fewer accepted drafts",
         what="The drafter reads K/V of layers counted off by place, here the first owner of each type.",
         seen_in=(
             Seen("Rapid-MLX", "https://github.com/raullenchai/Rapid-MLX/commit/4c901fea"),
@@ -23,7 +23,7 @@ MUTANTS = (
         bugs=("B45",),
         rank=9,
         shows_at="E2B/draft/step0/layers.3.attention",
-        visibility="acceptance",
+        effect="fewer accepted drafts",
         what="Full layers' K/V are looked up through the sliding layers' block table.",
         seen_in=(
             Seen("vllm-ascend", "https://github.com/vllm-project/vllm-ascend/issues/16980"),
@@ -46,7 +46,7 @@ MUTANTS = (
         bugs=("B66", "B74"),
         rank=13,
         shows_at="E2B/law/greedy.drawn",
-        visibility="acceptance",
+        effect="fewer accepted drafts",
         what="The drafter fails without a word, and a dummy token 0 is proposed.",
         seen_in=(
             Seen("vLLM", "https://github.com/vllm-project/vllm/issues/58080"),
