@@ -86,7 +86,7 @@ def test_every_mutant_is_killed(place):
             continue
         theirs = under(mutant, *place)
         off = {tensor: error(tensor, theirs[tensor], right[tensor]) for tensor in right if tensor in theirs}
-        wrong = [tensor for tensor, units in off.items() if differs(units, right[tensor])]
+        wrong = [tensor for tensor, units in off.items() if differs(tensor, units, right[tensor])]
         assert wrong[:1] == [mutant.shows_at], mutant.name
         assert any(off[it] >= 10 or not np.issubdtype(right[it].dtype, np.floating) for it in wrong), mutant.name
         if (logits := "/".join([*place, "logits"])) in right:
@@ -121,7 +121,7 @@ def test_no_equivalent_variant_is_flagged(place):
         other = under(variant, *place.split("/"))
         is_meant = lambda tensor, at=variant.same_at: any(fnmatch.fnmatch(tensor.split("/", 1)[1], it) for it in at)
         meant = [tensor for tensor in right if is_meant(tensor)]
-        off = [it for it in meant if differs(error(it, other[it], right[it]), right[it])]
+        off = [it for it in meant if differs(it, error(it, other[it], right[it]), right[it])]
         assert not off and bool(meant) == bool(variant.same_at), variant.name
 
 
