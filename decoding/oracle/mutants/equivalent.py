@@ -189,7 +189,7 @@ REWRITINGS = (
         what="All experts compute all tokens; those that the router did not choose get weight 0.",
         tried_at="26B-A4B/forward",
         function="gemma4.moe.Experts.__call__",
-        change={"chosen if few else dense": "dense"},
+        change={"chosen if visit_by_visit else dense": "dense"},
     ),
     Equivalent(
         name="ratio-as-a-division",
