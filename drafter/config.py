@@ -145,11 +145,13 @@ def config_for(
         max_position_embeddings=target.max_position_embeddings if context is None else context,
         eos_token_ids=target.eos_token_ids[:1],
     )
-    head = (
-        {} if clusters is None else dict(zip(("num_centroids", "centroid_intermediate_top_k"), clusters, strict=True))
-    )
+    num_centroids, top_k = clusters or (2048, 32)  # the numbers that released files of dense heads have all the same
     return Config(
-        text=text, backbone_hidden_size=target.hidden_size, use_ordered_embeddings=clusters is not None, **head
+        text=text,
+        backbone_hidden_size=target.hidden_size,
+        use_ordered_embeddings=clusters is not None,
+        num_centroids=num_centroids,
+        centroid_intermediate_top_k=top_k,
     )
 
 

@@ -13,10 +13,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from flax.traverse_util import unflatten_dict
+from jax.sharding import Mesh
 
 import gemma4
 from gemma4 import PRESETS, CheckpointError, Gemma4, storage
 from gemma4.checkpoint import load_with_report
+from gemma4.sharding import shardings
 from gemma4.storage import named_params
 from tests.tiny import TINY, random_target, random_tokens
 
@@ -184,6 +186,15 @@ def test_dtype_is_the_callers(target, tree, stored, tmp_path):
     as_stored = jax.tree.map(lambda leaf: leaf.astype(stored), target)
     for dtype in (jnp.float32, jnp.bfloat16):
         assert_same(gemma4.load(tmp_path / "tree", dtype), as_stored, dtype)
+
+
+def test_on_the_devices_of_a_mesh(target, tree, tmp_path):
+    """Each parameter as the table says, not wherever Orbax put the tensor that it was read from."""
+    mesh = Mesh(np.array(jax.devices()[:1]), ("model",))
+    loaded = gemma4.load(write(tmp_path / "there", tree, target.config), mesh=mesh)
+    expected = shardings(named_params(target), mesh)
+    assert {name: leaf.sharding for name, leaf in named_params(loaded).items()} == expected
+    assert_same(loaded, target)
 
 
 def test_the_tree_tells_the_size(target, tree, tmp_path, monkeypatch):
