@@ -2,9 +2,9 @@
 
     <bos><|turn>user⏎Hello<turn|>⏎<|turn>model⏎
 
-Source: the chat templates that the released checkpoints carry (2026-07-09), which differ in one thing: where no thinking is
-asked for, 26B-A4B's and 31B's go on with an empty thought, <|channel>thought⏎<channel|>, and E2B's and E4B's do not.  Tools and
-images are left out.
+Source: what reports and other engines' tests show of the chat templates of 2026-07-09; the released files themselves were not
+at hand.  They differ in one thing: where no thinking is asked for, 26B-A4B's and 31B's go on with an empty thought,
+<|channel>thought⏎<channel|>, and E2B's and E4B's do not (12B's is unknown to us).  Tools and images are left out.
 """
 
 from collections.abc import Iterable
