@@ -1,4 +1,4 @@
-"""Chat turns: the text that templates make, as `gemma4/text.py` knows it, and no way for a user's text to speak for the system."""
+"""Chat turns: the text that templates make, and no way for a text to speak for the system."""
 
 import pytest
 from tokenizers import AddedToken
