@@ -8,8 +8,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import jax
-
 from decoding.oracle.cases import CASES
 from decoding.oracle.compare import Report, Status, check, read_theirs
 from decoding.oracle.diagnose import diagnose_report
@@ -72,7 +70,6 @@ def add_command(commands: argparse._SubParsersAction, layout) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The exit code.  Errors: OracleError, which is a ValueError, for every mistake that a user can make."""
-    jax.config.update("jax_default_matmul_precision", "highest")
     if args.action == "mutants":
         print_mutants(args.names, with_confusion=args.confusion)
         return AGREES

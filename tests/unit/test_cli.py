@@ -98,6 +98,28 @@ def test_convention_reaches_the_drafter(run, monkeypatch, quick):
     assert seen == ["transformers", "vllm"]
 
 
+@pytest.mark.parametrize("command", ["generate", "bench", "oracle"])
+def test_float32_is_multiplied_in_float32(command, monkeypatch):
+    """On a CPU it always is; so only the setting can be looked at."""
+    seen = []
+
+    def look(*args):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return cli.OK
+
+    for module in (cli, cli.bench, cli.oracle):
+        monkeypatch.setattr(module, "run", look)
+    monkeypatch.setattr(cli, "prepare", look)
+    monkeypatch.setattr(cli.bench, "prepare", look)
+    before = jax.config.jax_default_matmul_precision
+    jax.config.update("jax_default_matmul_precision", None)
+    try:
+        cli.main(["oracle", "mutants"] if command == "oracle" else [command])
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
+    assert set(seen) == {"highest"}
+
+
 def test_text_is_out_before_anything_is_measured(run, capsys, monkeypatch):
     seen = []
 
