@@ -29,7 +29,7 @@ def compiled(step: Callable, options: Options, *models) -> Callable[[DecodeState
 
 def laid_out(*models):
     """The models as a round gets them: on CPU with their heads laid out."""
-    return tuple(model.with_head() for model in models) if jax.default_backend() == "cpu" else models
+    return tuple(model.for_cpu() for model in models) if jax.default_backend() == "cpu" else models
 
 
 @functools.lru_cache(maxsize=64)

@@ -40,7 +40,7 @@ class Drafter(nnx.Module):
         self.embed_tokens = Embedding(text.vocab_size, width, rngs=rngs, dtype=dtype)  # only ever used as the head
         if config.use_ordered_embeddings:
             self.masked_embedding = ClusteredHead(config, rngs=rngs, dtype=dtype)
-        self.head = nnx.data(None)  # see `with_head`
+        self.cpu_head = nnx.data(None)  # see `for_cpu`
 
     def __call__(
         self,
@@ -83,7 +83,7 @@ class Drafter(nnx.Module):
         return self.dense_logits(normed)
 
     def dense_logits(self, normed: Float[Array, "*batch d"]) -> Float[Array, "*batch v"]:
-        head = self.embed_tokens.weight[...].T if self.head is None else self.head[...]
+        head = self.embed_tokens.weight[...].T if self.cpu_head is None else self.cpu_head[...]
         return matmul(normed, head).astype(jnp.float32)
 
     def argmax(self, normed: Float[Array, "b d"]) -> Int[Array, " b"]:
@@ -94,10 +94,10 @@ class Drafter(nnx.Module):
 
     def _clustered(self, score, normed):
         head = self.masked_embedding
-        blocks = None if head.blocks is None else head.blocks[...]
+        blocks = None if head.cpu_blocks is None else head.cpu_blocks[...]
         return score(normed, self.embed_tokens.weight[...], *head.clusters(), blocks)
 
-    def with_head(self) -> "Drafter":
+    def for_cpu(self) -> "Drafter":
         """The same weights, and beside them the table laid out as the head reads it.  To run on a CPU, not to be saved.
 
         Only there: the copy takes 134 MB for E2B's drafter in bfloat16, and on a GPU, where reads run side by side, a loop
@@ -107,9 +107,9 @@ class Drafter(nnx.Module):
         if self.config.use_ordered_embeddings:
             _, ordering, _ = self.masked_embedding.clusters()
             twin.masked_embedding = copy.copy(self.masked_embedding)
-            twin.masked_embedding.blocks = nnx.Variable(_in_blocks(table, ordering, self.config.num_centroids))
+            twin.masked_embedding.cpu_blocks = nnx.Variable(_in_blocks(table, ordering, self.config.num_centroids))
         elif table.dtype == jnp.float32:  # XLA would turn a copy in bfloat16 into float32 at every call
-            twin.head = nnx.Variable(transposed(table))
+            twin.cpu_head = nnx.Variable(transposed(table))
         return twin
 
 
@@ -123,7 +123,7 @@ class ClusteredHead(nnx.Module):
         self.top_k = config.centroid_intermediate_top_k
         self.centroids = Linear(config.text.hidden_size, config.num_centroids, rngs=rngs, dtype=dtype)
         self.token_ordering = nnx.Variable(jnp.arange(config.text.vocab_size, dtype=jnp.int32))
-        self.blocks = nnx.data(None)  # see `Drafter.with_head`
+        self.cpu_blocks = nnx.data(None)  # see `Drafter.for_cpu`
 
     def clusters(self) -> tuple[Float[Array, "clusters d"], Int[Array, " v"], int]:
         return self.centroids.weight[...].T, self.token_ordering[...], self.top_k

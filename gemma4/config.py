@@ -1,7 +1,7 @@
 """The shape of a Gemma 4 text decoder, as one frozen record.
 
 Every branch of the formulas is chosen by a field of `Config`.  (How they are computed depends on lengths and on the machine,
-too: `long_attention.is_long`, `Gemma4.with_head`.)  Field names are those of Hugging Face `config.json` files.  `PRESETS`
+too: `long_attention.is_long`, `Gemma4.for_cpu`.)  Field names are those of Hugging Face `config.json` files.  `PRESETS`
 holds the five released sizes (figures: the released configurations; `tests/data/configs` has them verbatim and a test
 compares).
 """

@@ -37,7 +37,7 @@ class Gemma4(nnx.Module):
             self.per_layer_inputs = PerLayerInputs(config, rngs=rngs, dtype=dtype)
         self.layers = nnx.List([DecoderLayer(config, layer, rngs=rngs, dtype=dtype) for layer in range(depth)])
         self.norm = RMSNorm(width, config.rms_norm_eps, dtype=dtype)
-        self.head = nnx.data(None)  # see `with_head`
+        self.cpu_head = nnx.data(None)  # see `for_cpu`
 
     def __call__(
         self,
@@ -78,13 +78,13 @@ class Gemma4(nnx.Module):
         """Scores of the next token, float32: the embedding table again (tied), then the soft cap."""
         # One row reads the table as fast as it lies; in bfloat16, ten times as fast.
         is_one_row = hidden.size == hidden.shape[-1]
-        head = self.embed_tokens.weight[...].T if self.head is None or is_one_row else self.head[...]
+        head = self.embed_tokens.weight[...].T if self.cpu_head is None or is_one_row else self.cpu_head[...]
         return softcap(matmul(hidden, head).astype(jnp.float32), self.config.final_logit_softcapping)
 
-    def with_head(self) -> "Gemma4":
+    def for_cpu(self) -> "Gemma4":
         """The same weights, and beside them the table laid out as `logits` reads it.  To run on a CPU, not to be saved."""
         twin = copy.copy(self)  # shares all modules
-        twin.head = nnx.Variable(transposed(self.embed_tokens.weight[...]))
+        twin.cpu_head = nnx.Variable(transposed(self.embed_tokens.weight[...]))
         return twin
 
     def _own_inputs(self, tokens, x, only, tap) -> list[Float[Array, "b rows p"] | None]:

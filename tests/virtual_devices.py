@@ -47,7 +47,7 @@ def facts(layout: str, devices: int) -> dict:
     cache = gemma4.init_cache(target.config, 1, 32, chunk=1, mesh=mesh)
     one_token = jnp.zeros((1, 1), jnp.int32), jnp.array([1]), jnp.zeros((1, target.config.hidden_size))
     of_one_token = _read_chunk.lower(target, cache, *one_token).compile()
-    heads = jax.tree.leaves([(model.head, getattr(model, "masked_embedding", None)) for model in laid_out(*split)])
+    heads = jax.tree.leaves([(model.cpu_head, getattr(model, "masked_embedding", None)) for model in laid_out(*split)])
     return {
         "loaded": [same(a, b) for a, b in zip(split, whole, strict=True)],
         "kept_by_orbax": same(kept_by_orbax, target) and places(kept_by_orbax) == places(target),

@@ -101,7 +101,7 @@ def products_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Option
     rows = desk.block.tokens.shape[0] * (options.draft_length + 1)
     total = desk.block.tokens[0, 0].astype(jnp.float32)
     params = named_params(target)
-    head = target.embed_tokens.weight[...].T if target.head is None else target.head[...]
+    head = target.embed_tokens.weight[...].T if target.cpu_head is None else target.cpu_head[...]
     for weight in (*(params[name] for name in sorted(linear_weights(target))), head):
         row = jnp.resize(desk.logits, (rows, weight.shape[0])) + total
         total = matmul(row.astype(weight.dtype), weight).max().astype(jnp.float32)

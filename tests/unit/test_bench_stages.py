@@ -147,7 +147,7 @@ def test_flops_of_a_draft_step(layout, laid_out):
     shared = SharedCache({kind: cache.layers[layer] for kind, layer in config.donors.items()}, cache.length)
 
     def run(drafter, embedding, hidden, shared):
-        drafter = drafter.with_head() if laid_out else drafter
+        drafter = drafter.for_cpu() if laid_out else drafter
         return drafter.argmax(step(drafter, embedding, hidden, shared)[0])
 
     row = jax.ShapeDtypeStruct((batch, config.hidden_size), jnp.float32)

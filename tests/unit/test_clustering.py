@@ -253,13 +253,13 @@ def test_blocks_are_read_where_they_lie(dtype):
 def test_head_laid_out_for_the_cpu(clustered, dtype):
     """The same logits and argmax, from the copy; the model itself stays as it was."""
     drafter = random_drafter(drafter_config(TINY["E2B"], clustered=clustered), dtype=jnp.dtype(dtype))
-    twin = drafter.with_head()
+    twin = drafter.for_cpu()
     normed = jax.random.normal(jax.random.key(0), (3, drafter.config.text.hidden_size), dtype)
     np.testing.assert_allclose(twin.logits(normed), drafter.logits(normed), rtol=1e-5 if dtype == "float32" else 1e-2)
     np.testing.assert_array_equal(twin.argmax(normed), drafter.argmax(normed))
     np.testing.assert_allclose(twin.dense_logits(normed), drafter.dense_logits(normed), rtol=1e-5)
 
-    copy_of = lambda drafter: drafter.masked_embedding.blocks if clustered else drafter.head
+    copy_of = lambda drafter: drafter.masked_embedding.cpu_blocks if clustered else drafter.cpu_head
     assert copy_of(drafter) is None
     if not clustered and dtype == "bfloat16":
         assert copy_of(twin) is None  # it is read faster as it is

@@ -147,12 +147,12 @@ def test_stopping_early_leaves_nothing_broken(stop_after):
 def test_head_laid_out_for_the_cpu():
     """The same logits, from the copy; the model itself stays as it was."""
     target = small_target()
-    twin = target.with_head()
+    twin = target.for_cpu()
     hidden = jax.random.normal(jax.random.key(0), (3, target.config.hidden_size))
     np.testing.assert_allclose(twin.logits(hidden), target.logits(hidden), rtol=1e-6)
-    twin.head[...] *= 2
+    twin.cpu_head[...] *= 2
     assert np.abs(twin.logits(hidden) - target.logits(hidden)).max() > 0.1  # it is what `logits` reads
-    assert target.head is None
+    assert target.cpu_head is None
 
 
 def test_head_is_laid_out_once_and_follows_the_weights():
@@ -160,11 +160,11 @@ def test_head_is_laid_out_once_and_follows_the_weights():
     target = small_target()
     target.embed_tokens.weight[...] = target.embed_tokens.weight[...] * 1  # a table that no other test's model shares
     hidden = jax.random.normal(jax.random.key(0), (3, target.config.hidden_size))
-    before = target.with_head()
-    assert target.with_head().head[...] is before.head[...], "the copy is made once"
-    old_logits, old_head = before.logits(hidden), weakref.ref(before.head[...])
+    before = target.for_cpu()
+    assert target.for_cpu().cpu_head[...] is before.cpu_head[...], "the copy is made once"
+    old_logits, old_head = before.logits(hidden), weakref.ref(before.cpu_head[...])
     target.embed_tokens.weight[...] = -target.embed_tokens.weight[...]
-    np.testing.assert_allclose(target.with_head().logits(hidden), -old_logits, rtol=1e-6)
+    np.testing.assert_allclose(target.for_cpu().logits(hidden), -old_logits, rtol=1e-6)
     del before
     gc.collect()
     assert old_head() is None, "the copy is freed with its table"
