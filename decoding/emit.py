@@ -1,5 +1,6 @@
 """Stage 4: which tokens a round emits, where that ends, and what the next round begins from."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
 
@@ -15,6 +16,7 @@ def with_next_token(
     return jnp.where(places == num_accepted[:, None], next_token[:, None], padded)
 
 
+@jax.named_scope("emit")
 def count_emitted(
     tokens: Int[Array, "b t"],
     num_tokens: Int[Array, " b"],

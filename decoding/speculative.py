@@ -44,6 +44,7 @@ def rule_of(acceptance: object) -> Callable[..., Acceptance]:
 Judge = Callable[[jax.Array, Draft, Options, jax.Array], Acceptance]
 
 
+@jax.named_scope("accept")
 def judge(logits: Float[Array, "b t v"], block: Draft, options: Options, key: jax.Array) -> Acceptance:
     """Which drafts stay, by the law that the text is drawn from."""
     if options.sampling.temperature == 0:

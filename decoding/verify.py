@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -17,6 +18,7 @@ class Verification(NamedTuple):
     cache: KVCache  # all gamma + 1 tokens written; `rollback` takes back the rejected ones
 
 
+@jax.named_scope("verify")
 def verify(
     target: Gemma4, cache: KVCache, token: Int[Array, " b"], draft_tokens: Int[Array, "b gamma"]
 ) -> Verification:

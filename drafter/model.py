@@ -54,7 +54,8 @@ class Drafter(nnx.Module):
         x = tap("pre_projection", self.pre_projection(jnp.concatenate([embedding, hidden], axis=-1)))
         for i, layer in enumerate(self.layers):
             kind = self.config.text.layer_types[i]
-            x, _ = layer(x, None, donors[kind], places[kind], scoped(tap, f"layers.{i}"))
+            with jax.named_scope(f"layers.{i}"):
+                x, _ = layer(x, None, donors[kind], places[kind], scoped(tap, f"layers.{i}"))
         normed = tap("norm", self.norm(x))
         return normed, tap("post_projection", self.post_projection(normed))
 

@@ -66,7 +66,8 @@ class Gemma4(nnx.Module):
                 past = layer.write_kv(x, past, places[config.layer_types[i]])
                 places = {kind: place._replace(start=None) for kind, place in places.items()}
                 x, places = jax.tree.map(lambda rows: one_row(rows, only), (x, places))
-            x, kv = layer(x, own_inputs[i], past, places[config.layer_types[i]], scoped(tap, f"layers.{i}"))
+            with jax.named_scope(f"layers.{i}"):  # its name in a profile
+                x, kv = layer(x, own_inputs[i], past, places[config.layer_types[i]], scoped(tap, f"layers.{i}"))
             kvs.append(kv)
 
         if cache:

@@ -75,11 +75,11 @@ MUTANTS = (
         fix="Pass on the K/V that the source attended with, not the state of its cache.",
         function="gemma4.model.Gemma4.__call__",
         change={
-            "            x, kv = layer(": """\
-            if source < i and config.is_sliding(i):
-                kept = places[config.layer_types[i]]
-                places[config.layer_types[i]] = kept._replace(seen=kept.seen & kept.seen[:, -1:])
-            x, kv = layer("""
+            "                x, kv = layer(": """\
+                if source < i and config.is_sliding(i):
+                    kept = places[config.layer_types[i]]
+                    places[config.layer_types[i]] = kept._replace(seen=kept.seen & kept.seen[:, -1:])
+                x, kv = layer("""
         },
     ),
     Mutant(
