@@ -171,13 +171,16 @@ def test_of_equal_tokens_the_lowest_id_wins():
 
 
 def test_rows_do_not_know_of_each_other():
-    """Two rows together choose and score as each does alone (1e-5): no fill, threshold or choice is shared."""
+    """Two rows together choose and score as each does alone: no fill, threshold or choice is shared.
+
+    Logits within 1e-6 of the row's largest; one that cancels to nearly nothing is off by as much as the others.
+    """
     hidden = jnp.stack([hidden_rows(1)[0], -20 * hidden_rows(2)[1]])
     together, best = score(hidden, head(), TOP_K)
     for row in range(2):
         alone, best_alone = score(hidden[row : row + 1], head(), TOP_K)
         np.testing.assert_array_equal(np.isfinite(together[row]), np.isfinite(alone[0]))
-        np.testing.assert_allclose(together[row], alone[0], rtol=1e-5)
+        np.testing.assert_allclose(together[row], alone[0], rtol=0, atol=1e-6 * abs(alone[np.isfinite(alone)]).max())
         assert best[row] == best_alone[0]
 
 
