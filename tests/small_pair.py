@@ -16,6 +16,7 @@ import numpy as np
 
 import decoding
 from decoding import DecodeState, Generation, Options
+from decoding.bench.subject import Subject
 from decoding.oracle.script import BY_ITSELF, scripted
 from decoding.oracle.tiny import restless
 from drafter import Drafter
@@ -50,6 +51,12 @@ def small_drafter(seed: int = 0, convention: str = "transformers") -> Drafter:
     config = drafter_config(SMALL, clustered=False)
     text = dataclasses.replace(config.text, layer_types=SMALL.layer_types, num_kv_shared_layers=2)
     return random_drafter(dataclasses.replace(config, text=text, convention=convention), seed)
+
+
+@functools.cache
+def small_subject() -> Subject:
+    """To be measured."""
+    return Subject("a small pair", small_target(), small_drafter(), texts=[])
 
 
 # -- drafts by script --------------------------------------------------------------------------------------------------

@@ -1,0 +1,158 @@
+"""The measurements behind `bench`: whole loops, contexts, prefill."""
+
+import math
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import decoding
+from decoding.bench import loops, machine, measure, prefill
+from decoding.bench.contexts import CHUNK, cache_bytes
+from decoding.bench.loops import Lap, Loop, typical
+from decoding.bench.measure import Plan
+from decoding.bench.subject import Subject
+from decoding.generate import start
+from decoding.speculative import Options
+from gemma4.config import FULL, SLIDING
+from tests.small_pair import small_subject
+from tests.tiny import TINY, WINDOW, random_target
+
+# -- loops -------------------------------------------------------------------------------------------------------------
+
+PROMPTS = [[2, 9, 4], [7, 1, 1, 5, 12, 3, 8]]
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("gamma", [0, 3])
+def test_lap_counts_what_generate_counts(gamma, on_device):
+    subject, seen, how = small_subject(), [], {"max_new_tokens": 21, "on_round": lambda last: seen.append(last)}
+    if gamma:
+        stats = decoding.generate(subject.target, subject.drafter, PROMPTS, draft_length=gamma, **how).stats
+    else:
+        stats = decoding.generate_autoregressive(subject.target, PROMPTS, **how).stats
+    lap = Loop(subject, 21, Options(gamma), on_device).lap(PROMPTS)
+    assert (lap.tokens, lap.rounds, lap.reached) == (40, stats.rounds, stats.acceptance_per_position)
+    assert stats.emitted == 42 and lap.turns == len(seen) - 1
+    assert 0 < lap.seconds and lap.tokens_per_second == lap.tokens / lap.seconds
+    if gamma:
+        assert max(lap.reached) > 0, "no draft was accepted: nothing is shown"
+
+
+def test_prefill_does_not_count(monkeypatch):
+    """By a clock that a prefill moves by an hour."""
+    clock = [0.0]
+
+    def slow_start(*args):
+        clock[0] += 3600
+        return start(*args)
+
+    monkeypatch.setattr(loops, "start", slow_start)
+    monkeypatch.setattr(loops.time, "perf_counter", lambda: clock.append(clock.pop() + 1) or clock[0])
+    assert Loop(small_subject(), 21, Options(3), False).lap(PROMPTS).seconds < 3600
+
+
+def test_simulated_loop():
+    """Each draft stays with the probability that was asked for, within 4 sigma; a last round is cut by the budget."""
+    rows, new_tokens, gamma, rate = 32, 40, 2, 0.7
+    loop = Loop(small_subject(), new_tokens, Options(gamma), on_device=True, accept_rate=rate)
+    lap, other = (loop.lap(rows * [[2, 9, 4]], seed=seed) for seed in (0, 1))
+    cut = rows / lap.rounds
+    for place, share in enumerate(lap.reached, 1):
+        expected = rate**place
+        assert abs(share - expected) <= 4 * math.sqrt(expected * (1 - expected) / lap.rounds) + cut
+    assert lap.tokens == rows * (new_tokens - 1)
+    assert lap.reached != other.reached, "another seed is another sample"
+
+
+def test_typical():
+    """Two prompts, three laps each: medians of seconds, sums of tokens, shares weighed by rounds."""
+    first = [Lap(seconds, 30, 10, 10, [0.8, 0.4]) for seconds in (2.0, 9.0, 1.0)]
+    second = [Lap(seconds, 50, 30, 15, [0.4, 0.0]) for seconds in (4.0, 3.0, 5.0)]
+    lap = typical([first, second])
+    assert lap[:4] == (6.0, 80, 40, 25) and lap.reached == pytest.approx([0.5, 0.1])
+    assert lap.tokens_per_second == pytest.approx(80 / 6)
+    assert typical([[Lap(1.0, 5, 5, 5, [])]]).reached == []
+
+
+def test_stage_seconds(monkeypatch):
+    """A draft step is the difference of laps that stood side by side."""
+    monkeypatch.setattr(measure, "LONG_DRAFT", 8)
+    names = measure
+    laps = {
+        (names.STEP, 0): [1.0, 2.0],
+        (names.FIRST_AND_VERIFY, 2): [9.0, 11.0],
+        (names.FIRST_AND_VERIFY, 3): [21.0, 35.0],
+        (names.LONG_AND_VERIFY, 2): [16.0, 25.0],
+        (names.VERIFY, 2): [7.0, 8.0],
+        (names.VERIFY, 3): [20.0, 30.0],
+    }
+    assert measure.stage_seconds(laps, 2) == {
+        (names.STEP, 0): [1.0, 2.0],
+        (names.FIRST, 2): [2.0, 3.0],
+        (names.FIRST, 3): [1.0, 5.0],
+        (names.FURTHER, 1): [1.0, 2.0],
+        (names.VERIFY, 2): [7.0, 8.0],
+        (names.VERIFY, 3): [20.0, 30.0],
+    }
+
+
+def test_the_prediction_counts_rows_that_end_early():
+    """Two rows of 12 tokens; one takes 4 rounds, the other 8, and the loop turns until that one is done."""
+    laps = {
+        (0, True): [[Lap(12.0, 24, 24, 12, [])]],
+        (2, True): [[Lap(16.0, 24, 12, 8, [0.6, 0.4])]],
+    }
+    seconds = {
+        (measure.STEP, 0): 1.0,
+        (measure.FIRST, 2): 0.3,
+        (measure.FURTHER, 1): 0.2,
+        (measure.VERIFY, 2): 1.4,
+        (measure.ACCEPT, 2): 0.1,
+    }
+    plain, drafted = measure.loop_entries(laps, seconds, batch=2)
+    assert (plain["seconds_per_round"], drafted["seconds_per_round"]) == (1.0, 2.0)
+    assert drafted["tokens_per_round"] == 2.0
+    assert drafted["predicted"] == pytest.approx(1.5 * 1.0 / 2.0)
+    assert drafted["speed_up"] == pytest.approx(drafted["predicted"])
+
+
+def test_groups_of_prompts_are_sampled_apart(monkeypatch):
+    """Runs of one group repeat it; another group has another seed."""
+    seeds = []
+    monkeypatch.setattr(Loop, "lap", lambda self, group, seed=0: seeds.append(seed))
+    monkeypatch.setattr(measure, "stage_timers", lambda *args: {})
+    monkeypatch.setattr(measure, "stage_seconds", lambda laps, streamed: {})
+    monkeypatch.setattr(measure, "loop_entries", lambda *args: [])
+    plan = Plan(draft_lengths=(1,), streamed=1, prompt_tokens=3, new_tokens=3, num_prompts=2, runs=2)
+    measure.measure_batch(small_subject(), plan, 1, machine.Machine("none", 1.0, 1.0), lambda what: None)
+    assert seeds == 4 * [0] + 2 * (4 * [0] + 4 * [1])  # once to compile; four loops
+
+
+# -- contexts and prefill ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", list(TINY))
+def test_bytes_of_the_cache(layout):
+    """Full layers: in proportion to the context.  Sliding ones: no more than a window and a chunk."""
+    config = TINY[layout]
+    subject = Subject(layout, random_target(config), None, [])
+    lengths = [WINDOW, WINDOW + CHUNK, 2 * (WINDOW + CHUNK), 4 * (WINDOW + CHUNK)]
+    sizes = [cache_bytes(subject, context) for context in lengths]
+    rows = {kind: 0 for kind in (SLIDING, FULL)}
+    for layer in range(config.first_kv_shared_layer):
+        rows[config.layer_types[layer]] += 2 * config.kv_heads(layer) * config.layer_head_dim(layer) * 4
+    assert [size[FULL] for size in sizes] == [context * rows[FULL] for context in lengths]
+    assert [size[SLIDING] for size in sizes] == [min(context, WINDOW + CHUNK) * rows[SLIDING] for context in lengths]
+
+
+def test_prefill_with_every_layer(monkeypatch):
+    """The same hidden row, over two chunks and a half, though the prefill leaves shared layers out."""
+    target = random_target(TINY["E2B"])
+    for module in (prefill, sys.modules["decoding.prefill"]):
+        monkeypatch.setattr(module, "LONGEST_CHUNK", 16)
+    prompt = np.random.default_rng(0).integers(0, target.config.vocab_size, 40)
+    ours = prefill.read_with_every_layer(target, jnp.asarray(prompt[None]))
+    expected = start(target, [prompt.tolist()], 1, Options(0), None).hidden
+    np.testing.assert_allclose(ours, expected, atol=2e-5 * np.abs(expected).max())
