@@ -72,7 +72,7 @@ def check_adapter(
         try:
             this = recorder(case, load=load, directory=dump.directory / case)
         except NotImplementedError as error:
-            notes.append(f"{case}: not offered ({error})")
+            notes.append(f"{case}: not offered{because(error)}")
             continue
         engine = this.engine
         for stage in asked:
@@ -80,7 +80,7 @@ def check_adapter(
             try:
                 recorded = called(f"{case}, stage {stage}", spec, this.stage)(stage)
             except NotImplementedError as error:
-                notes.append(f"{case}/{stage}: not offered ({error})")
+                notes.append(f"{case}/{stage}: not offered{because(error)}")
                 continue
             if strange := [name for name in recorded if stage in TAPPED and f"{case}/{name}" not in dump.entries]:
                 names = ", ".join(name.removeprefix(f"{stage}/") for name in strange[:3])
@@ -98,12 +98,16 @@ def check_adapter(
         try:
             results += law_results(law, called("acceptance", spec, distances)(engine, by_block=stage == "accept_block"))
         except NotImplementedError as error:
-            notes.append(f"{law}: not offered ({error})")
+            notes.append(f"{law}: not offered{because(error)}")
     if not results:
         raise OracleError(
             f"--adapter {spec}: offers nothing of what was asked for: {'; '.join(notes) or 'no such stage'}"
         )
     return Report(results, tuple(notes), given)
+
+
+def because(error: NotImplementedError) -> str:
+    return f" ({error})" if str(error) else ""
 
 
 def is_judged_by_the_law(name: str) -> bool:
@@ -131,7 +135,7 @@ def check_functions(engine: Any, spec: str) -> None:
     if lacking:
         raise OracleError(
             f"--adapter {spec}: the engine that it returned ({type(engine).__name__}) lacks {', '.join(lacking)}; "
-            "decoding/oracle/adapter.py says what each is for (one that you cannot offer may raise NotImplementedError)"
+            "derive it from decoding.oracle.adapter.Engine, and what you cannot offer may be left out"
         )
 
 

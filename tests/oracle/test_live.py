@@ -1,7 +1,10 @@
 """Live checks: our own adapter agrees, wrong engines are shown where they are wrong, unfit adapters are refused."""
 
+import functools
+import re
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,8 +50,8 @@ def differing(report: Report) -> list[str]:
     return [result.name for result in report.results if result.status is Status.DIFFERS]
 
 
-def test_ours_is_an_engine():
-    assert all(callable(getattr(ours.Ours, name)) for name in FUNCTIONS) and issubclass(ours.Ours, Engine)
+def test_ours_offers_everything():
+    assert vars(ours.Ours).keys() >= set(FUNCTIONS) and issubclass(ours.Ours, Engine)
 
 
 def test_ours_agrees(dump):
@@ -144,6 +147,30 @@ def test_a_function_that_is_not_offered_counts_as_missing_unless_it_was_not_aske
         f"{CASE}/emit/done",
     ]
     assert check(NoEmission, stages=("forward",)).agrees
+
+
+def test_the_adapter_on_the_page(dump, monkeypatch):
+    """Its one function is checked; the others count as not offered, and nothing else is missing."""
+    page = (Path(__file__).parents[2] / "tutorials" / "oracle_format.md").read_text(encoding="utf-8")
+    (source,) = re.findall("```python\n(.*?)```", page, re.DOTALL)
+    my_engine = types.SimpleNamespace(load=lambda directory: functools.partial(both_outputs, gemma4.load(directory)))
+    module = types.ModuleType("mine")
+    module.my_engine = my_engine
+    exec(source, vars(module))
+    monkeypatch.setitem(sys.modules, "mine", module)
+    report = live.check_adapter(dump, "mine:load", stages=("forward",))
+    assert report.agrees and not report.notes
+    assert [r.name for r in report.results if r.status is Status.AGREES] == [
+        f"{CASE}/forward/hidden",
+        f"{CASE}/forward/logits",
+    ]
+    report = live.check_adapter(dump, "mine:load", stages=("forward", "rope", "emit"))
+    assert report.notes == (f"{CASE}/rope: not offered", f"{CASE}/emit: not offered") and not report.agrees
+
+
+def both_outputs(target, tokens):
+    out = gemma4.forward(target, tokens)
+    return np.asarray(out.logits), np.asarray(out.hidden)
 
 
 def test_a_convention_that_is_refused_is_noted(check):

@@ -23,7 +23,7 @@ from transformers.generation import candidate_generator
 from transformers.generation.utils import _speculative_sampling
 from transformers.models.gemma4 import modeling_gemma4 as modeling
 
-from decoding.oracle.adapter import Decision, DraftBlock, SharedRows, Tensors
+from decoding.oracle.adapter import Decision, DraftBlock, Engine, SharedRows, Tensors
 from decoding.oracle.adapters.hf_taps import drafter_taps, target_taps
 from decoding.oracle.script import BY_ITSELF
 from decoding.sampling import Sampling
@@ -49,7 +49,7 @@ class SharedRow(NamedTuple):
     end: int  # position after the last row in sliding layers
 
 
-class Transformers:
+class Transformers(Engine):
     def __init__(self, target: Gemma4ForCausalLM, assistant: Gemma4AssistantForCausalLM):
         self.target, self.assistant = target.eval(), assistant.eval()
 

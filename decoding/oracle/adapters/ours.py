@@ -19,7 +19,7 @@ import drafter as drafter_package
 import gemma4
 from decoding import Options, Sampling
 from decoding.emit import count_emitted
-from decoding.oracle.adapter import Decision, DraftBlock, SharedRows, Tensors
+from decoding.oracle.adapter import Decision, DraftBlock, Engine, SharedRows, Tensors
 from decoding.oracle.law_check import GRID, count_until
 from decoding.oracle.modules import (
     accept,
@@ -47,7 +47,7 @@ class Written(NamedTuple):
     length_before: jax.Array
 
 
-class Ours:
+class Ours(Engine):
     """jit: compile whole forwards and rounds, not operation by operation: quicker, but blind to what is replaced later."""
 
     def __init__(self, target: Gemma4, drafter: Drafter, *, jit: bool = False):
