@@ -174,8 +174,8 @@ def print_table(out: TextIOBase, stats: Stats, draft_length: int, figures: Figur
 
 CAPTION = (
     "\nMeasured after the text, with the same prompt. Tokens/s: both loops compiled beforehand, without the prefill, "
-    "median of up to 3 runs. Stages: each compiled and run alone, median of up to 10; a whole round compiles them "
-    "together, so they need not add up to it."
+    "median of up to 3 runs. Stages: each compiled alone and repeated in one call; a whole round compiles them together, "
+    "so they need not add up to it."
 )
 
 

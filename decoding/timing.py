@@ -1,36 +1,23 @@
-"""How fast: tokens a second of either loop, and the time of each stage on its own.  For people, not for tests.
-
-Stages are called here one after the other, as in a round by hand, each call's own cost included.  `decoding/bench/stages.py`
-repeats a stage within one call, which is what a compiled round does: those figures are smaller.
-"""
+"""How fast: tokens a second of either loop, and the time of each stage on its own.  For people, not for tests."""
 
 import contextlib
-import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from decoding.compiled import compiler_options, laid_out
-from decoding.draft import Draft, draft
-from decoding.generate import OnRound
-from decoding.prefill import prefill
-from decoding.rollback import rollback
-from decoding.speculative import Options, judge
+from decoding.bench.stages import Timer, accept_stage, draft_stage, rollback_stage, verify_stage
+from decoding.generate import OnRound, start
+from decoding.speculative import Options
 from decoding.state import Round
-from decoding.verify import verify
-from drafter import Drafter, share_cache
-from gemma4 import Gemma4, KVCache
+from drafter import Drafter
+from gemma4 import Gemma4
 
 RUNS = 3  # of each loop, while they are short: no new one starts after RUN_SECONDS
 RUN_SECONDS = 2.0
 LONGEST_RUN = 5.0  # seconds; a longer one is stopped and counts as far as it came
-STAGE_REPEATS = 10
-STAGE_SECONDS = 3.0
 
 Run = Callable[[OnRound], Any]  # one generation that calls back after each round
 
@@ -109,69 +96,16 @@ def _median(speeds: list[Speed | None]) -> Speed | None:
     return Speed(*(statistics.median(values) for values in zip(*speeds, strict=True)))
 
 
+STAGES = {"draft": draft_stage, "verify": verify_stage, "accept": accept_stage, "rollback": rollback_stage}
+
+
 def time_stages(
     target: Gemma4, drafter: Drafter, prompt: Sequence[int], options: Options, max_new_tokens: int
 ) -> dict[str, float]:
-    """Median seconds of draft, verify, accept and rollback in the first round after `prompt`, each compiled on its own.
+    """Seconds of each stage after `prompt`, compiled on its own and repeated in one call.
 
     The cache has the size that a generation of `max_new_tokens` gives it.  One compiled round fuses the stages, so
-    their sum is not its time.
+    their sum is not quite its time.
     """
-    key = jax.random.key(0)
-    state = prefill(target, [prompt], max_new_tokens=max_new_tokens, draft_length=options.draft_length, key=key)
-    models, structure = jax.tree.flatten(laid_out(target, drafter))
-    length = np.array(state.cache.length)
-    laps: dict[str, list[float]] = {"draft": [], "verify": [], "accept": [], "rollback": []}
-
-    def timed(name: str, stage: Callable, *args):
-        run = _jitted(stage, structure, options)
-        began = time.perf_counter()
-        result = jax.block_until_ready(run(models, *args))
-        laps[name].append(time.perf_counter() - began)
-        return result
-
-    def one_round(cache: KVCache) -> KVCache:
-        block = timed("draft", _draft, cache, state.token, state.hidden, key)
-        verified = timed("verify", _verify, cache, state.token, block.tokens)
-        result = timed("accept", _accept, verified.logits, block.tokens, block.probs, key)
-        cache = timed("rollback", _rollback, verified.cache, length, result.num_accepted + 1)
-        return cache._replace(length=jnp.asarray(length))  # every repetition starts from the same place
-
-    cache = one_round(state.cache)  # compiles
-    for times in laps.values():
-        times.clear()
-    began = time.perf_counter()
-    while len(laps["draft"]) < STAGE_REPEATS and time.perf_counter() - began < STAGE_SECONDS:
-        cache = one_round(cache)
-    return {name: statistics.median(times) for name, times in laps.items()}
-
-
-@functools.lru_cache(maxsize=16)
-def _jitted(stage: Callable, structure: jax.tree_util.PyTreeDef, options: Options) -> Callable:
-    """The weights go in as a flat list: to walk the modules at every call takes longer than a small model's stage."""
-
-    def run(models, first, *rest):
-        return stage(*jax.tree.unflatten(structure, models), options, first, *rest)
-
-    # A cache that is written must be donated, or the copy of it would be timed.
-    donated = "first" if stage in (_verify, _rollback) else ()
-    return jax.jit(run, donate_argnames=donated, compiler_options=compiler_options())
-
-
-def _draft(target, drafter, options, cache: KVCache, token, hidden, key):
-    return draft(
-        target, drafter, token, hidden, share_cache(cache, target.config), key,
-        draft_length=options.draft_length, sampling=options.draft_sampling,
-    )  # fmt: skip
-
-
-def _verify(target, drafter, options, cache: KVCache, token, draft_tokens):
-    return verify(target, cache, token, draft_tokens)
-
-
-def _accept(target, drafter, options, logits, draft_tokens, draft_probs, key):
-    return judge(logits, Draft(draft_tokens, draft_probs), options, key)
-
-
-def _rollback(target, drafter, options, cache: KVCache, length, num_kept):
-    return rollback(cache, length, num_kept)
+    state = start(target, prompt, max_new_tokens, options, jax.random.key(0))
+    return {name: Timer(stage, target, drafter, state, options).lap() for name, stage in STAGES.items()}

@@ -70,6 +70,13 @@ def accept_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options)
     return Desk(desk.state._replace(key=key), block, after(result.next_token, desk.logits))
 
 
+def rollback_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:
+    """Keep three tokens of a block that is said to have begun three earlier, so that the length stays."""
+    length = desk.state.cache.length
+    cache = rollback(desk.state.cache, length - 3, jnp.full_like(length, 3))
+    return desk._replace(state=desk.state._replace(cache=cache))
+
+
 def autoregressive_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:
     """One token.  Once the budget is used up the row stands still, at the same cost."""
     last = desk.state.last

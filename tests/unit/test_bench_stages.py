@@ -212,6 +212,14 @@ def test_accept_stage_judges(monkeypatch):
     assert_same(seen, [accept_greedy(desk.logits, desk.block.tokens)])
 
 
+def test_rollback_stage(monkeypatch):
+    """By the same function as a round; the cache is as long as before, and nothing else has changed."""
+    kept, desk, rollback = [], new_desk(), stages.rollback
+    monkeypatch.setattr(stages, "rollback", lambda *args: kept.append(args[2]) or rollback(*args))
+    assert_same(stages.rollback_stage(small_target(), small_drafter(), desk, options(0.0)), desk)
+    np.testing.assert_array_equal(kept, [[3, 3]])
+
+
 def test_products_stage():
     """One product for each linear weight and the head, of gamma + 1 rows a prompt; nothing on the desk changes."""
     desk, target = new_desk(), small_target()

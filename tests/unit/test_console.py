@@ -252,7 +252,7 @@ def test_table():
         "speed-up 2.50 x",
     ]
     caption = " ".join(text.split())
-    assert "both loops compiled beforehand" in caption and "Stages: each compiled and run alone" in caption
+    assert "both loops compiled beforehand" in caption and "Stages: each compiled alone" in caption
     assert "\x1b" not in text
 
 
