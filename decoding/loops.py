@@ -39,8 +39,17 @@ def _one_round(step: Step) -> Callable[..., tuple[DecodeState, tuple[Round, Bool
 
     def run(*args):
         *models, state, options = args
-        one_round = lambda state: step(*models, state, options)
-        state = jax.lax.cond(state.done.all(), lambda state: state, one_round, state)
+
+        def is_due(carry):
+            state, has_run = carry
+            return ~(has_run | state.done.all())
+
+        def one_round(carry):
+            state, _ = carry
+            return step(*models, state, options), jnp.bool_(True)
+
+        # A loop that turns once at most: XLA would copy the cache into and out of the branches of a `cond`.
+        state, _ = jax.lax.while_loop(is_due, one_round, (state, jnp.bool_(False)))
         return state, (state.last, state.done)
 
     return run

@@ -7,6 +7,7 @@ import jax
 import pytest
 from jax import export
 
+from decoding import loops
 from decoding.prefill import prefill
 from decoding.sampling import Sampling
 from decoding.speculative import Options, round_of, speculative_step
@@ -46,3 +47,14 @@ def test_a_profile_names_stages_and_layers():
         assert any(f"layers.{layer}/" in name for name in of_others)
     for stage in ("accept", "emit"):
         assert any(f"{stage}/" in name for name in of_others)
+
+
+@pytest.mark.parametrize("loop", [loops._one_round, functools.partial(loops._all_rounds, most=16)], ids=["one", "all"])
+def test_no_loop_copies_the_cache(loop):
+    """A round writes it where it lies."""
+    arguments_and_options = (*arguments("E2B", Options(3)), Options(3))
+    program = jax.jit(loop(round_of), static_argnums=3, donate_argnums=2).lower(*arguments_and_options).compile()
+    cache = arguments_and_options[2].cache
+    shapes = {f"f32[{','.join(map(str, buffer.shape))}]" for buffer in jax.tree.leaves(cache.layers)}
+    copied = set(re.findall(r"= (f32\[[\d,]+\])\S* copy\(", program.as_text()))
+    assert not copied & shapes
