@@ -93,11 +93,12 @@ def write(
     kv: LayerKV, key: Float[Array, "b t k h"], value: Float[Array, "b t k h"], start: Int[Array, " b"]
 ) -> LayerKV:
     """Put tokens at positions start .. start+t-1 of each row into their slots."""
-    time = key.shape[1]
+    batch, time, heads = key.shape[:3]
     slots = (start[:, None] + jnp.arange(time)) % kv.capacity
-    rows = jnp.arange(key.shape[0])[:, None]
-    put = lambda buffer, new: buffer.at[rows, :, slots].set(new.astype(buffer.dtype), unique_indices=True)
-    return LayerKV(put(kv.key, key), put(kv.value, value))
+    # One number for each axis before the last: where a slice stood for the heads, XLA would turn the whole cache for a TPU.
+    rows, head = jnp.arange(batch)[:, None, None], jnp.arange(heads)[:, None]
+    put = lambda buffer, new: buffer.at[rows, head, slots[:, None]].set(new.astype(buffer.dtype), unique_indices=True)
+    return LayerKV(*map(put, kv, LayerKV.of(key, value)))
 
 
 def slot_positions(last: Int[Array, " b"], capacity: int) -> Int[Array, "b s"]:
