@@ -120,6 +120,9 @@ class Attention(nnx.Module):
         return key, value
 
     def _heads(self, x):
+        x = jax.lax.optimization_barrier(
+            x
+        )  # else XLA splits the product's columns, and turns the weights for that on a TPU
         return rearrange(x, "b t (heads h) -> b t heads h", h=self.head_dim)
 
 

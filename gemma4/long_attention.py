@@ -12,13 +12,15 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float
 
-LONG = 8192  # slots; up to here `attend` is as fast
-BLOCK = 1024  # keys
+from gemma4.functional import score
+
+LONG = 8192  # slots; up to here `attend` is as fast (measured on CPU)
+BLOCK, LARGE_BLOCK = 1024, 8192  # keys, on CPU and elsewhere: a GPU waits for the host at each turn of the loop
 
 
 def is_long(queries: int, slots: int) -> bool:
-    """Whether blocks pay.  Measured on CPU only; a text without a cache, such as one trained on, needs a gradient."""
-    return jax.default_backend() == "cpu" and slots > LONG and queries < slots
+    """Whether blocks pay.  A text without a cache, such as one trained on, needs a gradient."""
+    return slots > LONG and queries < slots
 
 
 def attend_in_blocks(
@@ -26,14 +28,14 @@ def attend_in_blocks(
     key: Float[Array, "b k s h"],
     value: Float[Array, "b k s h"],
     seen: Bool[Array, "b t s"],
-    block: int = BLOCK,
+    block: int | None = None,
 ) -> Float[Array, "b t n h"]:
     """As `functional.attend`, but for the order of additions, and with probabilities rounded before they are normalised.
 
     Has no gradient: how many blocks are read is known only when it runs.
     """
     slots, low = key.shape[2], jnp.finfo(jnp.float32).min
-    block = min(block, slots)
+    block = min(block or (BLOCK if jax.default_backend() == "cpu" else LARGE_BLOCK), slots)
     rows = rearrange(query, "b t (k g) h -> b k (t g) h", k=key.shape[1])
     group = query.shape[2] // key.shape[1]
     last_seen = jnp.where(seen.any(axis=(0, 1)), jnp.arange(slots), 0).max()
@@ -45,8 +47,7 @@ def attend_in_blocks(
         sees &= start + jnp.arange(block) >= i * block
         values = jnp.where(sees.any(axis=1)[:, None, :, None], values, 0)
 
-        # Keys times queries, and turned: with few queries Eigen takes half the time that it takes the other way round.
-        scores = jnp.einsum("bksh,bkrh->bksr", keys, rows).swapaxes(2, 3).astype(jnp.float32)
+        scores = score(rows[:, :, None], keys)[:, :, 0].astype(jnp.float32)
         scores = jnp.where(repeat(sees, "b t s -> b 1 (t g) s", g=group), scores, low)
         new_top = jnp.maximum(top, scores.max(axis=-1))
         weights, faded = jnp.exp(scores - new_top[..., None]), jnp.exp(top - new_top)
