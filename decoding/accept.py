@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from decoding.sampling import choose
@@ -79,6 +80,11 @@ def residual(target_probs: Float[Array, "*batch v"], draft_probs: Float[Array, "
 
 def check_shapes(target: Array, draft_tokens: Array, draft_probs: Array | None = None) -> None:
     """target: its law or logits.  Errors: ValueError unless there is a row for each draft and one more."""
+    is_array = isinstance(draft_tokens, (jax.Array, np.ndarray)) and jnp.issubdtype(draft_tokens.dtype, jnp.integer)
+    if not is_array or draft_tokens.ndim != 2:
+        raise ValueError(
+            f"accept: expected draft_tokens as an array of whole numbers [b, gamma], got {draft_tokens!r:.80}"
+        )
     (batch, gamma), vocabulary = draft_tokens.shape, target.shape[-1]
     if target.shape != (batch, gamma + 1, vocabulary):
         raise ValueError(

@@ -43,7 +43,7 @@ def decide_block(
     # After the last draft, where q = 0, this is u < w.  Two equal laws after a run of weight 1 leave nothing over and it is not
     # accepted, but the run of one more draft has that weight too, and is.
     accepted = uniforms[:, :-1] * (over + (1 - weights))[:, 1:] < over[:, 1:]
-    num_accepted = jnp.where(accepted, jnp.arange(1, accepted.shape[1] + 1, dtype=jnp.int32), 0).max(axis=1)
+    num_accepted = jnp.where(accepted, jnp.arange(1, accepted.shape[1] + 1, dtype=jnp.int32), 0).max(axis=1, initial=0)
     rest = residual(at_stop(weighted, num_accepted), at_stop(proposed, num_accepted))
     return Acceptance(num_accepted, choose(rest, uniforms[:, -1]))
 
@@ -51,7 +51,7 @@ def decide_block(
 def run_weights(p: Float[Array, "b gamma"], q: Float[Array, "b gamma"]) -> Float[Array, "b gamma+1"]:
     """w_0 = 1, and w_i = min(w_(i-1) p_i / q_i, 1) for the run of the first i drafts."""
     ratios = p / jnp.maximum(q, jnp.finfo(q.dtype).tiny)
-    weights = [jnp.ones_like(p[:, 0])]
+    weights = [jnp.ones(p.shape[0], p.dtype)]
     for i in range(p.shape[1]):
         weights.append(jnp.minimum(weights[-1] * ratios[:, i], 1))
     return jnp.stack(weights, axis=1)

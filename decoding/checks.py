@@ -11,15 +11,12 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from decoding.sampling import Sampling
-from decoding.speculative import rule_of
+from decoding.speculative import LONGEST_DRAFT, rule_of
 from gemma4 import Gemma4
 from gemma4.model import check_tokens
 
 Model = TypeVar("Model")
 Prompts = Sequence[int] | Sequence[Sequence[int]]
-
-# Acceptance falls with every position, so that no drafter gains from more.
-LONGEST_DRAFT = 32
 
 
 def check_model(name: str, model: object, kind: type[Model]) -> Model:
@@ -28,11 +25,11 @@ def check_model(name: str, model: object, kind: type[Model]) -> Model:
     return model
 
 
-def check_draft_length(draft_length: object) -> int:
-    """1 .. LONGEST_DRAFT."""
+def check_draft_length(draft_length: object, least: int = 1) -> int:
+    """least .. LONGEST_DRAFT."""
     length = whole_number("draft_length", draft_length)
-    if not 1 <= length <= LONGEST_DRAFT:
-        raise ValueError(f"draft_length: expected 1 to {LONGEST_DRAFT} tokens a round, got {length}")
+    if not least <= length <= LONGEST_DRAFT:
+        raise ValueError(f"draft_length: expected {least} to {LONGEST_DRAFT} tokens a round, got {length}")
     return length
 
 

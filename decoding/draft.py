@@ -38,6 +38,7 @@ def draft(
     key:           of one uniform number for each draft and row, [draft_length, b].
     sampling:      how drafts are drawn from the drafter's law; greedy unless given.  Whatever it is, the law returned is
                    the law that was drawn from: acceptance is exact only then.
+    Errors:        ValueError if the rows are not as many as the cache's.
     """
 
     def one(newest: tuple[Array, Array], uniforms: Array) -> tuple[tuple[Array, Array], Draft]:

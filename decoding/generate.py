@@ -12,7 +12,6 @@ from decoding.checks import (
     check_acceptance,
     check_draft_length,
     check_eos_ids,
-    check_key,
     check_model,
     check_sampling,
 )
@@ -107,7 +106,7 @@ def start(
         max_new_tokens=max_new_tokens,
         draft_length=options.draft_length,
         sampling=options.sampling,
-        key=check_key(key),
+        key=key,
         eos_ids=options.eos_ids,
     )
 

@@ -5,13 +5,23 @@ Prompts of different lengths are padded on the right; a pad is a draft that is a
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from decoding.checks import Prompts, check_max_new_tokens, check_prompts
+from decoding.checks import (
+    LONGEST_DRAFT,
+    Prompts,
+    check_draft_length,
+    check_eos_ids,
+    check_key,
+    check_max_new_tokens,
+    check_prompts,
+    check_sampling,
+)
 from decoding.emit import count_emitted
 from decoding.rollback import rollback
 from decoding.sampling import Sampling, draw
@@ -29,28 +39,31 @@ def prefill(
     max_new_tokens: int,
     draft_length: int = 4,
     sampling: Sampling = Sampling(),
-    key: jax.Array,
-    eos_ids: tuple[int, ...] = (),
+    key: jax.Array | None = None,
+    eos_ids: Sequence[int] = (),
 ) -> DecodeState:
     """The state before the first round: every prompt in the cache, one token of the target's emitted.
 
     The cache has room for prompts, `max_new_tokens` and a last round's rejected drafts.
 
-    prompts: ids of one prompt, or a batch of prompts of different lengths.
-    key:     `jax.random.key`; the state keeps what the first token leaves of it.
-    eos_ids: ids that end a row, should the first token be one of them; none unless given.
-    Errors:  ValueError for a prompt that is empty, that holds other ids than the target's, or that with `max_new_tokens` goes
-             past the context.
+    prompts:      ids of one prompt, or a batch of prompts of different lengths.
+    draft_length: the most drafts a round will have; 0 for none.
+    key:          `jax.random.key` (default: key 0); the state keeps what the first token leaves of it.
+    eos_ids:      ids that end a row, should the first token be one of them; none unless given.
+    Errors:       ValueError for a bad setting, and for a prompt that is empty, that holds other ids than the target's, or that
+                  with `max_new_tokens` goes past the context.
     """
     max_new_tokens = check_max_new_tokens(max_new_tokens)
     prompts = check_prompts(target, prompts, max_new_tokens)
+    draft_length = check_draft_length(draft_length, least=0)
+    sampling, key, eos_ids = check_sampling(sampling), check_key(key), check_eos_ids(eos_ids)
     longest = max(map(len, prompts))
-    chunk = min(LONGEST_CHUNK, _round_up(longest, 16))
+    chunk = min(LONGEST_CHUNK, max(16, _power_of_two(longest)))
     num_chunks = -(-longest // chunk)
     # One slot more than a forward writes: a row whose prompt is over still gets a chunk of pads, which must not reach the
     # oldest row that a drafter sees (window + 1 of them in the transformers convention, one more than the target).
     room = max(chunk, draft_length + 1) + 1
-    capacity = _round_up(max(num_chunks * chunk, longest + max_new_tokens + draft_length), 128) + chunk
+    capacity = _round_up(max(num_chunks * chunk, longest + max_new_tokens + LONGEST_DRAFT), 128) + chunk
     dtype, mesh = target.embed_tokens.weight.dtype, mesh_of(target.embed_tokens.weight[...])
     cache = init_cache(target.config, len(prompts), capacity, chunk=room, dtype=dtype, mesh=mesh)
 
@@ -88,6 +101,12 @@ def _first_token(target, cache, hidden, key, max_new_tokens, draft_length, sampl
     return DecodeState(cache, token, hidden, key, num_emitted, budget, done, last)
 
 
+# Few different shapes mean few compilations, of rounds too, whose cache has the size that the prompt asks for.
+
+
 def _round_up(number: int, multiple: int) -> int:
-    """Few different shapes mean few compilations."""
     return -(-number // multiple) * multiple
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()

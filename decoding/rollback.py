@@ -1,5 +1,6 @@
 """Stage 5: forget the rejected drafts.  The cache's rule makes this one assignment (`gemma4/cache.py` has the proof)."""
 
+import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 import gemma4
@@ -11,4 +12,4 @@ def rollback(cache: KVCache, length_before: Int[Array, " b"], num_kept: Int[Arra
 
     That is num_accepted + 1 in a full round (the next token is not in the cache yet), fewer where a row ended earlier.
     """
-    return gemma4.rollback(cache, length_before + num_kept)
+    return gemma4.rollback(cache, jnp.add(length_before, num_kept))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from decoding.cuts import among_top_k, in_nucleus
 from gemma4.functional import argmax
 
-COLDEST = 1e-30  # what is colder does not fit into float32
+LEAST = 1e-30  # of a temperature above 0, and of top_p: what is less may not fit into float32
 
 
 class Sampling(NamedTuple):
@@ -35,12 +35,12 @@ class Sampling(NamedTuple):
             checked = Sampling(float(self.temperature), operator.index(self.top_k), float(self.top_p))
         except (TypeError, ValueError):
             raise ValueError(f"sampling: expected numbers, for top_k a whole one, got {self}") from None
-        if checked.temperature != 0 and not COLDEST <= checked.temperature < float("inf"):
+        if checked.temperature != 0 and not LEAST <= checked.temperature < float("inf"):
             raise ValueError(
-                f"temperature: expected a number from {COLDEST:g} up, or 0 (greedy), got {checked.temperature:g}"
+                f"temperature: expected a number from {LEAST:g} up, or 0 (greedy), got {checked.temperature:g}"
             )
-        if not 0 < checked.top_p <= 1:
-            raise ValueError(f"top_p: expected a share of probability in (0, 1], got {checked.top_p:g}")
+        if not LEAST <= checked.top_p <= 1:
+            raise ValueError(f"top_p: expected a share of probability from {LEAST:g} to 1, got {checked.top_p:g}")
         if checked.top_k < 0:
             raise ValueError(f"top_k: expected a number of tokens, or 0 for all, got {checked.top_k}")
         return checked
@@ -62,6 +62,7 @@ def law(logits: Float[Array, "*batch v"], sampling: Sampling) -> Float[Array, "*
     # The largest comes off before the division.  After it, at a low temperature, compiled code may round the quotient and the
     # largest of them differently, by more than an exponential bears (NaN from 1e-9 down with jax 0.10.2 on CPU).
     logits = (logits - logits.max(axis=-1, keepdims=True)) / sampling.temperature
+    logits = jnp.maximum(logits, -1000)  # e^-1000 is 0; of -1e17 and less, compiled in a round, it may come out as NaN
     if sampling.top_p < 1:
         logits = jnp.where(in_nucleus(jax.nn.softmax(logits, axis=-1), sampling.top_p), logits, -jnp.inf)
     return jax.nn.softmax(logits, axis=-1)

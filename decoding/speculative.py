@@ -21,6 +21,7 @@ from decoding.verify import verify
 from drafter import Drafter, share_cache
 from gemma4 import Gemma4
 
+LONGEST_DRAFT = 32  # a round; acceptance falls with every position, so that no drafter gains from more
 RULES = ("token", "block")  # how sampled drafts are judged, one by one or together; either keeps the text's law
 
 
@@ -58,8 +59,11 @@ def round_of(
 ) -> DecodeState:
     """All stages of one round.  Rows that are done stand still.
 
-    judge: what decides about drafts; another one than the default only to simulate.
+    judge:  what decides about drafts; another one than the default only to simulate.
+    Errors: ValueError for more than LONGEST_DRAFT drafts, for which a prefill leaves no room.
     """
+    if options.draft_length > LONGEST_DRAFT:
+        raise ValueError(f"draft_length: expected at most {LONGEST_DRAFT} tokens a round, got {options.draft_length}")
     key, draft_key, accept_key = jax.random.split(state.key, 3)
     shared = share_cache(state.cache, target.config)
 

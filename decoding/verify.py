@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from gemma4 import Gemma4, KVCache
 from gemma4.cache import check_room
+from gemma4.model import check_tokens
 
 
 class Verification(NamedTuple):
@@ -25,9 +26,9 @@ def verify(
     """Score [token, d1 .. dgamma], which stand at positions cache.length .. cache.length + gamma.
 
     Errors: ValueError if the cache has another batch size, takes fewer than gamma + 1 tokens at once, or (outside jit) has no
-    room for them.
+    room for them; and (outside jit) for ids that are not the target's.
     """
-    block = jnp.concatenate([token[:, None], draft_tokens], axis=1)
+    block = check_tokens(target.config, jnp.concatenate([token[:, None], draft_tokens], axis=1))
     check_room(target.config, cache, *block.shape)
     hidden, cache = target(block, cache)
     return Verification(target.logits(hidden), hidden, cache)

@@ -145,12 +145,6 @@ def forward(
     tap:       called as tap(name, value) at every named point; the step then runs unjitted.
     Errors:    ValueError if the widths are not the target's, or rows and cache differ in batch.
     """
-    width, batch = drafter.config.backbone_hidden_size, shared.length.shape[0]
-    for name, value in (("embedding", embedding), ("hidden", hidden)):
-        if value.shape != (batch, width):
-            raise ValueError(
-                f"{name}: expected shape ({batch}, {width}) (batch, the target's width), got {value.shape}"
-            )
     if tap is None:
         return _forward(drafter, embedding, hidden, shared)
     normed, chained = step(drafter, embedding, hidden, shared, tap)
@@ -164,7 +158,16 @@ def step(
     shared: SharedCache,
     tap: Tap = no_tap,
 ) -> tuple[Float[Array, "b d"], Float[Array, "b backbone"]]:
-    """`forward` up to the head: the rows that `Drafter.logits` and `Drafter.argmax` read, and the next step's hidden."""
+    """`forward` up to the head: the rows that `Drafter.logits` and `Drafter.argmax` read, and the next step's hidden.
+
+    Errors: as `forward`.
+    """
+    width, batch = drafter.config.backbone_hidden_size, shared.length.shape[0]
+    for name, value in (("embedding", embedding), ("hidden", hidden)):
+        if value.shape != (batch, width):
+            raise ValueError(
+                f"{name}: expected shape ({batch}, {width}) (the cache's batch, the target's width), got {value.shape}"
+            )
     rows = {kind: slot_positions(shared.length - 1, kv.capacity) for kind, kv in shared.donors.items()}
     places = drafter.places(shared.length[:, None], rows)
     normed, chained = drafter(embedding[:, None], hidden[:, None], shared.donors, places, tap)

@@ -16,6 +16,7 @@ import scipy.stats
 from decoding import Sampling
 from decoding.accept import accept, accept_greedy, decide
 from decoding.accept_block import accept_block, decide_block
+from decoding.compiled import compiler_options
 from decoding.oracle.law_check import (
     DRAFTERS,
     FULL,
@@ -36,7 +37,8 @@ from decoding.oracle.law_check import (
     total_variation,
 )
 from decoding.oracle.mutants.mutant import Variant
-from decoding.sampling import COLDEST, choose, law, pass_mark
+from decoding.sampling import LEAST, choose, law, pass_mark
+from gemma4.functional import softcap
 
 
 @functools.cache
@@ -268,11 +270,24 @@ def test_law_by_hand():
     assert law(jnp.zeros(4, jnp.bfloat16), Sampling(1.0)).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("temperature", [1e-5, 1e-10, COLDEST])
+@pytest.mark.parametrize("temperature", [1e-5, 1e-10, LEAST])
 def test_a_law_near_the_absolute_zero_is_the_greedy_one(temperature):
     logits = jax.random.normal(jax.random.key(0), (64, 16)) * 9
     probs = jax.jit(law, static_argnums=1)(logits, Sampling(temperature).check())
     np.testing.assert_array_equal(probs, law(logits, Sampling(0.0)))
+
+
+@pytest.mark.parametrize("temperature", [1e-17, 1e-25, LEAST])
+def test_it_is_so_behind_a_head_too(temperature):
+    """Compiled together with the head, as a round is: the exponential of a huge number is another one there."""
+
+    def behind_a_head(hidden, table):
+        return law(softcap(hidden @ table.T, 30.0), Sampling(temperature))
+
+    run = jax.jit(behind_a_head, compiler_options=compiler_options())
+    for seed in range(10):
+        hidden, table = (jax.random.normal(jax.random.key(seed + i), (rows, 256)) for i, rows in enumerate((5, 2048)))
+        assert (run(hidden, table / 10).max(axis=-1) == 1).all()
 
 
 EDGES = np.array([0, 1, 2, GRID // 2, GRID - 2, GRID - 1]) / GRID

@@ -58,7 +58,7 @@ def pair():
         (
             PROMPT,
             {"sampling": decoding.Sampling(1.0, top_p=0.0)},
-            r"top_p: expected a share of probability in \(0, 1\]",
+            "top_p: expected a share of probability from 1e-30 to 1",
         ),
         (PROMPT, {"draft_sampling": decoding.Sampling(1.0, top_k=-1)}, "top_k: expected a number of tokens"),
         (PROMPT, {"acceptance": "blocks"}, "acceptance: expected 'token' or 'block', got 'blocks'"),

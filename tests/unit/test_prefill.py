@@ -1,12 +1,17 @@
-"""A prefill runs what writes no K/V for one token a row, and leaves the same hidden row and the same cache."""
+"""A prefill runs what writes no K/V for one token a row, and leaves the same hidden row and the same cache.  Its settings."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import decoding
+from decoding import Sampling
+from decoding.speculative import LONGEST_DRAFT
 from gemma4 import init_cache
-from tests.tiny import TINY, WINDOW, random_target, random_tokens
+from tests.tiny import TINY, TINY_DRAFTERS, WINDOW, random_drafter, random_target, random_tokens
 
 TIME = 2 * WINDOW + 3
 LAST = np.array([0, TIME - 1, WINDOW])  # the row of each prompt that is wanted
@@ -42,3 +47,43 @@ def test_what_writes_no_kv_runs_for_that_row_alone(layout):
     for point in ("query", "output"):
         assert [times[f"layers.{layer}.{point}"] for layer in range(config.num_hidden_layers)] == expected
     assert times["hidden"] == 1
+
+
+def cache_after(prompt_length: int, **settings):
+    target = random_target(TINY["E2B"])
+    prompt = random_tokens(1, prompt_length)[0].tolist()
+    return decoding.prefill(target, prompt, max_new_tokens=4, **settings).cache
+
+
+def test_prompts_of_like_lengths_share_what_is_compiled():
+    """A round is compiled for the size of the cache, and that follows from the prompt's: five sizes up to 256 tokens."""
+    of_length = functools.cache(lambda length: jax.tree.map(jnp.shape, cache_after(length)))
+    assert of_length(17) == of_length(25) == of_length(32) != of_length(33) == of_length(50)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"draft_length": -1}, "draft_length: expected 0 to 32 tokens a round, got -1"),
+        ({"sampling": Sampling(-1.0)}, "temperature: expected a number from 1e-30 up"),
+        ({"eos_ids": [-1]}, "eos_ids: expected token ids from 0 up"),
+        ({"key": jnp.zeros(3)}, r"key: expected jax.random.key\(seed\), got Array"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        cache_after(3, **settings)
+
+
+def test_settings_may_be_left_to_the_prefill():
+    assert jax.tree.all(jax.tree.map(np.array_equal, cache_after(3, eos_ids=[1, 2]), cache_after(3, eos_ids=(1, 2))))
+
+
+def test_there_is_room_for_the_longest_draft_whatever_was_said():
+    """Or a longer one would be written over the first tokens of a text that fills its cache."""
+    target, prompt, new_tokens = random_target(TINY["E2B"]), 16 * [2], 108
+    state = decoding.prefill(target, prompt, max_new_tokens=new_tokens)
+    full = state.cache.layers[target.config.donors["full_attention"]]
+    assert full.capacity >= len(prompt) + new_tokens + LONGEST_DRAFT
+    with pytest.raises(ValueError, match="draft_length: expected at most 32 tokens a round, got 33"):
+        decoding.speculative_step(target, random_drafter(TINY_DRAFTERS["E2B"]), state, decoding.Options(33))

@@ -1,6 +1,7 @@
 """Each stage of a round by itself, in seconds: what it is given, what it gives.  (The law of acceptance: tests/properties.)"""
 
 import importlib
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +110,15 @@ def test_draft_by_itself_is_compiled_once(pair, before, monkeypatch):
     assert len(steps) == 1
 
 
+def test_draft_refuses_rows_that_the_cache_does_not_have(pair, before):
+    """One row's keys and values would be lent to both."""
+    cache, token, hidden = before
+    shared = drafter.share_cache(cache, pair[0].config)
+    one_row = jax.tree.map(lambda buffer: buffer[:1], shared)
+    with pytest.raises(ValueError, match=r"embedding: expected shape \(1, 24\) .* got \(2, 24\)"):
+        decoding.draft(*pair, token, hidden, one_row, jax.random.key(0), draft_length=GAMMA)
+
+
 # -- verify ------------------------------------------------------------------------------------------------------------
 
 
@@ -130,6 +140,12 @@ def test_verify_says_what_single_steps_say(pair, before, drafts):
         cache = out.cache
         np.testing.assert_allclose(verified.logits[:, i], out.logits[:, 0], rtol=0, atol=1e-4, err_msg=f"row {i}")
         np.testing.assert_allclose(verified.hidden[:, i], out.hidden[:, 0], rtol=0, atol=1e-4, err_msg=f"row {i}")
+
+
+def test_verify_refuses_ids_that_the_target_does_not_have(pair, before, drafts):
+    cache, token, _ = before
+    with pytest.raises(ValueError, match="token id 64 is out of range"):
+        decoding.verify(pair[0], cache, token, drafts.at[1, 2].set(64))
 
 
 # -- accept ------------------------------------------------------------------------------------------------------------
@@ -178,7 +194,10 @@ def test_residual_of_laws_that_rounding_alone_parts():
     np.testing.assert_array_equal(residual(p, q), [p[0], [0.25, 0.0, 0.0]])
 
 
-@pytest.mark.parametrize("accept", [decoding.accept, decoding.accept_block])
+each_rule = pytest.mark.parametrize("accept", [decoding.accept, decoding.accept_block])
+
+
+@each_rule
 def test_accept_refuses_shapes_that_do_not_fit(accept):
     laws, drafts = lambda *shape: jnp.full((*shape, 3), 1 / 3), jnp.zeros((1, 2), jnp.int32)
     with pytest.raises(ValueError, match=r"accept: .*target's rows .* for 2 drafts in 1 rows, got \(1, 2, 3\)"):
@@ -197,6 +216,22 @@ def test_accept_greedy_refuses_shapes_that_do_not_fit(rows):
     """One row of logits a draft and one more; with fewer or more, comparing would broadcast."""
     with pytest.raises(ValueError, match=r"accept: .* for 3 drafts in 1 rows, got \(1, \d, 9\)"):
         decoding.accept_greedy(jnp.zeros((1, rows, 9)), jnp.zeros((1, 3), jnp.int32))
+
+
+@pytest.mark.parametrize("tokens", [[[1, 2]], np.array([1, 2]), np.array([[1.0, 2.0]])], ids=["list", "row", "float"])
+def test_accept_refuses_what_is_no_block_of_tokens(tokens):
+    check = inspect.unwrap(check_shapes)  # as users have it, without the types that are checked in tests
+    with pytest.raises(ValueError, match=r"accept: expected draft_tokens as an array of whole numbers \[b, gamma\]"):
+        check(jnp.full((1, 3, 3), 1 / 3), tokens)
+
+
+@each_rule
+def test_a_round_without_drafts_is_a_step(accept):
+    """The next token is drawn from the target's law."""
+    law_of_one = jax.nn.one_hot(jnp.array([[2], [0]]), 3)
+    none = jnp.zeros((2, 0), jnp.int32), jnp.zeros((2, 0, 3))
+    num_accepted, next_token = accept(law_of_one, *none, jax.random.key(0))
+    assert (num_accepted.tolist(), next_token.tolist()) == ([0, 0], [2, 0])
 
 
 # -- emit --------------------------------------------------------------------------------------------------------------
@@ -251,3 +286,5 @@ def test_rollback_moves_the_length_and_nothing_else(pair, before, drafts):
     after = decoding.rollback(verified.cache, cache.length, jnp.array([1, GAMMA + 1]))
     assert after.length.tolist() == [LENGTHS[0] + 1, LENGTHS[1] + GAMMA + 1]
     assert all(ours is theirs for ours, theirs in zip(after.layers, verified.cache.layers, strict=True))
+    rollback = inspect.unwrap(decoding.rollback)  # without the types that are checked in tests
+    assert rollback(cache, [3, 2], [1, 4]).length.tolist() == [4, 6], "lists are added, not joined"
