@@ -56,7 +56,7 @@ def draft(
 
 
 def _draw(drafter, normed, sampling, uniforms):
-    if sampling.temperature == 0:  # a clustered head finds its best token without writing the others' logits down
+    if sampling.is_greedy:  # a clustered head finds its best token without writing the others' logits down
         token = drafter.argmax(normed)
         return token, jax.nn.one_hot(token, drafter.config.text.vocab_size, dtype=jnp.float32)
     probs = law(drafter.logits(normed), sampling)

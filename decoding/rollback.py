@@ -12,4 +12,4 @@ def rollback(cache: KVCache, length_before: Int[Array, " b"], num_kept: Int[Arra
 
     That is num_accepted + 1 in a full round (the next token is not in the cache yet), fewer where a row ended earlier.
     """
-    return gemma4.rollback(cache, jnp.add(length_before, num_kept))
+    return gemma4.rollback(cache, jnp.asarray(length_before) + jnp.asarray(num_kept))

@@ -15,13 +15,15 @@ from jaxtyping import Array, Float, Int
 from decoding.cuts import among_top_k, in_nucleus
 from gemma4.functional import argmax
 
-LEAST = 1e-30  # of a temperature above 0, and of top_p: what is less may not fit into float32
+COLDEST = 1e-5  # below, float32 does not tell logits apart well enough: which of two is drawn would be up to rounding
+LEAST_MASS = 1e-30  # of top_p: what is less may not fit into float32
 
 
 class Sampling(NamedTuple):
     """How to choose from a law.  Hashable: jitted functions take it as a static argument.
 
-    temperature: 0 is greedy; 1 the model's own law.   top_k: keep the k most likely tokens; 0 keeps all.
+    temperature: 0 is greedy, and so is all below COLDEST; 1 is the model's own law.
+    top_k: keep the k most likely tokens; 0 keeps all.
     top_p: keep the fewest tokens whose mass reaches top_p; 1.0 keeps all.
     """
 
@@ -35,15 +37,17 @@ class Sampling(NamedTuple):
             checked = Sampling(float(self.temperature), operator.index(self.top_k), float(self.top_p))
         except (TypeError, ValueError):
             raise ValueError(f"sampling: expected numbers, for top_k a whole one, got {self}") from None
-        if checked.temperature != 0 and not LEAST <= checked.temperature < float("inf"):
-            raise ValueError(
-                f"temperature: expected a number from {LEAST:g} up, or 0 (greedy), got {checked.temperature:g}"
-            )
-        if not LEAST <= checked.top_p <= 1:
-            raise ValueError(f"top_p: expected a share of probability from {LEAST:g} to 1, got {checked.top_p:g}")
+        if not 0 <= checked.temperature < float("inf"):
+            raise ValueError(f"temperature: expected a number from 0 (greedy) up, got {checked.temperature:g}")
+        if not LEAST_MASS <= checked.top_p <= 1:
+            raise ValueError(f"top_p: expected a share of probability from {LEAST_MASS:g} to 1, got {checked.top_p:g}")
         if checked.top_k < 0:
             raise ValueError(f"top_k: expected a number of tokens, or 0 for all, got {checked.top_k}")
         return checked
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < COLDEST
 
 
 def law(logits: Float[Array, "*batch v"], sampling: Sampling) -> Float[Array, "*batch v"]:
@@ -54,15 +58,14 @@ def law(logits: Float[Array, "*batch v"], sampling: Sampling) -> Float[Array, "*
     Source: the edges of transformers 5.22.2's logits warpers (ties at the top-k edge are all kept).  Their order is
     temperature, top-k, top-p; the first two may change places.
     """
-    if sampling.temperature == 0:
+    if sampling.is_greedy:
         return jax.nn.one_hot(argmax(logits), logits.shape[-1], dtype=jnp.float32)
     logits = logits.astype(jnp.float32)
     if 0 < sampling.top_k < logits.shape[-1]:
         logits = jnp.where(among_top_k(logits, sampling.top_k), logits, -jnp.inf)
     # The largest comes off before the division.  After it, at a low temperature, compiled code may round the quotient and the
-    # largest of them differently, by more than an exponential bears (NaN from 1e-9 down with jax 0.10.2 on CPU).
+    # largest of them differently, by more than an exponential bears.
     logits = (logits - logits.max(axis=-1, keepdims=True)) / sampling.temperature
-    logits = jnp.maximum(logits, -1000)  # e^-1000 is 0; of -1e17 and less, compiled in a round, it may come out as NaN
     if sampling.top_p < 1:
         logits = jnp.where(in_nucleus(jax.nn.softmax(logits, axis=-1), sampling.top_p), logits, -jnp.inf)
     return jax.nn.softmax(logits, axis=-1)
@@ -101,4 +104,4 @@ def draw(
     logits: Float[Array, "*batch v"], sampling: Sampling, uniforms: Float[Array, "*batch"]
 ) -> Int[Array, "*batch"]:
     """A token from the law of `logits`."""
-    return argmax(logits) if sampling.temperature == 0 else choose(law(logits, sampling), uniforms)
+    return argmax(logits) if sampling.is_greedy else choose(law(logits, sampling), uniforms)

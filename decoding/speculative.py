@@ -48,7 +48,7 @@ Judge = Callable[[jax.Array, Draft, Options, jax.Array], Acceptance]
 @jax.named_scope("accept")
 def judge(logits: Float[Array, "b t v"], block: Draft, options: Options, key: jax.Array) -> Acceptance:
     """Which drafts stay, by the law that the text is drawn from."""
-    if options.sampling.temperature == 0:
+    if options.sampling.is_greedy:
         return accept_greedy(logits, block.tokens)
     rule = rule_of(options.acceptance)
     return rule(law(logits, options.sampling), block.tokens, block.probs, key)

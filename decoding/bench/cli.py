@@ -157,7 +157,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
     if args.accept_rate is not None and not 0 <= args.accept_rate <= 1:
         raise ValueError(f"--accept-rate: expected a probability in 0..1, got {args.accept_rate:g}")
     sampling = Sampling(args.temperature).check()
-    if args.acceptance != "token" and (sampling.temperature == 0 or args.accept_rate is not None):
+    if args.acceptance != "token" and (sampling.is_greedy or args.accept_rate is not None):
         raise ValueError(
             f"--acceptance {args.acceptance}: judges sampled drafts; give a --temperature above 0, and no --accept-rate"
         )

@@ -46,7 +46,7 @@ def draft_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) 
         target, drafter, desk.block.tokens[:, -1], state.hidden, shared, draft_key,
         draft_length=options.draft_length, sampling=options.draft_sampling,
     )  # fmt: skip
-    if options.sampling.temperature == 0:
+    if options.sampling.is_greedy:
         block = block._replace(probs=desk.block.probs)  # which a greedy round does not write down
     return desk._replace(state=state._replace(key=key), block=block)
 

@@ -44,7 +44,7 @@ REFUSED = {
     "new tokens 1": (["--new-tokens=1"], "--new-tokens: expected at least 3, got 1"),
     "accept rate 2": (["--accept-rate=2"], "--accept-rate: expected a probability in 0..1, got 2"),
     "accept rate nan": (["--accept-rate=nan"], "--accept-rate: expected a probability in 0..1, got nan"),
-    "temperature -1": (["--temperature=-1"], "temperature: expected a number from 1e-30 up, or 0 (greedy), got -1"),
+    "temperature -1": (["--temperature=-1"], "temperature: expected a number from 0 (greedy) up, got -1"),
     "block, greedy": (
         ["--acceptance=block"],
         "--acceptance block: judges sampled drafts; give a --temperature above 0",

@@ -296,11 +296,11 @@ REFUSED = {
     "no number": (["x", "--draft-length=four"], "argument --draft-length: invalid int value: 'four'"),
     "negative temperature": (
         ["x", "--temperature=-0.5"],
-        "temperature: expected a number from 1e-30 up, or 0 (greedy), got -0.5",
+        "temperature: expected a number from 0 (greedy) up, got -0.5",
     ),
     "temperature nan": (
         ["x", "--temperature=nan"],
-        "temperature: expected a number from 1e-30 up, or 0 (greedy), got nan",
+        "temperature: expected a number from 0 (greedy) up, got nan",
     ),
     "top_p 0": (["x", "--top-p=0"], "top_p: expected a share of probability from 1e-30 to 1, got 0"),
     "top_p of less than float32": (

@@ -65,7 +65,7 @@ def test_prompts_of_like_lengths_share_what_is_compiled():
     "settings, message",
     [
         ({"draft_length": -1}, "draft_length: expected 0 to 32 tokens a round, got -1"),
-        ({"sampling": Sampling(-1.0)}, "temperature: expected a number from 1e-30 up"),
+        ({"sampling": Sampling(-1.0)}, "temperature: expected a number from 0 .greedy. up"),
         ({"eos_ids": [-1]}, "eos_ids: expected token ids from 0 up"),
         ({"key": jnp.zeros(3)}, r"key: expected jax.random.key\(seed\), got Array"),
     ],
