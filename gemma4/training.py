@@ -82,6 +82,8 @@ def fit(
     Resumable: `batch_at(step)` must depend on the step alone; parameters and optimizer state are kept under
     `directory`/checkpoints every `save_every` steps, and a second call with the same arguments goes on from there.
     The curve is appended to `directory`/log.jsonl, one JSON object a line: step, loss in nats, wall seconds, evaluations.
+    Errors: FloatingPointError at a step whose loss, or what it makes of the parameters, is not finite; the last checkpoint
+            stays as it is.
     """
     optimizer = make_optimizer(schedule, params)
 
@@ -102,9 +104,10 @@ def fit(
         started, recent = time.monotonic(), []
         for step in range(first, schedule.steps):
             params, state, value = step_fn(*carry, batch_at(step))
-            carry = (params, state)
+            carry, done = (params, state), step + 1
+            if not (jnp.isfinite(value) and _all_finite(carry)):
+                raise _diverged(label, done, value, manager)
             recent.append(float(value))
-            done = step + 1
             manager.save(done, args=ocp.args.StandardSave(carry))
             bar.update(task, completed=done, description=f"{label} loss {np.mean(recent[-20:]):.3f}")
             if done % evaluate_every == 0 or done == schedule.steps:
@@ -116,6 +119,21 @@ def fit(
                 bar.console.print(label, entry)
         manager.wait_until_finished()
     return carry[0]
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def _diverged(label: str, step: int, loss: jax.Array, manager: ocp.CheckpointManager) -> FloatingPointError:
+    manager.wait_until_finished()
+    kept = manager.latest_step()
+    return FloatingPointError(
+        f"{label}: step {step} has the loss {float(loss)} and leaves weights that are not all finite; "
+        f"{manager.directory} keeps {'nothing yet' if kept is None else f'step {kept}'}; "
+        "try lower rates, or look at this step's batch"
+    )
 
 
 def windows(tokens: np.ndarray, length: int, batch: int, bos: int, seed: int) -> Callable[[int], np.ndarray]:

@@ -55,6 +55,34 @@ def test_the_curve_is_logged(tmp_path):
     assert all({"run", "loss", "seconds", "size"} <= set(entry) for entry in log)
 
 
+NOT_FINITE = {
+    "loss": lambda weight, is_bad: weight**2 * jnp.where(is_bad, jnp.nan, 1),
+    "gradient": lambda weight, is_bad: weight**2 + jnp.sqrt(jnp.where(is_bad, 0 * weight, 1)),  # of a finite loss
+}
+
+
+@pytest.mark.parametrize("what", NOT_FINITE)
+def test_a_step_that_is_not_finite_ends_training_and_keeps_the_last_good_checkpoint(what, tmp_path):
+    """At step 6, where a checkpoint is due: the error names the step and the one kept, and training goes on from that."""
+
+    def train(directory, bad):
+        loss = lambda params, is_bad: NOT_FINITE[what](params["weight"], is_bad)
+        at = lambda step: jnp.array(step + 1 == bad)
+        run = dict(label="run", save_every=2, evaluate_every=1)
+        return fit(loss, {"weight": jnp.array(1.0)}, at, SCHEDULE, tmp_path / directory, **run)
+
+    with pytest.raises(FloatingPointError, match="run: step 6 .*checkpoints keeps step 4;"):
+        train("ours", bad=6)
+    log = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "ours" / "log.jsonl").open()]
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5]
+    assert train("ours", bad=None)["weight"] == train("whole", bad=None)["weight"] != 1
+
+
+def test_with_nothing_kept_yet_the_error_says_so(tmp_path):
+    with pytest.raises(FloatingPointError, match="step 1 has the loss nan .*keeps nothing yet"):
+        fit(square_loss, start(), lambda step: batch_at(step) * jnp.nan, SCHEDULE, tmp_path, label="run")
+
+
 def test_schedule_warms_up_stays_and_decays_to_zero():
     scale = lambda step: float(SCHEDULE._replace(steps=100, warmup=10).scale(jnp.array(step)))
     assert scale(0) == pytest.approx(0.1) and scale(20) == 1 and scale(40) == 1
