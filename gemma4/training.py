@@ -80,8 +80,9 @@ def fit(
     """Minimise `loss(params, batch)` over `schedule.steps` steps and return the trained parameters.  `params` stay as they are.
 
     Resumable: `batch_at(step)` must depend on the step alone; parameters and optimizer state are kept under
-    `directory`/checkpoints every `save_every` steps, and a second call with the same arguments goes on from there.
-    The curve is appended to `directory`/log.jsonl, one JSON object a line: step, loss in nats, wall seconds, evaluations.
+    `directory`/checkpoints every `save_every` steps and after the last, and a second call with the same arguments goes on
+    from there.  The curve is appended to `directory`/log.jsonl, one JSON object a line: step, loss in nats, wall seconds,
+    evaluations.
     Errors: FloatingPointError at a step whose loss, or what it makes of the parameters, is not finite; the last checkpoint
             stays as it is.
     """
@@ -94,12 +95,14 @@ def fit(
         return optax.apply_updates(params, updates), state, value
 
     directory.mkdir(parents=True, exist_ok=True)
+    log = directory / "log.jsonl"
     options = ocp.CheckpointManagerOptions(max_to_keep=1, save_interval_steps=save_every)
     with ocp.CheckpointManager((directory / "checkpoints").absolute(), options=options) as manager, Progress() as bar:
         carry, first = (jax.tree.map(jnp.copy, params), optimizer.init(params)), 0  # a step donates what it is given
         if manager.latest_step() is not None:
             first = manager.latest_step()
             carry = manager.restore(first, args=ocp.args.StandardRestore(carry))
+        _drop_lines_past(first, log)
         task = bar.add_task(label, total=schedule.steps, completed=first)
         started, recent = time.monotonic(), []
         for step in range(first, schedule.steps):
@@ -108,17 +111,28 @@ def fit(
             if not (jnp.isfinite(value) and _all_finite(carry)):
                 raise _diverged(label, done, value, manager)
             recent.append(float(value))
-            manager.save(done, args=ocp.args.StandardSave(carry))
             bar.update(task, completed=done, description=f"{label} loss {np.mean(recent[-20:]):.3f}")
             if done % evaluate_every == 0 or done == schedule.steps:
                 entry = {"step": done, "loss": float(np.mean(recent)), "seconds": round(time.monotonic() - started, 1)}
                 recent.clear()
                 entry |= evaluate(carry[0]) if evaluate else {}
-                with (directory / "log.jsonl").open("a") as log:
-                    log.write(json.dumps({"run": label, **entry}) + "\n")
+                with log.open("a") as lines:
+                    lines.write(json.dumps({"run": label, **entry}) + "\n")
                 bar.console.print(label, entry)
+            # After its line: what resumes from here does not write that again.
+            manager.save(done, args=ocp.args.StandardSave(carry), force=done == schedule.steps)
         manager.wait_until_finished()
     return carry[0]
+
+
+def _drop_lines_past(step: int, log: Path) -> None:
+    """Steps past a checkpoint are taken again and write their lines again; a line that was cut off goes, too."""
+    if log.exists():
+        lines = log.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        scratch = log.with_suffix(".tmp")
+        scratch.write_text("".join(kept))
+        scratch.replace(log)
 
 
 @jax.jit

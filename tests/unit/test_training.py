@@ -55,6 +55,37 @@ def test_the_curve_is_logged(tmp_path):
     assert all({"run", "loss", "seconds", "size"} <= set(entry) for entry in log)
 
 
+def steps_logged(directory):
+    return [json.loads(line)["step"] for line in (directory / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    """Three steps, a checkpoint at every second: the last is kept all the same, so that a second call takes no step."""
+    run = dict(label="run", save_every=2, evaluate_every=1)
+    finished = fit(square_loss, start(), batch_at, Schedule(3), tmp_path, **run)
+    again = fit(square_loss, start(), lambda step: pytest.fail(f"step {step}"), Schedule(3), tmp_path, **run)
+    assert jax.tree.map(lambda a, b: bool((a == b).all()), finished, again) == {"matrix": True, "embed_target": True}
+    assert steps_logged(tmp_path) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("stopped_at", [1, 4, 7])
+def test_a_resumed_run_has_one_line_a_step(stopped_at, tmp_path):
+    """Stopped in the evaluation of a step, where a checkpoint is due or not, and while it wrote the line of that step."""
+
+    def interrupted(params):
+        if len(steps_logged(tmp_path) if (tmp_path / "log.jsonl").exists() else []) == stopped_at - 1:
+            raise KeyboardInterrupt
+        return {}
+
+    run = dict(label="run", save_every=4, evaluate_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        fit(square_loss, start(), batch_at, SCHEDULE, tmp_path, evaluate=interrupted, **run)
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"run": "run", "st')
+    fit(square_loss, start(), batch_at, SCHEDULE, tmp_path, **run)
+    assert steps_logged(tmp_path) == list(range(1, 13))
+
+
 NOT_FINITE = {
     "loss": lambda weight, is_bad: weight**2 * jnp.where(is_bad, jnp.nan, 1),
     "gradient": lambda weight, is_bad: weight**2 + jnp.sqrt(jnp.where(is_bad, 0 * weight, 1)),  # of a finite loss
