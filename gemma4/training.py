@@ -84,7 +84,7 @@ def fit(
     from there.  The curve is appended to `directory`/log.jsonl, one JSON object a line: step, loss in nats, wall seconds,
     evaluations.
     Errors: FloatingPointError at a step whose loss, or what it makes of the parameters, is not finite; the last checkpoint
-            stays as it is.
+            stays as it is.  ValueError if the checkpoint is of a step past the schedule's last.
     """
     optimizer = make_optimizer(schedule, params)
 
@@ -101,6 +101,11 @@ def fit(
         carry, first = (jax.tree.map(jnp.copy, params), optimizer.init(params)), 0  # a step donates what it is given
         if manager.latest_step() is not None:
             first = manager.latest_step()
+            if first > schedule.steps:
+                raise ValueError(
+                    f"{manager.directory}: holds step {first}, past the {schedule.steps} that are asked for; "
+                    f"ask for {first} or more, or give another directory"
+                )
             carry = manager.restore(first, args=ocp.args.StandardRestore(carry))
         _drop_lines_past(first, log)
         task = bar.add_task(label, total=schedule.steps, completed=first)

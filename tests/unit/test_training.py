@@ -68,6 +68,17 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     assert steps_logged(tmp_path) == [1, 2, 3]
 
 
+def test_a_schedule_that_ends_before_the_checkpoint_is_refused(tmp_path):
+    """Nothing is changed: with its own schedule, or a longer one, the run goes on."""
+    run = dict(label="run", evaluate_every=1)
+    fit(square_loss, start(), batch_at, Schedule(2), tmp_path, **run)
+    with pytest.raises(ValueError, match="checkpoints: holds step 2, past the 1 .*; ask for 2 or more, or"):
+        fit(square_loss, start(), batch_at, Schedule(1), tmp_path, **run)
+    assert steps_logged(tmp_path) == [1, 2]
+    fit(square_loss, start(), batch_at, Schedule(3), tmp_path, **run)
+    assert steps_logged(tmp_path) == [1, 2, 3]
+
+
 @pytest.mark.parametrize("stopped_at", [1, 4, 7])
 def test_a_resumed_run_has_one_line_a_step(stopped_at, tmp_path):
     """Stopped in the evaluation of a step, where a checkpoint is due or not, and while it wrote the line of that step."""
