@@ -156,10 +156,17 @@ def _diverged(label: str, step: int, loss: jax.Array, manager: ocp.CheckpointMan
 
 
 def windows(tokens: np.ndarray, length: int, batch: int, bos: int, seed: int) -> Callable[[int], np.ndarray]:
-    """batch_at: for each step, `batch` random windows of one stream of ids, each opened by BOS: int32 [batch, length + 1]."""
+    """batch_at: for each step, `batch` random windows of one stream of ids, each opened by BOS: int32 [batch, length + 1].
+
+    Errors: ValueError if the stream is shorter than one window.
+    """
+    if len(tokens) < length:
+        raise ValueError(
+            f"windows: {len(tokens)} tokens, expected at least {length}; give more text, or shorter windows"
+        )
 
     def batch_at(step: int) -> np.ndarray:
-        starts = np.random.default_rng([seed, step]).integers(0, len(tokens) - length, batch)
+        starts = np.random.default_rng([seed, step]).integers(0, len(tokens) - length + 1, batch)
         rows = tokens[starts[:, None] + np.arange(length)]
         return np.concatenate([np.full((batch, 1), bos), rows], axis=1).astype(np.int32)
 

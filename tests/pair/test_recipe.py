@@ -8,8 +8,9 @@ import pytest
 
 import decoding
 from decoding.pairs import corpus
-from decoding.pairs.recipe import Recipe, run, smoke_recipe, train_target
+from decoding.pairs.recipe import Recipe, run, smoke_recipe, train_target, training_stream
 from gemma4.config import interleave
+from gemma4.training import windows
 
 
 def shallow(recipe: Recipe) -> Recipe:
@@ -46,3 +47,13 @@ def test_smoke_run_learns_resumes_and_ships(tmp_path):
     fast = decoding.generate(target, drafter, prompt, max_new_tokens=24)
     slow = decoding.generate_autoregressive(target, prompt, max_new_tokens=24)
     np.testing.assert_array_equal(fast.tokens[0], slow.tokens[0])
+
+
+def test_the_windows_are_those_that_the_shipped_pair_was_trained_on():
+    """Step 0 of its target's training: where the 16 windows began when it was made, of a text of this length."""
+    text, length = corpus.Corpus(["In the beginning God created the heaven and the earth.\n"] * 300, []), 256
+    tokenizer = corpus.train_tokenizer(text.train, 280)
+    stream = np.concatenate(corpus.encode_chapters(tokenizer, text.train))
+    begins = np.random.default_rng([0, 0]).integers(0, len(stream) - length, 16)
+    ours = windows(training_stream(tokenizer, text), length, 16, corpus.BOS, seed=0)(0)
+    np.testing.assert_array_equal(ours[:, 1:], stream[begins[:, None] + np.arange(length)])

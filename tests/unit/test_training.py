@@ -150,3 +150,16 @@ def test_windows_depend_on_the_step_alone():
     assert first.shape == (3, 6) and (first[:, 0] == 7).all()
     assert (np.diff(first[:, 1:]) == 1).all()
     assert (first == again).all() and (first != other).any()
+
+
+def test_every_window_of_the_stream_is_drawn():
+    """Of 20 tokens, 13 windows of 8, the first and the last among them; of as many as a window has, that one."""
+    first_tokens = windows(np.arange(20), length=8, batch=500, bos=7, seed=0)(0)[:, 1]
+    assert set(first_tokens.tolist()) == set(range(13))
+    whole = windows(np.arange(8), length=8, batch=2, bos=7, seed=0)(0)
+    np.testing.assert_array_equal(whole, [[7, *range(8)]] * 2)
+
+
+def test_a_stream_shorter_than_a_window_is_refused():
+    with pytest.raises(ValueError, match="windows: 7 tokens, expected at least 8; give more text"):
+        windows(np.arange(7), length=8, batch=2, bos=7, seed=0)
