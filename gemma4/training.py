@@ -38,7 +38,9 @@ class Schedule(NamedTuple):
 
 
 def next_token_loss(target: Gemma4, tokens: Int[Array, "b t"]) -> Float[Array, ""]:
-    """Mean cross-entropy of each token given those before it, in nats."""
+    """Mean cross-entropy of each token given those before it, in nats.  Errors: ValueError unless there are two or more."""
+    if tokens.shape[1] < 2:
+        raise ValueError(f"tokens: expected two or more a row, the first of which is given, got {list(tokens.shape)}")
     hidden, _ = target(tokens[:, :-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(target.logits(hidden), tokens[:, 1:])
     return losses.mean()

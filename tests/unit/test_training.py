@@ -144,6 +144,12 @@ def test_held_out_nats_are_the_sum_over_tokens():
     assert held_out_nats(target, documents, length=10, bos=2, batch=4) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("time", [0, 1])
+def test_a_text_with_no_token_to_predict_is_refused(time):
+    with pytest.raises(ValueError, match=rf"tokens: expected two or more a row, .* got \[3, {time}\]"):
+        next_token_loss(random_target(TINY["E2B"], 0), jnp.zeros((3, time), jnp.int32))
+
+
 def test_windows_depend_on_the_step_alone():
     batches = windows(np.arange(100), length=5, batch=3, bos=7, seed=0)
     first, again, other = batches(3), batches(3), batches(4)
