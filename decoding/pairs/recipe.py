@@ -111,11 +111,15 @@ def bits_per_byte(target: Gemma4, tokenizer: Tokenizer, chapters: list[str], win
 def sample_text(recipe: Recipe, target: Gemma4, stream: np.ndarray, temperature: float, out: Path) -> np.ndarray:
     """Windows of text that the target continued from 32 tokens of the corpus: int32 [sampled_rows, window + 1].
 
-    A drafter meets its target's text, not the corpus; and at temperature 0 that is a text of another kind.
+    A drafter meets its target's text, not the corpus; and at temperature 0 that is a text of another kind.  Kept in
+    DIR/sampled_TEMPERATURE.npy, and read from there the next time.  Errors: ValueError if that file is damaged.
     """
     path = out / f"sampled_{temperature:g}.npy"
     if path.exists():
-        return np.load(path)
+        try:
+            return np.load(path)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path}: damaged ({error}); remove it, and the text is sampled anew") from error
     prompt, batch, rows = 32, min(64, recipe.sampled_rows), []
     prompts_at = windows(stream, prompt, batch, corpus.BOS, recipe.seed + 1)
     for step in range(recipe.sampled_rows // batch):
@@ -128,7 +132,10 @@ def sample_text(recipe: Recipe, target: Gemma4, stream: np.ndarray, temperature:
             key=jax.random.key(step),
         )
         rows.append(np.concatenate([prompts, np.stack(continued.tokens)], axis=1))
-    np.save(path, np.concatenate(rows))
+    scratch = path.with_suffix(".tmp")
+    with scratch.open("wb") as file:
+        np.save(file, np.concatenate(rows))
+    scratch.replace(path)  # so that it is there whole, or not at all
     return np.concatenate(rows)
 
 

@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import decoding
 from decoding.pairs import corpus
-from decoding.pairs.recipe import Recipe, run, smoke_recipe, train_target, training_stream
+from decoding.pairs.recipe import Recipe, run, sample_text, smoke_recipe, train_target, training_stream
 from gemma4.config import interleave
 from gemma4.training import windows
+from tests.tiny import TINY, random_target
 
 
 def shallow(recipe: Recipe) -> Recipe:
@@ -57,3 +59,32 @@ def test_the_windows_are_those_that_the_shipped_pair_was_trained_on():
     begins = np.random.default_rng([0, 0]).integers(0, len(stream) - length, 16)
     ours = windows(training_stream(tokenizer, text), length, 16, corpus.BOS, seed=0)(0)
     np.testing.assert_array_equal(ours[:, 1:], stream[begins[:, None] + np.arange(length)])
+
+
+def sample_a_little(out: Path) -> np.ndarray:
+    recipe = smoke_recipe()._replace(sampled_rows=2, window=34)
+    return sample_text(recipe, random_target(TINY["E2B"]), np.arange(64, dtype=np.int32), 0.0, out)
+
+
+def test_text_that_was_saved_by_half_is_sampled_anew(tmp_path, monkeypatch):
+    save = np.save
+
+    def interrupted(file, rows):
+        save(file, rows[:1])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(np, "save", interrupted)
+        sample_a_little(tmp_path)
+    rows = sample_a_little(tmp_path)
+    assert rows.shape == (2, 35)
+    np.testing.assert_array_equal(np.load(tmp_path / "sampled_0.npy"), rows)
+
+
+@pytest.mark.parametrize("left", [0, 200])
+def test_a_damaged_file_of_sampled_text_is_named(left, tmp_path):
+    sample_a_little(tmp_path)
+    path = tmp_path / "sampled_0.npy"
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(ValueError, match=r"sampled_0\.npy: damaged .*; remove it, and"):
+        sample_a_little(tmp_path)
