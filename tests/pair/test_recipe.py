@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,24 @@ import pytest
 
 import decoding
 from decoding.pairs import corpus
-from decoding.pairs.recipe import Recipe, run, sample_text, smoke_recipe, train_target, training_stream
+from decoding.pairs import recipe as recipe_module
+from decoding.pairs.recipe import (
+    Recipe,
+    digest,
+    export,
+    main,
+    run,
+    sample_text,
+    smoke_recipe,
+    train_target,
+    training_stream,
+)
 from gemma4.config import interleave
+from gemma4.storage import CheckpointError
 from gemma4.training import windows
+from tests.small_pair import TINY_DRAFTERS
 from tests.tiny import TINY, random_target
+from tests.tiny_pair import random_drafter
 
 
 def shallow(recipe: Recipe) -> Recipe:
@@ -49,6 +64,10 @@ def test_smoke_run_learns_resumes_and_ships(tmp_path):
     fast = decoding.generate(target, drafter, prompt, max_new_tokens=24)
     slow = decoding.generate_autoregressive(target, prompt, max_new_tokens=24)
     np.testing.assert_array_equal(fast.tokens[0], slow.tokens[0])
+
+    before = digest(tmp_path / "pair")
+    run(recipe, tmp_path, chapters)  # finished: nothing is trained or sampled, and the same pair comes out
+    assert digest(tmp_path / "pair") == before
 
 
 def test_the_windows_are_those_that_the_shipped_pair_was_trained_on():
@@ -88,3 +107,68 @@ def test_a_damaged_file_of_sampled_text_is_named(left, tmp_path):
     path.write_bytes(path.read_bytes()[:left])
     with pytest.raises(ValueError, match=r"sampled_0\.npy: damaged .*; remove it, and"):
         sample_a_little(tmp_path)
+
+
+# -- DIR/pair ----------------------------------------------------------------------------------------------------------
+
+
+def export_tiny(out: Path, held_out: str = "") -> None:
+    """A pair of random weights, as if trained under `out`."""
+    for name in ("target", "drafter-1", "drafter"):
+        (out / name).mkdir(exist_ok=True)
+        (out / name / "log.jsonl").write_text(f'{{"run": "{name}"}}\n')
+    tokenizer = corpus.train_tokenizer(["In the beginning"], 270)
+    text = corpus.Corpus([], [held_out])
+    export(random_target(TINY["E2B"]), random_drafter(TINY_DRAFTERS["E2B"]), tokenizer, text, out)
+
+
+def put_beside(pair: Path) -> None:
+    (pair / "precious.txt").write_text("mine")
+
+
+def change(pair: Path) -> None:
+    (pair / "held_out.json").write_text("mine")
+
+
+def empty_folder(pair: Path) -> None:
+    (pair / "mine").mkdir()
+
+
+def of_another(pair: Path) -> None:
+    """Whole, but exported elsewhere."""
+    (pair.parent / "exported.txt").unlink()
+
+
+def file_instead(pair: Path) -> None:
+    shutil.rmtree(pair)
+    pair.write_text("mine")
+
+
+@pytest.mark.parametrize("meddle", [put_beside, change, empty_folder, of_another, file_instead])
+def test_a_pair_that_is_not_the_recipes_own_is_refused_before_training(meddle, tmp_path, monkeypatch, capsys):
+    """One line, exit code 2; also where it came there while training ran.  What is there stays."""
+    export_tiny(tmp_path)
+    meddle(tmp_path / "pair")
+    found = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(recipe_module, "train_target", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(SystemExit) as exit:
+        main(["--smoke", "--out", str(tmp_path)])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"error: {tmp_path / 'pair'}: is not as this recipe left it" in error
+    with pytest.raises(CheckpointError, match="is not as this recipe left it"):
+        export_tiny(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == found
+
+
+def test_the_recipes_own_pair_is_replaced_when_the_new_one_is_whole(tmp_path, monkeypatch):
+    """An empty folder, too.  If writing fails, the old one stays, and nothing else is left."""
+    (tmp_path / "pair").mkdir()
+    for held_out in ("first", "second"):
+        export_tiny(tmp_path, held_out)
+        assert json.loads((tmp_path / "pair" / "held_out.json").read_text()) == [held_out]
+    before, names = digest(tmp_path / "pair"), set(tmp_path.iterdir())
+    monkeypatch.setattr(recipe_module.drafter_package, "export_hf", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_tiny(tmp_path, "third")
+    assert digest(tmp_path / "pair") == before and set(tmp_path.iterdir()) == names
