@@ -43,8 +43,13 @@ def teach(target: Gemma4, tokens: Int[Array, "b t"]) -> Teacher:
 
 
 def unroll(drafter: Drafter, teacher: Teacher, steps: int) -> list[tuple[Float[Array, "b a d"], Float[Array, "b a v"]]]:
-    """For each draft step, the rows that the drafter's head reads at every anchor, and the laws that it should match."""
+    """For each draft step, the rows that the drafter's head reads at every anchor, and the laws that it should match.
+
+    Errors: ValueError unless 1 <= steps < t, which leaves an anchor.
+    """
     batch, time, _ = teacher.hidden.shape
+    if not 1 <= steps < time:
+        raise ValueError(f"steps: expected 1 or more, and fewer than the text's {time} tokens, got {steps}")
     anchors = time - steps  # t = 1 .. time - steps: the last one's last step learns the last row
     lengths = jnp.broadcast_to(jnp.arange(1, anchors + 1), (batch, anchors))
     rows = jnp.broadcast_to(jnp.arange(time), (batch, time))
@@ -60,7 +65,7 @@ def draft_loss(drafter: Drafter, teacher: Teacher, steps: int) -> Float[Array, "
     """Mean cross-entropy in nats, over anchors and steps, of the head against the target's law.
 
     With a clustered head also the centroids' against the law's mass in each cluster; that part trains centroids only, so
-    the head stays what it would be without clusters.
+    the head stays what it would be without clusters.  Errors: as `unroll`.
     """
     total = 0.0
     for normed, probs in unroll(drafter, teacher, steps):

@@ -38,7 +38,9 @@ class Schedule(NamedTuple):
 
 
 def next_token_loss(target: Gemma4, tokens: Int[Array, "b t"]) -> Float[Array, ""]:
-    """Mean cross-entropy of each token given those before it, in nats."""
+    """Mean cross-entropy of each token given those before it, in nats.  Errors: ValueError unless there are two or more."""
+    if tokens.shape[1] < 2:
+        raise ValueError(f"tokens: expected two or more a row, the first of which is given, got {list(tokens.shape)}")
     hidden, _ = target(tokens[:, :-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(target.logits(hidden), tokens[:, 1:])
     return losses.mean()
@@ -80,8 +82,11 @@ def fit(
     """Minimise `loss(params, batch)` over `schedule.steps` steps and return the trained parameters.  `params` stay as they are.
 
     Resumable: `batch_at(step)` must depend on the step alone; parameters and optimizer state are kept under
-    `directory`/checkpoints every `save_every` steps, and a second call with the same arguments goes on from there.
-    The curve is appended to `directory`/log.jsonl, one JSON object a line: step, loss in nats, wall seconds, evaluations.
+    `directory`/checkpoints every `save_every` steps and after the last, and a second call with the same arguments goes on
+    from there.  The curve is appended to `directory`/log.jsonl, one JSON object a line: step, loss in nats, wall seconds,
+    evaluations.
+    Errors: FloatingPointError at a step whose loss, or what it makes of the parameters, is not finite; the last checkpoint
+            stays as it is.  ValueError if the checkpoint is of a step past the schedule's last.
     """
     optimizer = make_optimizer(schedule, params)
 
@@ -92,37 +97,78 @@ def fit(
         return optax.apply_updates(params, updates), state, value
 
     directory.mkdir(parents=True, exist_ok=True)
+    log = directory / "log.jsonl"
     options = ocp.CheckpointManagerOptions(max_to_keep=1, save_interval_steps=save_every)
     with ocp.CheckpointManager((directory / "checkpoints").absolute(), options=options) as manager, Progress() as bar:
         carry, first = (jax.tree.map(jnp.copy, params), optimizer.init(params)), 0  # a step donates what it is given
         if manager.latest_step() is not None:
             first = manager.latest_step()
+            if first > schedule.steps:
+                raise ValueError(
+                    f"{manager.directory}: holds step {first}, past the {schedule.steps} that are asked for; "
+                    f"ask for {first} or more, or give another directory"
+                )
             carry = manager.restore(first, args=ocp.args.StandardRestore(carry))
+        _drop_lines_past(first, log)
         task = bar.add_task(label, total=schedule.steps, completed=first)
         started, recent = time.monotonic(), []
         for step in range(first, schedule.steps):
             params, state, value = step_fn(*carry, batch_at(step))
-            carry = (params, state)
+            carry, done = (params, state), step + 1
+            if not (jnp.isfinite(value) and _all_finite(carry)):
+                raise _diverged(label, done, value, manager)
             recent.append(float(value))
-            done = step + 1
-            manager.save(done, args=ocp.args.StandardSave(carry))
             bar.update(task, completed=done, description=f"{label} loss {np.mean(recent[-20:]):.3f}")
             if done % evaluate_every == 0 or done == schedule.steps:
                 entry = {"step": done, "loss": float(np.mean(recent)), "seconds": round(time.monotonic() - started, 1)}
                 recent.clear()
                 entry |= evaluate(carry[0]) if evaluate else {}
-                with (directory / "log.jsonl").open("a") as log:
-                    log.write(json.dumps({"run": label, **entry}) + "\n")
+                with log.open("a") as lines:
+                    lines.write(json.dumps({"run": label, **entry}) + "\n")
                 bar.console.print(label, entry)
+            # After its line: what resumes from here does not write that again.
+            manager.save(done, args=ocp.args.StandardSave(carry), force=done == schedule.steps)
         manager.wait_until_finished()
     return carry[0]
 
 
+def _drop_lines_past(step: int, log: Path) -> None:
+    """Steps past a checkpoint are taken again and write their lines again; a line that was cut off goes, too."""
+    if log.exists():
+        lines = log.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        scratch = log.with_suffix(".tmp")
+        scratch.write_text("".join(kept))
+        scratch.replace(log)
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def _diverged(label: str, step: int, loss: jax.Array, manager: ocp.CheckpointManager) -> FloatingPointError:
+    manager.wait_until_finished()
+    kept = manager.latest_step()
+    return FloatingPointError(
+        f"{label}: step {step} has the loss {float(loss)} and leaves weights that are not all finite; "
+        f"{manager.directory} keeps {'nothing yet' if kept is None else f'step {kept}'}; "
+        "try lower rates, or look at this step's batch"
+    )
+
+
 def windows(tokens: np.ndarray, length: int, batch: int, bos: int, seed: int) -> Callable[[int], np.ndarray]:
-    """batch_at: for each step, `batch` random windows of one stream of ids, each opened by BOS: int32 [batch, length + 1]."""
+    """batch_at: for each step, `batch` random windows of one stream of ids, each opened by BOS: int32 [batch, length + 1].
+
+    Errors: ValueError if the stream is shorter than one window.
+    """
+    if len(tokens) < length:
+        raise ValueError(
+            f"windows: {len(tokens)} tokens, expected at least {length}; give more text, or shorter windows"
+        )
 
     def batch_at(step: int) -> np.ndarray:
-        starts = np.random.default_rng([seed, step]).integers(0, len(tokens) - length, batch)
+        starts = np.random.default_rng([seed, step]).integers(0, len(tokens) - length + 1, batch)
         rows = tokens[starts[:, None] + np.arange(length)]
         return np.concatenate([np.full((batch, 1), bos), rows], axis=1).astype(np.int32)
 

@@ -1,13 +1,17 @@
 """Make the shipped pair from nothing:  python -m decoding.pairs.recipe --out DIR   (about two hours on two cores)
 
 Stages: tokenizer, target, text sampled from the target, drafter (one draft step, then four), export.  Every stage keeps
-what it has done under DIR, so the same command goes on after an interruption.  `measure.py` says what came out.
+what it has done under DIR, so the same command goes on after an interruption.  DIR/pair is replaced only if it is as the
+recipe left it.  `measure.py` says what came out.
 """
 
 import argparse
 import dataclasses
+import hashlib
 import json
-import shutil
+import os
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +31,10 @@ from drafter.config import config_for
 from drafter.training import draft_loss, init_drafter, teach, trainable
 from gemma4 import Config, Gemma4
 from gemma4.config import interleave
-from gemma4.storage import named_params, with_params
+from gemma4.storage import CheckpointError, named_params, with_params
 from gemma4.training import Schedule, fit, held_out_nats, next_token_loss, windows
+
+EXPORTED = "exported.txt"  # under DIR: the digest of each pair that DIR/pair has been, one a line
 
 
 class Recipe(NamedTuple):
@@ -71,8 +77,16 @@ def king_james_recipe() -> Recipe:
     return Recipe(target, config_for(target, width=128, mlp=256, heads=target.num_attention_heads, clusters=(64, 16)))
 
 
+def training_stream(tokenizer: Tokenizer, text: corpus.Corpus) -> np.ndarray:
+    """All training chapters, but for the EOS of the last: int32 [tokens].
+
+    With that one, half of the windows drawn from a seed would be others than the shipped pair was trained on.
+    """
+    return np.concatenate(corpus.encode_chapters(tokenizer, text.train))[:-1]
+
+
 def train_target(recipe: Recipe, tokenizer: Tokenizer, text: corpus.Corpus, out: Path) -> Gemma4:
-    stream = np.concatenate(corpus.encode_chapters(tokenizer, text.train))
+    stream = training_stream(tokenizer, text)
     blank = Gemma4(recipe.target, rngs=nnx.Rngs(recipe.seed))
     short, long = (
         windows(stream, length, recipe.target_batch // length, corpus.BOS, recipe.seed)
@@ -103,11 +117,15 @@ def bits_per_byte(target: Gemma4, tokenizer: Tokenizer, chapters: list[str], win
 def sample_text(recipe: Recipe, target: Gemma4, stream: np.ndarray, temperature: float, out: Path) -> np.ndarray:
     """Windows of text that the target continued from 32 tokens of the corpus: int32 [sampled_rows, window + 1].
 
-    A drafter meets its target's text, not the corpus; and at temperature 0 that is a text of another kind.
+    A drafter meets its target's text, not the corpus; and at temperature 0 that is a text of another kind.  Kept in
+    DIR/sampled_TEMPERATURE.npy, and read from there the next time.  Errors: ValueError if that file is damaged.
     """
     path = out / f"sampled_{temperature:g}.npy"
     if path.exists():
-        return np.load(path)
+        try:
+            return np.load(path)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path}: damaged ({error}); remove it, and the text is sampled anew") from error
     prompt, batch, rows = 32, min(64, recipe.sampled_rows), []
     prompts_at = windows(stream, prompt, batch, corpus.BOS, recipe.seed + 1)
     for step in range(recipe.sampled_rows // batch):
@@ -120,7 +138,10 @@ def sample_text(recipe: Recipe, target: Gemma4, stream: np.ndarray, temperature:
             key=jax.random.key(step),
         )
         rows.append(np.concatenate([prompts, np.stack(continued.tokens)], axis=1))
-    np.save(path, np.concatenate(rows))
+    scratch = path.with_suffix(".tmp")
+    with scratch.open("wb") as file:
+        np.save(file, np.concatenate(rows))
+    scratch.replace(path)  # so that it is there whole, or not at all
     return np.concatenate(rows)
 
 
@@ -150,18 +171,55 @@ def train_drafter(recipe: Recipe, target: Gemma4, stream: np.ndarray, out: Path)
     return with_params(blank, params)
 
 
-def export(
-    recipe: Recipe, target: Gemma4, drafter: Drafter, tokenizer: Tokenizer, text: corpus.Corpus, out: Path
-) -> None:
-    """DIR/pair: what ships.  16-bit weights in Hugging Face layout, the tokenizer, and the held-out chapters."""
+def export(target: Gemma4, drafter: Drafter, tokenizer: Tokenizer, text: corpus.Corpus, out: Path) -> None:
+    """DIR/pair: what ships.  Written beside an older one, which it replaces once it is whole.
+
+    Errors: as `check_replaceable`.
+    """
     pair = out / "pair"
-    shutil.rmtree(pair, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".pair.", dir=out) as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        write_pair(target, drafter, tokenizer, text, out, new)
+        check_replaceable(out)  # once more: training takes hours
+        with (out / EXPORTED).open("a") as lines:  # before the pair has its name, so that none is without its line
+            lines.write(digest(new) + "\n")
+        if pair.exists():
+            pair.rename(old)
+        new.rename(pair)
+
+
+def write_pair(
+    target: Gemma4, drafter: Drafter, tokenizer: Tokenizer, text: corpus.Corpus, out: Path, pair: Path
+) -> None:
+    """16-bit weights in Hugging Face layout, the tokenizer, the held-out chapters, and the curves of all stages."""
     gemma4.export_hf(target, pair / "target", dtype=jnp.bfloat16)
     drafter_package.export_hf(drafter, pair / "drafter", dtype=jnp.bfloat16)
     tokenizer.save(str(pair / "target" / "tokenizer.json"))
     (pair / "held_out.json").write_text(json.dumps(text.held_out, indent=0), encoding="utf-8")
     logs = [out / name / "log.jsonl" for name in ("target", "drafter-1", "drafter")]
     (pair / "training_log.jsonl").write_text("".join(log.read_text() for log in logs))
+
+
+def check_replaceable(out: Path) -> None:
+    """Errors: CheckpointError unless DIR/pair is absent, empty, or to the byte what `export` has written there."""
+    pair, exported = out / "pair", out / EXPORTED
+    if not os.path.lexists(pair) or (pair.is_dir() and not any(pair.iterdir())):
+        return
+    if not (pair.is_dir() and exported.exists() and digest(pair) in exported.read_text().split()):
+        raise CheckpointError(
+            f"{pair}: is not as this recipe left it, and would be replaced; move it elsewhere, or give another --out"
+        )
+
+
+def digest(directory: Path) -> str:
+    """SHA-256 over the names of all that is in a directory, and what the files hold."""
+    total = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        total.update(os.fsencode(path.relative_to(directory)) + b"\0")
+        if path.is_file():
+            with path.open("rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
 
 
 def smoke_recipe() -> Recipe:
@@ -186,26 +244,31 @@ def smoke_recipe() -> Recipe:
 
 
 def run(recipe: Recipe, out: Path, chapters: int | None = None) -> None:
+    """All stages.  Errors: as `check_replaceable`, before any of them; as `fit`; ValueError if a file under DIR is damaged."""
     out.mkdir(parents=True, exist_ok=True)
+    check_replaceable(out)
     text = corpus.king_james()
     text = corpus.Corpus(text.train[:chapters], text.held_out[:chapters])
     tokenizer = corpus.train_tokenizer(text.train, recipe.target.vocab_size)
     target = train_target(recipe, tokenizer, text, out)
-    stream = np.concatenate(corpus.encode_chapters(tokenizer, text.train))
+    stream = training_stream(tokenizer, text)
     drafter = train_drafter(recipe, target, stream, out)
-    export(recipe, target, drafter, tokenizer, text, out)
+    export(target, drafter, tokenizer, text, out)
     print(f"finished: {out / 'pair'} holds the pair; measure it with  python -m decoding.pairs.measure {out / 'pair'}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m decoding.pairs.recipe", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, logs and the finished pair")
     parser.add_argument("--smoke", action="store_true", help="a tiny model on a few chapters, in about a minute")
-    args = parser.parse_args()
-    if args.smoke:
-        run(smoke_recipe(), args.out, chapters=20)
-    else:
-        run(king_james_recipe(), args.out)
+    args = parser.parse_args(arguments)
+    try:
+        if args.smoke:
+            run(smoke_recipe(), args.out, chapters=20)
+        else:
+            run(king_james_recipe(), args.out)
+    except (ValueError, FloatingPointError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
 
 
 if __name__ == "__main__":

@@ -164,6 +164,16 @@ def test_the_loss_is_the_mean_cross_entropy():
     )
 
 
+@pytest.mark.parametrize("steps", [-1, 0, TIME, TIME + 1])
+def test_steps_that_leave_no_anchor_are_refused(steps):
+    """One step fewer than the text has tokens leaves one."""
+    for function in (unroll, draft_loss):
+        with pytest.raises(ValueError, match=f"steps: expected 1 or more, .* text's {TIME} tokens, got {steps}"):
+            function(small_drafter(), teacher(), steps)
+    shapes = jax.eval_shape(lambda: unroll(small_drafter(), teacher(), TIME - 1))
+    assert {normed.shape[:2] for normed, _ in shapes} == {(BATCH, 1)}
+
+
 def test_a_new_drafter_starts_from_the_targets_head():
     """Its table keeps the directions of the target's that carry most, orthogonally projected; clusters come with it.
 

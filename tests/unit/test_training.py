@@ -55,6 +55,76 @@ def test_the_curve_is_logged(tmp_path):
     assert all({"run", "loss", "seconds", "size"} <= set(entry) for entry in log)
 
 
+def steps_logged(directory):
+    return [json.loads(line)["step"] for line in (directory / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    """Three steps, a checkpoint at every second: the last is kept all the same, so that a second call takes no step."""
+    run = dict(label="run", save_every=2, evaluate_every=1)
+    finished = fit(square_loss, start(), batch_at, Schedule(3), tmp_path, **run)
+    again = fit(square_loss, start(), lambda step: pytest.fail(f"step {step}"), Schedule(3), tmp_path, **run)
+    assert jax.tree.map(lambda a, b: bool((a == b).all()), finished, again) == {"matrix": True, "embed_target": True}
+    assert steps_logged(tmp_path) == [1, 2, 3]
+
+
+def test_a_schedule_that_ends_before_the_checkpoint_is_refused(tmp_path):
+    """Nothing is changed: with its own schedule, or a longer one, the run goes on."""
+    run = dict(label="run", evaluate_every=1)
+    fit(square_loss, start(), batch_at, Schedule(2), tmp_path, **run)
+    with pytest.raises(ValueError, match="checkpoints: holds step 2, past the 1 .*; ask for 2 or more, or"):
+        fit(square_loss, start(), batch_at, Schedule(1), tmp_path, **run)
+    assert steps_logged(tmp_path) == [1, 2]
+    fit(square_loss, start(), batch_at, Schedule(3), tmp_path, **run)
+    assert steps_logged(tmp_path) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("stopped_at", [1, 4, 7])
+def test_a_resumed_run_has_one_line_a_step(stopped_at, tmp_path):
+    """Stopped in the evaluation of a step, where a checkpoint is due or not, and while it wrote the line of that step."""
+
+    def interrupted(params):
+        if len(steps_logged(tmp_path) if (tmp_path / "log.jsonl").exists() else []) == stopped_at - 1:
+            raise KeyboardInterrupt
+        return {}
+
+    run = dict(label="run", save_every=4, evaluate_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        fit(square_loss, start(), batch_at, SCHEDULE, tmp_path, evaluate=interrupted, **run)
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"run": "run", "st')
+    fit(square_loss, start(), batch_at, SCHEDULE, tmp_path, **run)
+    assert steps_logged(tmp_path) == list(range(1, 13))
+
+
+NOT_FINITE = {
+    "loss": lambda weight, is_bad: weight**2 * jnp.where(is_bad, jnp.nan, 1),
+    "gradient": lambda weight, is_bad: weight**2 + jnp.sqrt(jnp.where(is_bad, 0 * weight, 1)),  # of a finite loss
+}
+
+
+@pytest.mark.parametrize("what", NOT_FINITE)
+def test_a_step_that_is_not_finite_ends_training_and_keeps_the_last_good_checkpoint(what, tmp_path):
+    """At step 6, where a checkpoint is due: the error names the step and the one kept, and training goes on from that."""
+
+    def train(directory, bad):
+        loss = lambda params, is_bad: NOT_FINITE[what](params["weight"], is_bad)
+        at = lambda step: jnp.array(step + 1 == bad)
+        run = dict(label="run", save_every=2, evaluate_every=1)
+        return fit(loss, {"weight": jnp.array(1.0)}, at, SCHEDULE, tmp_path / directory, **run)
+
+    with pytest.raises(FloatingPointError, match="run: step 6 .*checkpoints keeps step 4;"):
+        train("ours", bad=6)
+    log = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "ours" / "log.jsonl").open()]
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5]
+    assert train("ours", bad=None)["weight"] == train("whole", bad=None)["weight"] != 1
+
+
+def test_with_nothing_kept_yet_the_error_says_so(tmp_path):
+    with pytest.raises(FloatingPointError, match="step 1 has the loss nan .*keeps nothing yet"):
+        fit(square_loss, start(), lambda step: batch_at(step) * jnp.nan, SCHEDULE, tmp_path, label="run")
+
+
 def test_schedule_warms_up_stays_and_decays_to_zero():
     scale = lambda step: float(SCHEDULE._replace(steps=100, warmup=10).scale(jnp.array(step)))
     assert scale(0) == pytest.approx(0.1) and scale(20) == 1 and scale(40) == 1
@@ -74,9 +144,28 @@ def test_held_out_nats_are_the_sum_over_tokens():
     assert held_out_nats(target, documents, length=10, bos=2, batch=4) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("time", [0, 1])
+def test_a_text_with_no_token_to_predict_is_refused(time):
+    with pytest.raises(ValueError, match=rf"tokens: expected two or more a row, .* got \[3, {time}\]"):
+        next_token_loss(random_target(TINY["E2B"], 0), jnp.zeros((3, time), jnp.int32))
+
+
 def test_windows_depend_on_the_step_alone():
     batches = windows(np.arange(100), length=5, batch=3, bos=7, seed=0)
     first, again, other = batches(3), batches(3), batches(4)
     assert first.shape == (3, 6) and (first[:, 0] == 7).all()
     assert (np.diff(first[:, 1:]) == 1).all()
     assert (first == again).all() and (first != other).any()
+
+
+def test_every_window_of_the_stream_is_drawn():
+    """Of 20 tokens, 13 windows of 8, the first and the last among them; of as many as a window has, that one."""
+    first_tokens = windows(np.arange(20), length=8, batch=500, bos=7, seed=0)(0)[:, 1]
+    assert set(first_tokens.tolist()) == set(range(13))
+    whole = windows(np.arange(8), length=8, batch=2, bos=7, seed=0)(0)
+    np.testing.assert_array_equal(whole, [[7, *range(8)]] * 2)
+
+
+def test_a_stream_shorter_than_a_window_is_refused():
+    with pytest.raises(ValueError, match="windows: 7 tokens, expected at least 8; give more text"):
+        windows(np.arange(7), length=8, batch=2, bos=7, seed=0)
