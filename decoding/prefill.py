@@ -50,8 +50,8 @@ def prefill(
     draft_length: the most drafts a round will have; 0 for none.
     key:          `jax.random.key` (default: key 0); the state keeps what the first token leaves of it.
     eos_ids:      ids that end a row, should the first token be one of them; none unless given.
-    Errors:       ValueError for a bad setting, and for a prompt that is empty, that holds other ids than the target's, or that
-                  with `max_new_tokens` goes past the context.
+    Errors:       ValueError for a bad setting; for a prompt that is empty, that holds other ids than the target's, or that
+                  with `max_new_tokens` goes past the context; and if what the target makes of it is not finite.
     """
     max_new_tokens = check_max_new_tokens(max_new_tokens)
     prompts = check_prompts(target, prompts, max_new_tokens)
@@ -74,6 +74,11 @@ def prefill(
     hidden = jnp.zeros((len(prompts), target.config.hidden_size), dtype)
     for start in range(0, num_chunks * chunk, chunk):
         hidden, cache = _read_chunk(target, cache, jnp.asarray(padded[:, start : start + chunk]), lengths, hidden)
+    if not jnp.isfinite(hidden).all():
+        raise ValueError(
+            f"the target makes numbers of the prompt that are not finite in {hidden.dtype}: if its weights are, "
+            "load it as float32 or bfloat16"
+        )
     return _first_token(target, cache, hidden, key, max_new_tokens, draft_length, sampling, eos_ids)
 
 

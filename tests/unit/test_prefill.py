@@ -87,3 +87,11 @@ def test_there_is_room_for_the_longest_draft_whatever_was_said():
     assert full.capacity >= len(prompt) + new_tokens + LONGEST_DRAFT
     with pytest.raises(ValueError, match="draft_length: expected at most 32 tokens a round, got 33"):
         decoding.speculative_step(target, random_drafter(TINY_DRAFTERS["E2B"]), state, decoding.Options(33))
+
+
+def test_a_target_that_overflows():
+    """Its logits are NaN, and their argmax would be a token like any other."""
+    target = random_target(TINY["E2B"], dtype=jnp.float16)
+    target.layers[0].post_attention_layernorm.weight[...] *= jnp.float16(6e4)
+    with pytest.raises(ValueError, match="not finite in float16: .* load it as float32 or bfloat16"):
+        decoding.prefill(target, [2, 3], max_new_tokens=4)
