@@ -373,7 +373,7 @@ DAMAGE = {
     "missing tensor": (lacking, "the tensors do not fit config.json; are both files of the same model? 1 missing: "),
     "truncated weights": (truncate, "not a whole safetensors file"),
     "other architecture": (other_architecture, "model_type: expected one of gemma4"),
-    "wrong kinds": (wrong_kinds, "num_attention_heads must be a whole number of at least 1, got 'four'"),
+    "wrong kinds": (wrong_kinds, "num_attention_heads must be a whole number in 1..2147483646, got 'four'"),
     "not an object": (no_object, "expected a JSON object, got a list"),
 }
 

@@ -204,8 +204,9 @@ def test_target_given_for_a_drafter(tmp_path):
     [
         ("text_config", [1], r"text_config: expected an object, got \[1\]"),
         ("text_config", None, "text_config: missing from the configuration"),
-        ("backbone_hidden_size", "24", "backbone_hidden_size must be a whole number of at least 1, got '24'"),
-        ("num_centroids", 0, "num_centroids must be a whole number of at least 1, got 0"),
+        ("backbone_hidden_size", "24", "backbone_hidden_size must be a whole number in 1..2147483646, got '24'"),
+        ("num_centroids", 0, "num_centroids must be a whole number in 1..2147483646, got 0"),
+        ("num_centroids", 2**31, "num_centroids must be a whole number in 1..2147483646, got 2147483648"),
         ("num_centroids", 3, "64 tokens do not divide into 3 clusters of one size"),
         ("centroid_intermediate_top_k", 5, r"centroid_intermediate_top_k must lie in 1\.\.4, got 5"),
         ("use_ordered_embeddings", "yes", "use_ordered_embeddings must be true or false, got 'yes'"),
