@@ -78,9 +78,7 @@ def load_with_report(
 
 
 def _load(directory: Path, dtype: Any, mesh: Mesh | None) -> tuple[Gemma4, LoadReport]:
-    config = storage.read_config(directory, Config.from_hf)
-    if (generation := directory / "generation_config.json").is_file():
-        config = storage.parsed(generation, functools.partial(with_end_tokens, config))
+    config = _with_end_tokens(storage.read_config(directory, Config.from_hf), directory)
     blank = storage.abstract(Gemma4, config, dtype)
     if (directory / storage.ORBAX).is_dir():
         return storage.load_orbax(blank, directory / storage.ORBAX, mesh), LoadReport(tuple(named_params(blank)))
@@ -88,9 +86,22 @@ def _load(directory: Path, dtype: Any, mesh: Mesh | None) -> tuple[Gemma4, LoadR
     return storage.fill(blank, tensors, directory, mesh, rename=hf_name), report
 
 
+def _with_end_tokens(config: Config, directory: Path) -> Config:
+    """What `config_json.with_end_tokens` makes of the directory's generation_config.json, if there is one."""
+    file = directory / "generation_config.json"
+    if not os.path.lexists(file):
+        return config
+    if not file.is_file():
+        raise CheckpointError(
+            f"{file}: expected a file, got a directory or a link to nothing; fetch it again, or remove it"
+        )
+    return storage.parsed(file, functools.partial(with_end_tokens, config))
+
+
 def _load_deepmind(directory: Path, dtype: Any, mesh: Mesh | None) -> tuple[Gemma4, LoadReport]:
     tensors = storage.orbax_tensors(directory)
     config, asked_by = _deepmind_config(directory, tensors)
+    config = _with_end_tokens(config, directory)
     blank = storage.abstract(Gemma4, config, dtype)
     tree = deepmind.tensors(config)
     keys, report = _deepmind_text(tensors, config)

@@ -80,13 +80,19 @@ def read_text(text: Mapping[str, Any], outer: Mapping[str, Any]) -> Config:
 def with_end_tokens(config: Config, generation: Mapping[str, Any]) -> Config:
     """The same, but that texts end as `generation_config.json` says, if it does: the file that transformers' `generate` heeds.
 
-    Errors: ValueError that names the field.
+    An empty list says that none ends a text, as in config.json.
+    Errors: ValueError that names the field, for an id outside the vocabulary, too.  One that config.json names as well may lie
+            there, for transformers copies it.
     """
     if generation.get("eos_token_id") is None:
         return config
-    ends = {"eos_token_ids": _ids(generation["eos_token_id"])}
-    check_kind(next(field for field in dataclasses.fields(Config) if field.name in ends), ends["eos_token_ids"])
-    return dataclasses.replace(config, **ends)
+    ends = _ids(generation["eos_token_id"])
+    check_kind(next(field for field in dataclasses.fields(Config) if field.name == "eos_token_ids"), ends)
+    if not all(i < config.vocab_size or i in config.eos_token_ids for i in ends):
+        raise ValueError(
+            f"eos_token_id: expected ids of this model's vocabulary, 0..{config.vocab_size - 1}, got {ends}"
+        )
+    return dataclasses.replace(config, eos_token_ids=ends)
 
 
 def _ids(value: Any) -> tuple[Any, ...]:

@@ -204,6 +204,8 @@ def test_shards_in_nested_folders_and_through_links(target, copy):
     [
         ({"eos_token_id": [1, 106, 50]}, (1, 106, 50)),  # as the released instruction-tuned checkpoints have it
         ({"eos_token_id": 7}, (7,)),
+        ({"eos_token_id": [0, 63]}, (0, 63)),
+        ({"eos_token_id": []}, ()),
         ({"eos_token_id": None}, None),
         ({"top_k": 64}, None),
     ],
@@ -217,11 +219,22 @@ def test_tokens_that_end_a_text(target, copy, content, ends):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "not valid JSON"), ('{"eos_token_id": [1, "<eos>"]}', "eos_token_ids: expected token ids")],
+    [
+        ("{", "not valid JSON"),
+        ('{"eos_token_id": [1, "<eos>"]}', "eos_token_ids: expected token ids"),
+        ('{"eos_token_id": [1, 64]}', "eos_token_id: expected ids of this model's vocabulary, 0..63, got (1, 64)"),
+        ('{"eos_token_id": -1}', "eos_token_ids: expected token ids in 0..2147483647, got (-1,)"),
+    ],
 )
 def test_tokens_that_end_nothing(copy, text, message):
     (copy / "generation_config.json").write_text(text)
     fails(copy, str(copy / "generation_config.json"), message)
+
+
+@pytest.mark.parametrize("put", [Path.mkdir, lambda file: file.symlink_to("nowhere")], ids=["a directory", "a link"])
+def test_tokens_that_end_a_text_in_no_file(copy, put):
+    put(copy / "generation_config.json")
+    fails(copy, str(copy / "generation_config.json"), "expected a file, got a directory or a link to nothing")
 
 
 # -- faults: one clear error each --------------------------------------------------------------------------------------

@@ -202,6 +202,16 @@ def test_the_tree_tells_the_size(target, tree, tmp_path, monkeypatch):
     assert_same(gemma4.load(write(tmp_path / "tree", tree, None)), target)
 
 
+@pytest.mark.parametrize("has_config", [True, False])
+def test_tokens_that_end_a_text(target, tree, has_config, tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "tiny", target.config)
+    write(tmp_path / "tree", tree, target.config if has_config else None)
+    (tmp_path / "tree" / "generation_config.json").write_text('{"eos_token_id": [1, 106, 50]}')
+    assert gemma4.load(tmp_path / "tree").config.eos_token_ids == (1, 106, 50)
+    (tmp_path / "tree" / "generation_config.json").write_text('{"eos_token_id": 64}')
+    fails(tmp_path / "tree", "generation_config.json: eos_token_id: expected ids", "0..63, got (64,)")
+
+
 def test_vision_and_audio_are_left_out_unread(target, tree, tmp_path, monkeypatch, caplog):
     read, asked = storage.read_orbax, []
     monkeypatch.setattr(storage, "read_orbax", lambda path, wanted: asked.extend(wanted) or read(path, wanted))
