@@ -38,8 +38,9 @@ def load(
     mesh:       as `gemma4.load` has it.
     convention: of `Config`, in place of the file's; Hugging Face files name none, and then it is "transformers".
     Errors:     CheckpointError for files that are absent, damaged or of another architecture, for tensors that are missing,
-                unexpected or of another shape than config.json asks for, and for a `token_ordering` that is no permutation;
-                ValueError unless the mesh has one axis, "model", and for an unknown convention.
+                unexpected or of another shape than config.json asks for, for a number that float16 does not reach, and for a
+                `token_ordering` that is no permutation; ValueError unless the mesh has one axis, "model", and for an unknown
+                convention.
     """
     directory = Path(directory)
     config = storage.read_config(directory, Config.from_hf)
@@ -69,7 +70,7 @@ def export_hf(drafter: Drafter, directory: str | os.PathLike, dtype: Any = None)
     """Write what transformers reads as `Gemma4AssistantForCausalLM`: both configurations and model.safetensors.
 
     dtype:  float32, bfloat16 or float16; None keeps that of the parameters.
-    Errors: CheckpointError unless the directory is empty or new.
+    Errors: CheckpointError unless the directory is empty or new, and for a number that float16 does not reach.
     """
     dtype = storage.float_dtype(drafter.embed_tokens.weight.dtype if dtype is None else dtype)
     with storage.new_directory(directory) as scratch:

@@ -59,7 +59,7 @@ def load(directory: str | os.PathLike, dtype: Any = jnp.float32, mesh: Mesh | No
     mesh:   put each tensor onto the devices of this mesh as it is read, split as `sharding.py` says; None puts all onto one.
     Errors: CheckpointError for files that are absent, damaged or of another architecture, and for tensors that are
             missing, unexpected or of another shape than config.json, or the released size, asks for (all of them in one
-            message); ValueError unless the mesh has one axis, "model".
+            message), and for a number that float16 does not reach; ValueError unless the mesh has one axis, "model".
     """
     return load_with_report(directory, dtype, mesh)[0]
 
@@ -163,7 +163,7 @@ def export_hf(target: Gemma4, directory: str | os.PathLike, dtype: Any = None) -
     """Write config.json and model.safetensors, which transformers reads as `Gemma4ForCausalLM`.
 
     dtype:  float32, bfloat16 or float16; None keeps that of the parameters.
-    Errors: CheckpointError unless the directory is empty or new.
+    Errors: CheckpointError unless the directory is empty or new, and for a number that float16 does not reach.
     """
     dtype = storage.float_dtype(target.embed_tokens.weight.dtype if dtype is None else dtype)
     in_file = lambda name: f"model.{hf_name(name)}"

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -394,6 +395,49 @@ def test_dtypes_out_of_range(exported, target, tmp_path, dtype):
         with pytest.raises(CheckpointError, match="expected float32, bfloat16 or float16"):
             gemma4.export_hf(target, tmp_path / "new", dtype=dtype)
         assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def large(target):
+    """A target with one weight that float16 does not reach, and the name of that weight."""
+    name = "layers.1.self_attn.q_proj.weight"
+    return storage.with_params(target, {name: named_params(target)[name].at[3, 5].set(-99_840)}), name
+
+
+@pytest.mark.parametrize("write", [gemma4.save, gemma4.export_hf], ids=["orbax", "hf"])
+@pytest.mark.parametrize("stored", DTYPES.values(), ids=DTYPES)
+def test_weights_past_the_range_of_float16(large, stored, write, tmp_path):
+    target, name = large
+    target = jax.tree.map(lambda leaf: leaf.astype(stored), target)
+    write(target, tmp_path / "new")
+    fails(
+        tmp_path / "new", f"{name} holds -99840", "past the range of float16; try float32 or bfloat16", dtype="float16"
+    )
+    for dtype in DTYPES.values():
+        assert_same(gemma4.load(tmp_path / "new", dtype), target, dtype)
+
+
+@pytest.mark.parametrize("write", [gemma4.save, gemma4.export_hf], ids=["orbax", "hf"])
+def test_what_is_infinite_in_the_file_stays_so(target, write, tmp_path):
+    name = "layers.1.self_attn.q_norm.weight"
+    infinite = storage.with_params(target, {name: named_params(target)[name].at[0].set(-np.inf)})
+    write(infinite, tmp_path / "new")
+    assert_same(gemma4.load(tmp_path / "new", "float16"), infinite, jnp.float16)
+
+
+def test_export_past_the_range_of_float16(large, tmp_path):
+    target, name = large
+    with pytest.raises(
+        CheckpointError, match=f"^{name} holds -99840.0, past the range of float16; try float32 or bfloat16"
+    ):
+        gemma4.export_hf(target, tmp_path / "new", dtype="float16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_float64_past_the_range_of_float32(copy):
+    rewrite(copy, lambda tensors: tensors | {"model.norm.weight": np.full(24, 1e300)})
+    for dtype in ("float32", "bfloat16", "float16"):
+        fails(copy, str(copy / WEIGHTS), "model.norm.weight holds 1e+300", f"past the range of {dtype}", dtype=dtype)
 
 
 # -- Orbax faults ------------------------------------------------------------------------------------------------------
