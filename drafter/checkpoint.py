@@ -59,8 +59,9 @@ def load(
 def save(drafter: Drafter, directory: str | os.PathLike) -> None:
     """Write config.json and, with Orbax, the parameters as they are.
 
-    Errors: CheckpointError unless the directory is empty or new.
+    Errors: CheckpointError for another model than a Drafter, and unless the directory is empty or new.
     """
+    storage.check_model(drafter, Drafter, "drafter.save")
     with storage.new_directory(directory) as scratch:
         storage.write_config(scratch, drafter.config.to_hf())
         storage.save_orbax(drafter, scratch / storage.ORBAX)
@@ -70,8 +71,10 @@ def export_hf(drafter: Drafter, directory: str | os.PathLike, dtype: Any = None)
     """Write what transformers reads as `Gemma4AssistantForCausalLM`: both configurations and model.safetensors.
 
     dtype:  float32, bfloat16 or float16; None keeps that of the parameters.
-    Errors: CheckpointError unless the directory is empty or new, and for a number that float16 does not reach.
+    Errors: CheckpointError for another model than a Drafter, unless the directory is empty or new, and for a number that
+            float16 does not reach.
     """
+    storage.check_model(drafter, Drafter, "drafter.export_hf")
     dtype = storage.float_dtype(drafter.embed_tokens.weight.dtype if dtype is None else dtype)
     with storage.new_directory(directory) as scratch:
         storage.write_config(scratch, {**drafter.config.to_hf(), "dtype": dtype.name})

@@ -152,8 +152,9 @@ def _deepmind_text(tensors: Mapping[str, jax.ShapeDtypeStruct], config: Config) 
 def save(target: Gemma4, directory: str | os.PathLike) -> None:
     """Write config.json and, with Orbax, the parameters as they are.
 
-    Errors: CheckpointError unless the directory is empty or new.
+    Errors: CheckpointError for another model than a Gemma4, and unless the directory is empty or new.
     """
+    storage.check_model(target, Gemma4, "gemma4.save")
     with storage.new_directory(directory) as scratch:
         storage.write_config(scratch, target.config.to_hf())
         storage.save_orbax(target, scratch / storage.ORBAX)
@@ -163,8 +164,10 @@ def export_hf(target: Gemma4, directory: str | os.PathLike, dtype: Any = None) -
     """Write config.json and model.safetensors, which transformers reads as `Gemma4ForCausalLM`.
 
     dtype:  float32, bfloat16 or float16; None keeps that of the parameters.
-    Errors: CheckpointError unless the directory is empty or new, and for a number that float16 does not reach.
+    Errors: CheckpointError for another model than a Gemma4, unless the directory is empty or new, and for a number that
+            float16 does not reach.
     """
+    storage.check_model(target, Gemma4, "gemma4.export_hf")
     dtype = storage.float_dtype(target.embed_tokens.weight.dtype if dtype is None else dtype)
     in_file = lambda name: f"model.{hf_name(name)}"
     with storage.new_directory(directory) as scratch:

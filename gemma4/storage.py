@@ -27,6 +27,7 @@ from gemma4.layers import Linear
 from gemma4.sharding import shardings
 
 WEIGHTS, INDEX, ORBAX = "model.safetensors", "model.safetensors.index.json", "params"
+CPU_COPIES = ("cpu_head", "cpu_blocks")  # what `for_cpu` lays beside the weights
 FLOATS, INTEGERS = ("F64", "F32", "BF16", "F16"), ("I64", "I32")  # dtypes by their safetensors names
 Module = TypeVar("Module", bound=nnx.Module)
 Leaf = jax.Array | jax.ShapeDtypeStruct
@@ -37,8 +38,9 @@ class CheckpointError(ValueError):
 
 
 def named_params(module: nnx.Module) -> dict[str, Leaf]:
-    """The parameters of a module by path."""
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
+    """The parameters of a module by path; the copies that `for_cpu` makes are none."""
+    named = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
+    return {name: leaf for name, leaf in named.items() if name.split(".")[-1] not in CPU_COPIES}
 
 
 def with_params(module: Module, params: Mapping[str, Any]) -> Module:
@@ -78,6 +80,14 @@ def float_dtype(dtype: Any) -> np.dtype:
         if jnp.dtype(dtype).name in ("float32", "bfloat16", "float16"):
             return jnp.dtype(dtype)
     raise CheckpointError(f"dtype: expected float32, bfloat16 or float16, got {dtype}")
+
+
+def check_model(model: object, kind: type[nnx.Module], writer: str) -> None:
+    """Before anything of it is written.  Errors: CheckpointError unless the model is of the kind that `writer` writes."""
+    if not isinstance(model, kind):
+        raise CheckpointError(
+            f"{writer}: expected a {kind.__name__}, got a {type(model).__name__}; `gemma4` writes targets, `drafter` drafters"
+        )
 
 
 def read_config(directory: Path, parse: Callable[[dict[str, Any]], Any]) -> Any:

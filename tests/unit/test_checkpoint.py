@@ -1,5 +1,6 @@
 """Checkpoints: what goes in comes out bit for bit, every layout of files is read, and every fault is one clear error."""
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from gemma4 import CheckpointError, checkpoint, storage
 from gemma4.checkpoint import load_with_report
 from gemma4.storage import INDEX, ORBAX, WEIGHTS, named_params
 from tests.tiny import TINY, random_target
+from tests.tiny_pair import drafter_config, random_drafter
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -489,6 +491,25 @@ def test_nothing_is_overwritten(target, tmp_path, write, _):
         with pytest.raises(CheckpointError, match=f"{name}: exists and is not empty.*new directory"):
             write(target, tmp_path / name)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "full", "notes.txt"]
+
+
+@pytest.mark.parametrize(("write", "_"), WRITERS.values(), ids=WRITERS)
+def test_the_copy_for_a_cpu_is_not_written(target, tmp_path, write, _):
+    twin = target.for_cpu()
+    write(twin, tmp_path / "new")
+    loaded = gemma4.load(tmp_path / "new")
+    assert_same(loaded, target)
+    assert loaded.cpu_head is None and twin.cpu_head is not None
+
+
+@pytest.mark.parametrize(("write", "_"), WRITERS.values(), ids=WRITERS)
+def test_another_model_is_not_written(tmp_path, write, _):
+    write = inspect.unwrap(write)  # without the tests' own check of types
+    draft = random_drafter(drafter_config(TINY["12B"], clustered=False))
+    for model, kind in ((draft, "Drafter"), ("a/path", "str")):
+        with pytest.raises(CheckpointError, match=f"^gemma4.{write.__name__}: expected a Gemma4, got a {kind}; "):
+            write(model, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("write", "_"), WRITERS.values(), ids=WRITERS)

@@ -1,6 +1,7 @@
 """A drafter written and read again is the same drafter; a bad checkpoint is one clear error."""
 
 import dataclasses
+import inspect
 import json
 from pathlib import Path
 
@@ -52,6 +53,24 @@ def test_orbax_round_trip(tmp_path):
     model = random_drafter(drafter_config(TINY["E4B"], clustered=True))
     drafter.save(model, tmp_path / "drafter")
     assert_same(model, drafter.load(tmp_path / "drafter"))
+
+
+@pytest.mark.parametrize("write", [drafter.save, drafter.export_hf], ids=["orbax", "hf"])
+@pytest.mark.parametrize("clustered", [True, False])
+def test_the_copies_for_a_cpu_are_not_written(clustered, write, tmp_path):
+    model = random_drafter(drafter_config(TINY["E2B"], clustered=clustered))
+    twin = model.for_cpu()
+    assert (twin.masked_embedding.cpu_blocks if clustered else twin.cpu_head) is not None
+    write(twin, tmp_path / "drafter")
+    assert_same(model, drafter.load(tmp_path / "drafter"))
+
+
+@pytest.mark.parametrize("write", [drafter.save, drafter.export_hf], ids=["orbax", "hf"])
+def test_another_model_is_not_written(write, tmp_path):
+    write = inspect.unwrap(write)  # without the tests' own check of types
+    with pytest.raises(gemma4.CheckpointError, match=f"^drafter.{write.__name__}: expected a Drafter, got a Gemma4; "):
+        write(random_target(TINY["12B"]), tmp_path / "new")
+    assert not list(tmp_path.iterdir())
 
 
 def test_file_has_the_names_and_kinds_of_released_drafters(exported):
