@@ -370,7 +370,8 @@ def shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def new_directory(directory: str | os.PathLike) -> Iterator[Path]:
     """A temporary sibling that takes the name `directory` when the block ends well, and is removed when it does not.
 
-    Parents that were missing are made, and removed with it.
+    Parents that were missing are made, and removed with it.  A signal that ends the process without an exception (SIGTERM, as
+    Python leaves it) leaves the sibling, `.NAME.` and 32 digits: what signals do is the program's to say, not a library's.
 
     Errors: CheckpointError if `directory` exists and is not an empty directory: nothing is ever overwritten.
     """
