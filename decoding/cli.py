@@ -70,8 +70,8 @@ The text ends at an end-of-sequence token of the target's configuration, or afte
 Compiled code is kept in $XDG_CACHE_HOME/gemma4-mtp (~/.cache/gemma4-mtp), so that a second start is quick; it may be
 deleted at any time.  JAX_COMPILATION_CACHE_DIR moves it.
 
-exit codes: 0 done; 2 a mistake in the arguments or in the files they name, or no space left for the output (one line
-on standard error says which); 130 interrupted; 141 nobody reads the output any more.
+exit codes: 0 done; 2 a mistake in the arguments, in the files they name or in JAX_PLATFORMS, or no space left for the
+output (one line on standard error says which); 130 interrupted; 141 nobody reads the output any more.
 """
 
 
@@ -166,6 +166,7 @@ def _command(arguments: Sequence[str] | None, began: float) -> int:
     jax.config.update("jax_default_matmul_precision", "highest")
     try:
         args = make_parser().parse_args(arguments)
+        check_devices()
         if args.command == "bench":  # without the kept code: it times compilation
             job = bench.prepare(args)
         else:
@@ -181,6 +182,17 @@ def _command(arguments: Sequence[str] | None, began: float) -> int:
         case "generate":
             run(job, args, began)
     return OK
+
+
+def check_devices() -> None:
+    """Errors: UserError where JAX finds nothing to run on, as JAX_PLATFORMS has it."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # jax 0.10.2: the latter, empty, for `cuda` without its plugin
+        platforms, reason = os.environ.get("JAX_PLATFORMS", ""), f" ({error})" if str(error) else ""
+        raise UserError(
+            f"JAX_PLATFORMS={platforms}: JAX finds no such device here{reason}; unset it, or set it to cpu"
+        ) from error
 
 
 def mistake(error: Exception | str) -> int:

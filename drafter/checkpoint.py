@@ -38,8 +38,9 @@ def load(
     mesh:       as `gemma4.load` has it.
     convention: of `Config`, in place of the file's; Hugging Face files name none, and then it is "transformers".
     Errors:     CheckpointError for files that are absent, damaged or of another architecture, for tensors that are missing,
-                unexpected or of another shape than config.json asks for, and for a `token_ordering` that is no permutation;
-                ValueError unless the mesh has one axis, "model", and for an unknown convention.
+                unexpected or of another shape than config.json asks for, for a number that float16 does not reach, and for a
+                `token_ordering` that is no permutation; ValueError unless the mesh has one axis, "model", and for an unknown
+                convention.
     """
     directory = Path(directory)
     config = storage.read_config(directory, Config.from_hf)
@@ -58,8 +59,9 @@ def load(
 def save(drafter: Drafter, directory: str | os.PathLike) -> None:
     """Write config.json and, with Orbax, the parameters as they are.
 
-    Errors: CheckpointError unless the directory is empty or new.
+    Errors: CheckpointError for another model than a Drafter, and unless the directory is empty or new.
     """
+    storage.check_model(drafter, Drafter, "drafter.save")
     with storage.new_directory(directory) as scratch:
         storage.write_config(scratch, drafter.config.to_hf())
         storage.save_orbax(drafter, scratch / storage.ORBAX)
@@ -69,8 +71,10 @@ def export_hf(drafter: Drafter, directory: str | os.PathLike, dtype: Any = None)
     """Write what transformers reads as `Gemma4AssistantForCausalLM`: both configurations and model.safetensors.
 
     dtype:  float32, bfloat16 or float16; None keeps that of the parameters.
-    Errors: CheckpointError unless the directory is empty or new.
+    Errors: CheckpointError for another model than a Drafter, unless the directory is empty or new, and for a number that
+            float16 does not reach.
     """
+    storage.check_model(drafter, Drafter, "drafter.export_hf")
     dtype = storage.float_dtype(drafter.embed_tokens.weight.dtype if dtype is None else dtype)
     with storage.new_directory(directory) as scratch:
         storage.write_config(scratch, {**drafter.config.to_hf(), "dtype": dtype.name})

@@ -59,7 +59,7 @@ def load(directory: str | os.PathLike, dtype: Any = jnp.float32, mesh: Mesh | No
     mesh:   put each tensor onto the devices of this mesh as it is read, split as `sharding.py` says; None puts all onto one.
     Errors: CheckpointError for files that are absent, damaged or of another architecture, and for tensors that are
             missing, unexpected or of another shape than config.json, or the released size, asks for (all of them in one
-            message); ValueError unless the mesh has one axis, "model".
+            message), and for a number that float16 does not reach; ValueError unless the mesh has one axis, "model".
     """
     return load_with_report(directory, dtype, mesh)[0]
 
@@ -78,9 +78,7 @@ def load_with_report(
 
 
 def _load(directory: Path, dtype: Any, mesh: Mesh | None) -> tuple[Gemma4, LoadReport]:
-    config = storage.read_config(directory, Config.from_hf)
-    if (generation := directory / "generation_config.json").is_file():
-        config = storage.parsed(generation, functools.partial(with_end_tokens, config))
+    config = _with_end_tokens(storage.read_config(directory, Config.from_hf), directory)
     blank = storage.abstract(Gemma4, config, dtype)
     if (directory / storage.ORBAX).is_dir():
         return storage.load_orbax(blank, directory / storage.ORBAX, mesh), LoadReport(tuple(named_params(blank)))
@@ -88,9 +86,22 @@ def _load(directory: Path, dtype: Any, mesh: Mesh | None) -> tuple[Gemma4, LoadR
     return storage.fill(blank, tensors, directory, mesh, rename=hf_name), report
 
 
+def _with_end_tokens(config: Config, directory: Path) -> Config:
+    """What `config_json.with_end_tokens` makes of the directory's generation_config.json, if there is one."""
+    file = directory / "generation_config.json"
+    if not os.path.lexists(file):
+        return config
+    if not file.is_file():
+        raise CheckpointError(
+            f"{file}: expected a file, got a directory or a link to nothing; fetch it again, or remove it"
+        )
+    return storage.parsed(file, functools.partial(with_end_tokens, config))
+
+
 def _load_deepmind(directory: Path, dtype: Any, mesh: Mesh | None) -> tuple[Gemma4, LoadReport]:
     tensors = storage.orbax_tensors(directory)
     config, asked_by = _deepmind_config(directory, tensors)
+    config = _with_end_tokens(config, directory)
     blank = storage.abstract(Gemma4, config, dtype)
     tree = deepmind.tensors(config)
     keys, report = _deepmind_text(tensors, config)
@@ -141,8 +152,9 @@ def _deepmind_text(tensors: Mapping[str, jax.ShapeDtypeStruct], config: Config) 
 def save(target: Gemma4, directory: str | os.PathLike) -> None:
     """Write config.json and, with Orbax, the parameters as they are.
 
-    Errors: CheckpointError unless the directory is empty or new.
+    Errors: CheckpointError for another model than a Gemma4, and unless the directory is empty or new.
     """
+    storage.check_model(target, Gemma4, "gemma4.save")
     with storage.new_directory(directory) as scratch:
         storage.write_config(scratch, target.config.to_hf())
         storage.save_orbax(target, scratch / storage.ORBAX)
@@ -152,8 +164,10 @@ def export_hf(target: Gemma4, directory: str | os.PathLike, dtype: Any = None) -
     """Write config.json and model.safetensors, which transformers reads as `Gemma4ForCausalLM`.
 
     dtype:  float32, bfloat16 or float16; None keeps that of the parameters.
-    Errors: CheckpointError unless the directory is empty or new.
+    Errors: CheckpointError for another model than a Gemma4, unless the directory is empty or new, and for a number that
+            float16 does not reach.
     """
+    storage.check_model(target, Gemma4, "gemma4.export_hf")
     dtype = storage.float_dtype(target.embed_tokens.weight.dtype if dtype is None else dtype)
     in_file = lambda name: f"model.{hf_name(name)}"
     with storage.new_directory(directory) as scratch:

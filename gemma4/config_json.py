@@ -8,9 +8,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from gemma4.config import FULL, SLIDING, Config, check_layer_types, five_to_one
 
 TEXT_MODEL_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
+
+# Positions and sizes meet in int32 arithmetic, where a drafter's window is one larger than this; the formulas are in float32.
+LARGEST = 2**31 - 2
+FLOAT32 = [float(bound) for bound in (np.finfo(np.float32).tiny, np.finfo(np.float32).max)]
 
 
 def read_target(config: Mapping[str, Any]) -> Config:
@@ -74,13 +80,19 @@ def read_text(text: Mapping[str, Any], outer: Mapping[str, Any]) -> Config:
 def with_end_tokens(config: Config, generation: Mapping[str, Any]) -> Config:
     """The same, but that texts end as `generation_config.json` says, if it does: the file that transformers' `generate` heeds.
 
-    Errors: ValueError that names the field.
+    An empty list says that none ends a text, as in config.json.
+    Errors: ValueError that names the field, for an id outside the vocabulary, too.  One that config.json names as well may lie
+            there, for transformers copies it.
     """
     if generation.get("eos_token_id") is None:
         return config
-    ends = {"eos_token_ids": _ids(generation["eos_token_id"])}
-    check_kind(next(field for field in dataclasses.fields(Config) if field.name in ends), ends["eos_token_ids"])
-    return dataclasses.replace(config, **ends)
+    ends = _ids(generation["eos_token_id"])
+    check_kind(next(field for field in dataclasses.fields(Config) if field.name == "eos_token_ids"), ends)
+    if not all(i < config.vocab_size or i in config.eos_token_ids for i in ends):
+        raise ValueError(
+            f"eos_token_id: expected ids of this model's vocabulary, 0..{config.vocab_size - 1}, got {ends}"
+        )
+    return dataclasses.replace(config, eos_token_ids=ends)
 
 
 def _ids(value: Any) -> tuple[Any, ...]:
@@ -128,21 +140,31 @@ _TOKEN_IDS = {"bos_token_id", "pad_token_id", "eos_token_ids"}
 
 def check_kind(field: dataclasses.Field, value: Any) -> None:
     """A JSON file may hold anything: refuse here what would fail later without naming the field."""
-    is_whole = lambda item: isinstance(item, int) and not isinstance(item, bool)
     if value is None and field.type in (int | None, float | None):
         return
     if field.type is bool and not isinstance(value, bool):
         raise ValueError(f"{field.name} must be true or false, got {value!r}")
-    if field.type in (float, float | None) and not ((is_whole(value) or isinstance(value, float)) and value > 0):
-        raise ValueError(f"{field.name} must be a positive number, got {value!r}")
+    is_number, (least, most) = _is_whole(value) or isinstance(value, float), FLOAT32
+    if field.type in (float, float | None) and not (is_number and least <= value <= most):
+        raise ValueError(
+            f"{field.name} must be a positive number that float32 holds, {least:.1e} to {most:.1e}, got {value!r:.80}"
+        )
     if field.name in _TOKEN_IDS:
         ids = value if isinstance(value, tuple) else (value,)
-        if not all(is_whole(item) and 0 <= item < 2**31 for item in ids):
-            raise ValueError(f"{field.name}: expected token ids in 0..{2**31 - 1}, got {value!r}")
+        if not all(_is_whole(item) and 0 <= item < 2**31 for item in ids):
+            raise ValueError(f"{field.name}: expected token ids in 0..{2**31 - 1}, got {value!r:.80}")
         return
-    least = 0 if field.name in _MAY_BE_ZERO else 1
-    if field.type in (int, int | None) and not (is_whole(value) and value >= least):
-        raise ValueError(f"{field.name} must be a whole number of at least {least}, got {value!r}")
+    if field.type in (int, int | None):
+        _check_count(field.name, value, least=0 if field.name in _MAY_BE_ZERO else 1)
+
+
+def _check_count(name: str, value: Any, least: int = 1) -> None:
+    if not (_is_whole(value) and least <= value <= LARGEST):
+        raise ValueError(f"{name} must be a whole number in {least}..{LARGEST}, got {value!r:.80}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _refuse_unsupported(text: Mapping[str, Any]) -> None:
@@ -177,8 +199,8 @@ def _rope(text: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _layer_types(text: Mapping[str, Any]) -> tuple[str, ...]:
     types = text.get("layer_types")
     count = text.get("num_hidden_layers")
-    if count is not None and (type(count) is not int or count < 1):  # True is an int, too
-        raise ValueError(f"num_hidden_layers must be a whole number of at least 1, got {count!r}")
+    if count is not None:
+        _check_count("num_hidden_layers", count)
     if types is None:
         if count is None:
             raise ValueError("layer_types: missing from the configuration, and so is num_hidden_layers")

@@ -27,6 +27,7 @@ from gemma4.layers import Linear
 from gemma4.sharding import shardings
 
 WEIGHTS, INDEX, ORBAX = "model.safetensors", "model.safetensors.index.json", "params"
+CPU_COPIES = ("cpu_head", "cpu_blocks")  # what `for_cpu` lays beside the weights
 FLOATS, INTEGERS = ("F64", "F32", "BF16", "F16"), ("I64", "I32")  # dtypes by their safetensors names
 Module = TypeVar("Module", bound=nnx.Module)
 Leaf = jax.Array | jax.ShapeDtypeStruct
@@ -37,8 +38,9 @@ class CheckpointError(ValueError):
 
 
 def named_params(module: nnx.Module) -> dict[str, Leaf]:
-    """The parameters of a module by path."""
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
+    """The parameters of a module by path; the copies that `for_cpu` makes are none."""
+    named = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
+    return {name: leaf for name, leaf in named.items() if name.split(".")[-1] not in CPU_COPIES}
 
 
 def with_params(module: Module, params: Mapping[str, Any]) -> Module:
@@ -78,6 +80,14 @@ def float_dtype(dtype: Any) -> np.dtype:
         if jnp.dtype(dtype).name in ("float32", "bfloat16", "float16"):
             return jnp.dtype(dtype)
     raise CheckpointError(f"dtype: expected float32, bfloat16 or float16, got {dtype}")
+
+
+def check_model(model: object, kind: type[nnx.Module], writer: str) -> None:
+    """Before anything of it is written.  Errors: CheckpointError unless the model is of the kind that `writer` writes."""
+    if not isinstance(model, kind):
+        raise CheckpointError(
+            f"{writer}: expected a {kind.__name__}, got a {type(model).__name__}; `gemma4` writes targets, `drafter` drafters"
+        )
 
 
 def read_config(directory: Path, parse: Callable[[dict[str, Any]], Any]) -> Any:
@@ -174,8 +184,8 @@ def fill(
 
     mesh:   put each tensor onto its devices as it is read, split as `sharding.py` says; None puts all onto one.
     rename: from a parameter's name to its name in `tensors`.  Floats are converted to the dtype of `blank`.
-    Errors: CheckpointError that lists every tensor missing, unexpected, misshapen, or of a kind that it cannot convert;
-            ValueError for a mesh of other axes.
+    Errors: CheckpointError that lists every tensor missing, unexpected, misshapen, or of a kind that it cannot convert; one
+            for a number that the dtype does not reach; ValueError for a mesh of other axes.
     """
     params, transposed = named_params(blank), linear_weights(blank)
     places = placed_on(params, mesh)
@@ -193,16 +203,35 @@ def fill(
     def read(name: str, leaf: Leaf) -> jax.Array:
         tensor = tensors[rename(name)]
         array = tensor.read().T if name in transposed else tensor.read()
-        is_integer = jnp.issubdtype(leaf.dtype, jnp.integer)
-        if is_integer and (wrong := array[array != array.astype(leaf.dtype)]).size:  # else they would wrap, silently
-            raise CheckpointError(
-                f"{tensor.file}: {tensor.key} holds {wrong[0]}, expected numbers that fit {leaf.dtype}; fetch the file again"
-            )
-        with np.errstate(over="ignore"):  # to infinity, as JAX does
-            array = array.astype(leaf.dtype, copy=False)
+        convert = _as_floats if jnp.issubdtype(leaf.dtype, jnp.floating) else _as_integers
+        array = convert(array, leaf.dtype, f"{tensor.file}: {tensor.key}")
         return jax.device_put(array, places[name])  # from the host, each device gets its own part and no other
 
     return with_params(blank, {name: read(name, leaf) for name, leaf in params.items()})
+
+
+def _as_floats(array: np.ndarray, dtype: np.dtype, source: str) -> np.ndarray:
+    """The same numbers in another dtype, rounded.  Errors: CheckpointError for a finite one that is infinite there.
+
+    Looked for only where exponents are fewer: in float16, and of float64 in all.  (From float32 to bfloat16 the last 0.4 % of
+    the range is lost: no weight lies there, and loading as bfloat16 stays as quick as it was.)
+    """
+    is_narrower = jnp.finfo(dtype).maxexp < jnp.finfo(array.dtype).maxexp
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype, copy=False)
+    if is_narrower and (lost := array[np.isinf(cast) & np.isfinite(array)]).size:
+        raise CheckpointError(
+            f"{source} holds {lost[0]}, past the range of {dtype}; try float32 or bfloat16, which reach 3.4e+38"
+        )
+    return cast
+
+
+def _as_integers(array: np.ndarray, dtype: np.dtype, source: str) -> np.ndarray:
+    """The same numbers in another dtype.  Errors: CheckpointError for one that would wrap."""
+    cast = array.astype(dtype, copy=False)
+    if (wrong := array[array != cast]).size:
+        raise CheckpointError(f"{source} holds {wrong[0]}, expected numbers that fit {dtype}; fetch the file again")
+    return cast
 
 
 def placed_on(
@@ -245,14 +274,19 @@ def _first_few(names: list[str], count: int = 5) -> str:
 def write_safetensors(
     module: nnx.Module, file: Path, dtype: np.dtype | None = None, *, rename: Callable[[str], str] = lambda name: name
 ) -> None:
-    """All parameters of a module in one safetensors file, linear weights [out, in]; floats as `dtype` if given."""
+    """All parameters of a module in one safetensors file, linear weights [out, in]; floats as `dtype` if given.
+
+    Errors: CheckpointError for a number that the dtype does not reach.
+    """
     transposed = linear_weights(module)
 
     def stored(name: str, leaf: jax.Array) -> np.ndarray:
         array = np.asarray(leaf).T if name in transposed else np.asarray(leaf)
-        is_float = jnp.issubdtype(array.dtype, jnp.floating)
-        # Integers as torch has them.  Contiguous, for save_file writes the buffer with no eye to its strides.
-        return np.ascontiguousarray(array, dtype if is_float else np.int64)
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            array = array.astype(np.int64)  # as torch has them
+        elif dtype is not None:
+            array = _as_floats(array, dtype, name)
+        return np.ascontiguousarray(array)  # for save_file writes the buffer with no eye to its strides
 
     arrays = {rename(name): stored(name, leaf) for name, leaf in named_params(module).items()}
     save_file(arrays, file, metadata={"format": "pt"})  # transformers wants the format named
@@ -296,8 +330,21 @@ def read_orbax(
     """The tensors that `wanted` names as `orbax_tensors` does, in its dtypes; no others are read.
 
     places: where each is put; None leaves all on the host, as NumPy arrays.
-    Errors: CheckpointError if the folder is damaged.
+    Errors: CheckpointError if the folder is damaged, and for a number that the wanted dtype does not reach.
     """
+    tensors = _restored(path, wanted, places)
+    narrow = [name for name, leaf in wanted.items() if leaf.dtype == jnp.float16]
+    if infinite := [name for name in narrow if np.isinf(np.asarray(tensors[name])).any()]:
+        # Orbax casts by itself.  Only what is infinite now is read as it is stored, to see whether it was so there.
+        stored = _restored(path, {name: leaf for name, leaf in orbax_tensors(path).items() if name in infinite})
+        for name, array in stored.items():
+            _as_floats(array, wanted[name].dtype, f"{path}: {name}")
+    return tensors
+
+
+def _restored(
+    path: Path, wanted: Mapping[str, Leaf], places: Mapping[str, Sharding] | None = None
+) -> dict[str, jax.Array | np.ndarray]:
     on_host = lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
     placed = lambda name, leaf: ocp.ArrayRestoreArgs(dtype=leaf.dtype, sharding=places[name])
     how = {name: on_host(leaf) if places is None else placed(name, leaf) for name, leaf in wanted.items()}
@@ -323,7 +370,8 @@ def shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def new_directory(directory: str | os.PathLike) -> Iterator[Path]:
     """A temporary sibling that takes the name `directory` when the block ends well, and is removed when it does not.
 
-    Parents that were missing are made, and removed with it.
+    Parents that were missing are made, and removed with it.  A signal that ends the process without an exception (SIGTERM, as
+    Python leaves it) leaves the sibling, `.NAME.` and 32 digits: what signals do is the program's to say, not a library's.
 
     Errors: CheckpointError if `directory` exists and is not an empty directory: nothing is ever overwritten.
     """

@@ -7,7 +7,7 @@ at hand.  They differ in one thing: where no thinking is asked for, 26B-A4B's an
 <|channel>thought⏎<channel|>, and E2B's and E4B's do not (12B's is unknown to us).  Tools and images are left out.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from tokenizers import Tokenizer
 
@@ -21,27 +21,27 @@ def chat(
 ) -> list[int]:
     """The ids of a conversation up to where the model's next turn begins.
 
-    turns:         (role, text), a role being "system" (first, if at all), "user" or "model"; the model is to answer the last.
+    turns:         (role, text), a role being "system" (first, if at all), "user" or "model"; the last is a user's, for the
+                   model to answer.
     thinking:      ask for a thought before the answer: <|think|> opens the system turn.
     empty_thought: end with an empty thought instead, as 26B-A4B and 31B want it.
-    Errors:        ValueError for another role, for turns that the model cannot answer, for text that holds one of the control
-                   tokens, and for a tokenizer that lacks them.
+    Errors:        ValueError for what are no such pairs, for another role, for turns that the model cannot answer, for text
+                   that holds a control token or another that the tokenizer marks special, and for a tokenizer that lacks
+                   the control tokens, cuts or pads.
     """
-    turns = list(turns)
+    turns = check_turns(turns)
     if thinking and empty_thought:
         raise ValueError("thinking and empty_thought: expected one of them or none, got both")
-    if not turns or turns[-1][0] == "model":
+    if tokenizer.truncation or tokenizer.padding:
         raise ValueError(
-            "turns: expected a turn for the model to answer, got " + ("the model's last" if turns else "none")
+            "the tokenizer cuts or pads: expected one that does neither; call its no_truncation() and no_padding()"
         )
-    for number, (role, _) in enumerate(turns):
-        if role not in ROLES or role == "system" and number > 0:
-            raise ValueError(f"turn {number}: expected user or model (or, as the first, system), got {role!r}")
     control = {name: _control_id(tokenizer, name) for name in (BOS, TURN, END_OF_TURN, THINK, THOUGHT, END_OF_THOUGHT)}
+    special = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
 
     def plain(text: str, where: str) -> list[int]:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
-        found = [name for name, i in control.items() if i in ids]
+        found = [name for name, i in (control | special).items() if i in ids]
         if found:
             raise ValueError(f"{where}: expected text, got the control token {found[0]} in it; take it out")
         return ids
@@ -58,6 +58,22 @@ def chat(
         ids += [control[END_OF_TURN], *plain("\n", role)]
     ids += [control[TURN], *plain("model\n", "model")]
     return ids + [control[THOUGHT], *plain("thought\n", "model"), control[END_OF_THOUGHT]] * empty_thought
+
+
+def check_turns(turns: object) -> list[tuple[str, str]]:
+    """The turns of a conversation that the model can answer.  Errors: ValueError for anything else."""
+    is_pair = lambda turn: isinstance(turn, (tuple, list)) and [isinstance(part, str) for part in turn] == [True, True]
+    are_many = isinstance(turns, Iterable) and not isinstance(turns, (str, bytes, Mapping))
+    turns = list(turns) if are_many else [turns]
+    for number, turn in enumerate(turns):
+        if not is_pair(turn):
+            raise ValueError(f'turn {number}: expected a role and a text, such as ("user", "Hello"), got {turn!r:.80}')
+        if turn[0] not in ROLES or turn[0] == "system" and number > 0:
+            raise ValueError(f"turn {number}: expected user or model (or, as the first, system), got {turn[0]!r}")
+    if not turns or turns[-1][0] != "user":
+        last = f"the {turns[-1][0]}'s last" if turns else "none"
+        raise ValueError(f"turns: expected a user's turn for the model to answer, got {last}")
+    return [(role, text) for role, text in turns]
 
 
 def _control_id(tokenizer: Tokenizer, name: str) -> int:

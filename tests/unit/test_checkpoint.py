@@ -1,9 +1,11 @@
 """Checkpoints: what goes in comes out bit for bit, every layout of files is read, and every fault is one clear error."""
 
+import inspect
 import json
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -16,6 +18,7 @@ from gemma4 import CheckpointError, checkpoint, storage
 from gemma4.checkpoint import load_with_report
 from gemma4.storage import INDEX, ORBAX, WEIGHTS, named_params
 from tests.tiny import TINY, random_target
+from tests.tiny_pair import drafter_config, random_drafter
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -204,6 +207,8 @@ def test_shards_in_nested_folders_and_through_links(target, copy):
     [
         ({"eos_token_id": [1, 106, 50]}, (1, 106, 50)),  # as the released instruction-tuned checkpoints have it
         ({"eos_token_id": 7}, (7,)),
+        ({"eos_token_id": [0, 63]}, (0, 63)),
+        ({"eos_token_id": []}, ()),
         ({"eos_token_id": None}, None),
         ({"top_k": 64}, None),
     ],
@@ -217,11 +222,22 @@ def test_tokens_that_end_a_text(target, copy, content, ends):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "not valid JSON"), ('{"eos_token_id": [1, "<eos>"]}', "eos_token_ids: expected token ids")],
+    [
+        ("{", "not valid JSON"),
+        ('{"eos_token_id": [1, "<eos>"]}', "eos_token_ids: expected token ids"),
+        ('{"eos_token_id": [1, 64]}', "eos_token_id: expected ids of this model's vocabulary, 0..63, got (1, 64)"),
+        ('{"eos_token_id": -1}', "eos_token_ids: expected token ids in 0..2147483647, got (-1,)"),
+    ],
 )
 def test_tokens_that_end_nothing(copy, text, message):
     (copy / "generation_config.json").write_text(text)
     fails(copy, str(copy / "generation_config.json"), message)
+
+
+@pytest.mark.parametrize("put", [Path.mkdir, lambda file: file.symlink_to("nowhere")], ids=["a directory", "a link"])
+def test_tokens_that_end_a_text_in_no_file(copy, put):
+    put(copy / "generation_config.json")
+    fails(copy, str(copy / "generation_config.json"), "expected a file, got a directory or a link to nothing")
 
 
 # -- faults: one clear error each --------------------------------------------------------------------------------------
@@ -383,6 +399,49 @@ def test_dtypes_out_of_range(exported, target, tmp_path, dtype):
         assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture(scope="module")
+def large(target):
+    """A target with one weight that float16 does not reach, and the name of that weight."""
+    name = "layers.1.self_attn.q_proj.weight"
+    return storage.with_params(target, {name: named_params(target)[name].at[3, 5].set(-99_840)}), name
+
+
+@pytest.mark.parametrize("write", [gemma4.save, gemma4.export_hf], ids=["orbax", "hf"])
+@pytest.mark.parametrize("stored", DTYPES.values(), ids=DTYPES)
+def test_weights_past_the_range_of_float16(large, stored, write, tmp_path):
+    target, name = large
+    target = jax.tree.map(lambda leaf: leaf.astype(stored), target)
+    write(target, tmp_path / "new")
+    fails(
+        tmp_path / "new", f"{name} holds -99840", "past the range of float16; try float32 or bfloat16", dtype="float16"
+    )
+    for dtype in DTYPES.values():
+        assert_same(gemma4.load(tmp_path / "new", dtype), target, dtype)
+
+
+@pytest.mark.parametrize("write", [gemma4.save, gemma4.export_hf], ids=["orbax", "hf"])
+def test_what_is_infinite_in_the_file_stays_so(target, write, tmp_path):
+    name = "layers.1.self_attn.q_norm.weight"
+    infinite = storage.with_params(target, {name: named_params(target)[name].at[0].set(-np.inf)})
+    write(infinite, tmp_path / "new")
+    assert_same(gemma4.load(tmp_path / "new", "float16"), infinite, jnp.float16)
+
+
+def test_export_past_the_range_of_float16(large, tmp_path):
+    target, name = large
+    with pytest.raises(
+        CheckpointError, match=f"^{name} holds -99840.0, past the range of float16; try float32 or bfloat16"
+    ):
+        gemma4.export_hf(target, tmp_path / "new", dtype="float16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_float64_past_the_range_of_float32(copy):
+    rewrite(copy, lambda tensors: tensors | {"model.norm.weight": np.full(24, 1e300)})
+    for dtype in ("float32", "bfloat16", "float16"):
+        fails(copy, str(copy / WEIGHTS), "model.norm.weight holds 1e+300", f"past the range of {dtype}", dtype=dtype)
+
+
 # -- Orbax faults ------------------------------------------------------------------------------------------------------
 
 
@@ -432,6 +491,25 @@ def test_nothing_is_overwritten(target, tmp_path, write, _):
         with pytest.raises(CheckpointError, match=f"{name}: exists and is not empty.*new directory"):
             write(target, tmp_path / name)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "full", "notes.txt"]
+
+
+@pytest.mark.parametrize(("write", "_"), WRITERS.values(), ids=WRITERS)
+def test_the_copy_for_a_cpu_is_not_written(target, tmp_path, write, _):
+    twin = target.for_cpu()
+    write(twin, tmp_path / "new")
+    loaded = gemma4.load(tmp_path / "new")
+    assert_same(loaded, target)
+    assert loaded.cpu_head is None and twin.cpu_head is not None
+
+
+@pytest.mark.parametrize(("write", "_"), WRITERS.values(), ids=WRITERS)
+def test_another_model_is_not_written(tmp_path, write, _):
+    write = inspect.unwrap(write)  # without the tests' own check of types
+    draft = random_drafter(drafter_config(TINY["12B"], clustered=False))
+    for model, kind in ((draft, "Drafter"), ("a/path", "str")):
+        with pytest.raises(CheckpointError, match=f"^gemma4.{write.__name__}: expected a Gemma4, got a {kind}; "):
+            write(model, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("write", "_"), WRITERS.values(), ids=WRITERS)

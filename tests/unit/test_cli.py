@@ -377,7 +377,7 @@ DAMAGE = {
     "missing tensor": (lacking, "the tensors do not fit config.json; are both files of the same model? 1 missing: "),
     "truncated weights": (truncate, "not a whole safetensors file"),
     "other architecture": (other_architecture, "model_type: expected one of gemma4"),
-    "wrong kinds": (wrong_kinds, "num_attention_heads must be a whole number of at least 1, got 'four'"),
+    "wrong kinds": (wrong_kinds, "num_attention_heads must be a whole number in 1..2147483646, got 'four'"),
     "not an object": (no_object, "expected a JSON object, got a list"),
 }
 
@@ -407,6 +407,23 @@ def test_text_without_a_tokenizer(run, pair_dir, tmp_path):
     target = shutil.copytree(pair_dir / "target", tmp_path / "target")
     (target / "tokenizer.json").unlink()
     assert_refused(run(PROMPT, target=target), "no tokenizer.json, so TEXT cannot be read; give --prompt-ids")
+
+
+@pytest.mark.parametrize("command", ["generate", "bench", "oracle"])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Backend 'bogus'\nis not known"), AssertionError()], ids=lambda error: type(error).__name__
+)
+def test_no_device(command, error, capsys, monkeypatch):
+    """JAX 0.10.2 raises the first for a name that it does not know, the second for cuda without its plugin."""
+
+    def devices():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "bogus")
+    reason = " (Backend 'bogus' is not known)" * bool(str(error))
+    result = (cli.main(["oracle", "mutants"] if command == "oracle" else [command]), *capsys.readouterr())
+    assert_refused(result, f"JAX_PLATFORMS=bogus: JAX finds no such device here{reason}; unset it, or set it to cpu")
 
 
 # -- how it ends -------------------------------------------------------------------------------------------------------
@@ -453,8 +470,8 @@ def test_standard_error_is_full(run, monkeypatch):
         assert run("x", "--draft-length=0") == (2, "", "")
 
 
-def start(pair_dir, cache: Path, *arguments, **settings) -> subprocess.Popen:
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+def start(pair_dir, cache: Path, *arguments, platforms: str = "cpu", **settings) -> subprocess.Popen:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": platforms}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     command = [sys.executable, "-m", *arguments, "--target", pair_dir / "target", "--drafter", pair_dir / "drafter"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -476,6 +493,12 @@ def test_real_processes(pair_dir, tmp_path):
     assert interrupted.stdout.read(1) == PROMPT[:1].encode()
     interrupted.send_signal(signal.SIGINT)
     assert interrupted.communicate(timeout=120)[1] == b"" and interrupted.returncode == 130
+
+    no_device = start(pair_dir, tmp_path / "cache", "gemma4", *arguments, platforms="bogus")
+    out, err = no_device.communicate(timeout=120)
+    assert_refused(
+        (no_device.returncode, out.decode(), err.decode()), "JAX_PLATFORMS=bogus: JAX finds no such device here ("
+    )
 
     reader_gone = start(pair_dir, tmp_path / "cache", "decoding", *arguments)
     reader_gone.stdout.close()

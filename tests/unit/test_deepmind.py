@@ -202,6 +202,16 @@ def test_the_tree_tells_the_size(target, tree, tmp_path, monkeypatch):
     assert_same(gemma4.load(write(tmp_path / "tree", tree, None)), target)
 
 
+@pytest.mark.parametrize("has_config", [True, False])
+def test_tokens_that_end_a_text(target, tree, has_config, tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "tiny", target.config)
+    write(tmp_path / "tree", tree, target.config if has_config else None)
+    (tmp_path / "tree" / "generation_config.json").write_text('{"eos_token_id": [1, 106, 50]}')
+    assert gemma4.load(tmp_path / "tree").config.eos_token_ids == (1, 106, 50)
+    (tmp_path / "tree" / "generation_config.json").write_text('{"eos_token_id": 64}')
+    fails(tmp_path / "tree", "generation_config.json: eos_token_id: expected ids", "0..63, got (64,)")
+
+
 def test_vision_and_audio_are_left_out_unread(target, tree, tmp_path, monkeypatch, caplog):
     read, asked = storage.read_orbax, []
     monkeypatch.setattr(storage, "read_orbax", lambda path, wanted: asked.extend(wanted) or read(path, wanted))
@@ -226,9 +236,9 @@ def test_shared_layers_need_no_kv(target, tree, tmp_path):
 # -- faults: one clear error each --------------------------------------------------------------------------------------
 
 
-def fails(directory: Path, *fragments: str) -> None:
+def fails(directory: Path, *fragments: str, **arguments) -> None:
     with pytest.raises(CheckpointError) as caught:
-        gemma4.load(directory)
+        gemma4.load(directory, **arguments)
     for fragment in (str(directory), *fragments):
         assert fragment in str(caught.value)
 
@@ -283,6 +293,15 @@ def test_older_trees(target, tree, tmp_path):
 def test_quantised_weights(target, tree, tmp_path):
     write(tmp_path / "tree", tree | {"layer_0/mlp/linear": np.ones((40, 24), np.int8)}, target.config)
     fails(tmp_path / "tree", "layer_0/mlp/linear is stored as int8", "quantised checkpoints are not supported")
+
+
+def test_weights_past_the_range_of_float16(target, tree, tmp_path):
+    key = "layer_0/mlp/linear"
+    changed = tree[key].copy()
+    changed[3, 5] = 1e5
+    write(tmp_path / "tree", tree | {key: changed}, target.config)
+    fails(tmp_path / "tree", f"{key} holds 100000.0, past the range of float16; try float32", dtype="float16")
+    assert np.isfinite(gemma4.load(tmp_path / "tree", "bfloat16").layers[0].mlp.down_proj.weight[...]).all()
 
 
 @pytest.mark.parametrize("part", ["manifest.ocdbt", "d", "ocdbt.process_0"])

@@ -1,6 +1,7 @@
 """A drafter written and read again is the same drafter; a bad checkpoint is one clear error."""
 
 import dataclasses
+import inspect
 import json
 from pathlib import Path
 
@@ -52,6 +53,24 @@ def test_orbax_round_trip(tmp_path):
     model = random_drafter(drafter_config(TINY["E4B"], clustered=True))
     drafter.save(model, tmp_path / "drafter")
     assert_same(model, drafter.load(tmp_path / "drafter"))
+
+
+@pytest.mark.parametrize("write", [drafter.save, drafter.export_hf], ids=["orbax", "hf"])
+@pytest.mark.parametrize("clustered", [True, False])
+def test_the_copies_for_a_cpu_are_not_written(clustered, write, tmp_path):
+    model = random_drafter(drafter_config(TINY["E2B"], clustered=clustered))
+    twin = model.for_cpu()
+    assert (twin.masked_embedding.cpu_blocks if clustered else twin.cpu_head) is not None
+    write(twin, tmp_path / "drafter")
+    assert_same(model, drafter.load(tmp_path / "drafter"))
+
+
+@pytest.mark.parametrize("write", [drafter.save, drafter.export_hf], ids=["orbax", "hf"])
+def test_another_model_is_not_written(write, tmp_path):
+    write = inspect.unwrap(write)  # without the tests' own check of types
+    with pytest.raises(gemma4.CheckpointError, match=f"^drafter.{write.__name__}: expected a Drafter, got a Gemma4; "):
+        write(random_target(TINY["12B"]), tmp_path / "new")
+    assert not list(tmp_path.iterdir())
 
 
 def test_file_has_the_names_and_kinds_of_released_drafters(exported):
@@ -204,8 +223,9 @@ def test_target_given_for_a_drafter(tmp_path):
     [
         ("text_config", [1], r"text_config: expected an object, got \[1\]"),
         ("text_config", None, "text_config: missing from the configuration"),
-        ("backbone_hidden_size", "24", "backbone_hidden_size must be a whole number of at least 1, got '24'"),
-        ("num_centroids", 0, "num_centroids must be a whole number of at least 1, got 0"),
+        ("backbone_hidden_size", "24", "backbone_hidden_size must be a whole number in 1..2147483646, got '24'"),
+        ("num_centroids", 0, "num_centroids must be a whole number in 1..2147483646, got 0"),
+        ("num_centroids", 2**31, "num_centroids must be a whole number in 1..2147483646, got 2147483648"),
         ("num_centroids", 3, "64 tokens do not divide into 3 clusters of one size"),
         ("centroid_intermediate_top_k", 5, r"centroid_intermediate_top_k must lie in 1\.\.4, got 5"),
         ("use_ordered_embeddings", "yes", "use_ordered_embeddings must be true or false, got 'yes'"),

@@ -67,6 +67,16 @@ def test_drafter_of_another_target(pair_dir, tmp_path):
         decoding.load_pair(pair_dir / "target", tmp_path / "drafter")
 
 
+@pytest.mark.parametrize("setting", ["truncation", "padding"])
+def test_tokenizer_that_would_cut_or_pad_reads_all_and_no_more(copied, setting):
+    tokenizer = load(copied).tokenizer
+    ids = tokenizer.encode(SENTENCES[1]).ids
+    tokenizer.enable_truncation(3) if setting == "truncation" else tokenizer.enable_padding(length=len(ids) + 5)
+    assert tokenizer.encode(SENTENCES[1]).ids != ids
+    tokenizer.save(str(copied / "target" / "tokenizer.json"))
+    assert load(copied).tokenizer.encode(SENTENCES[1]).ids == ids
+
+
 def test_tokenizer_that_cannot_be_read(copied):
     (copied / "target" / "tokenizer.json").write_text("{}")
     with pytest.raises(gemma4.CheckpointError, match=r"tokenizer\.json: `tokenizers` cannot read it"):

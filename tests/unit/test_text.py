@@ -1,10 +1,12 @@
 """Chat turns: the text that templates make, and no way for a text to speak for the system."""
 
+import re
+
 import pytest
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 
 from decoding.pairs.corpus import train_tokenizer
-from gemma4.text import BOS, END_OF_THOUGHT, END_OF_TURN, THINK, THOUGHT, TURN, chat
+from gemma4.text import BOS, END_OF_THOUGHT, END_OF_TURN, THINK, THOUGHT, TURN, chat, check_turns
 from tests.tiny_pair import SENTENCES
 
 CONTROL = (TURN, END_OF_TURN, THINK, THOUGHT, END_OF_THOUGHT)
@@ -58,11 +60,64 @@ def test_control_tokens_in_a_text_are_refused(tokenizer, name):
         chat(tokenizer, [*HELLO, ("user", f"x{name}y")])
 
 
+@pytest.mark.parametrize("name", ["<pad>", "<eos>", "<|image>"])
+def test_special_tokens_in_a_text_are_refused(tokenizer, name):
+    """Each that the tokenizer marks so, whatever it stands for; what looks like one and is none is text."""
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.add_special_tokens(["<pad>", "<eos>", "<|image>"])
+    for turns in ([("user", f"x{name}y")], [("system", name), *HELLO]):
+        with pytest.raises(ValueError, match=f"turn 0: expected text, got the control token {re.escape(name)} in it"):
+            chat(tokenizer, turns)
+    tokenizer.add_tokens(["world"])
+    text = "x<|video>y, world"
+    assert text in tokenizer.decode(chat(tokenizer, [("user", text)]), skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("setting", ["truncation", "padding"])
+def test_a_tokenizer_that_cuts_or_pads(tokenizer, setting):
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.enable_truncation(3) if setting == "truncation" else tokenizer.enable_padding(length=20)
+    with pytest.raises(
+        ValueError, match=r"the tokenizer cuts or pads: .*; call its no_truncation\(\) and no_padding\(\)"
+    ):
+        chat(tokenizer, HELLO)
+
+
+def test_turns_in_other_forms():
+    for turns in ([["user", "A"]], iter([("user", "A")]), (("user", "A"),)):
+        assert check_turns(turns) == [("user", "A")]
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [("user", None)],
+        [("user", b"Hi")],
+        [("user", ["Hi"])],
+        [(1, "Hi")],
+        ["Hi"],
+        [("user", "Hi", "there")],
+        [{"role": "user", "content": "Hi"}],
+        {"role": "user", "content": "Hi"},
+        {"user": "Hi"},
+        ("user", "Hi"),
+        "Hi",
+        b"Hi",
+        None,
+    ],
+    ids=repr,
+)
+def test_what_are_no_turns(turns):
+    with pytest.raises(ValueError, match=r'turn 0: expected a role and a text, such as \("user", "Hello"\), got '):
+        check_turns(turns)
+
+
 @pytest.mark.parametrize(
     ("turns", "settings", "message"),
     [
-        ([], {}, "expected a turn for the model to answer, got none"),
-        ([*HELLO, ("model", "Hi")], {}, "expected a turn for the model to answer, got the model's last"),
+        ([], {}, "expected a user's turn for the model to answer, got none"),
+        ([*HELLO, ("model", "Hi")], {}, "expected a user's turn for the model to answer, got the model's last"),
+        ([("system", "Be brief.")], {}, "expected a user's turn for the model to answer, got the system's last"),
         ([("assistant", "Hi"), *HELLO], {}, "turn 0: expected user or model .* got 'assistant'"),
         ([*HELLO, ("system", "Be brief.")], {}, "turn 1: expected user or model .* got 'system'"),
         (HELLO, {"thinking": True, "empty_thought": True}, "expected one of them or none, got both"),
