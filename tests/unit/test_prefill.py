@@ -1,11 +1,14 @@
-"""A prefill runs what writes no K/V for one token a row, and leaves the same hidden row and the same cache."""
+"""A prefill runs what writes no K/V for one token a row, and leaves the same hidden row and the same cache, with room."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import decoding
+from decoding.checks import LONGEST_DRAFT
 from gemma4 import init_cache
+from gemma4.config import FULL
 from tests.tiny import TINY, WINDOW, random_target, random_tokens
 
 TIME = 2 * WINDOW + 3
@@ -42,3 +45,13 @@ def test_what_writes_no_kv_runs_for_that_row_alone(layout):
     for point in ("query", "output"):
         assert [times[f"layers.{layer}.{point}"] for layer in range(config.num_hidden_layers)] == expected
     assert times["hidden"] == 1
+
+
+def test_room_for_the_last_rounds_drafts():
+    """With a short prompt and a context exactly full: what does not fit would be written over the first tokens."""
+    target, prompt = random_target(TINY["E2B"]), 16 * [2]
+    new_tokens = target.config.max_position_embeddings - len(prompt)
+    settings = {"draft_length": LONGEST_DRAFT, "key": jax.random.key(0)}
+    state = decoding.prefill(target, prompt, max_new_tokens=new_tokens, **settings)
+    full = state.cache.layers[target.config.donors[FULL]]
+    assert full.capacity >= len(prompt) + new_tokens + LONGEST_DRAFT
