@@ -119,7 +119,8 @@ def test_prompts_in_many_forms(pair, prompt):
         (check_eos_ids, 5, r"eos_ids: expected token ids, such as \(1, 106\), got 5"),
         (check_eos_ids, "1", "eos_ids: expected token ids"),
         (check_eos_ids, [5.5], "eos_ids: expected token ids"),
-        (check_eos_ids, [2**40], "eos_ids: expected token ids from 0 up"),
+        (check_eos_ids, [2**31], "eos_ids: expected token ids from 0 up"),
+        (check_eos_ids, [-1], "eos_ids: expected token ids from 0 up"),
         (check_key, 0, r"key: expected jax.random.key\(seed\), got 0"),
         (check_key, "a", "key: expected jax.random.key"),
         (check_sampling, 0.8, "sampling: expected decoding.Sampling.* got 0.8"),
@@ -141,6 +142,16 @@ def test_settings_become_pythons_numbers():
     sampling = check_sampling(decoding.Sampling(jnp.float32(0.5), np.int64(3), np.float32(1)))
     assert hash(sampling) == hash(decoding.Sampling(0.5, 3, 1.0))
     assert all(type(value) in (int, float) for value in (*sampling, check_draft_length(jnp.int32(3))))
+
+
+def test_the_last_values_that_are_allowed(pair):
+    assert check_draft_length(LONGEST_DRAFT) == LONGEST_DRAFT
+    assert check_prompts(pair[0], PROMPT, CONTEXT - len(PROMPT)) == [PROMPT]
+    assert check_eos_ids([0, 2**31 - 1]) == (0, 2**31 - 1)
+
+
+def test_no_key_is_key_0():
+    np.testing.assert_array_equal(jax.random.key_data(check_key(None)), jax.random.key_data(jax.random.key(0)))
 
 
 def test_generate_with_the_drafter_of_another_target(pair):

@@ -1,5 +1,6 @@
 """`gemma4-mtp bench`: what it refuses, and what it prints."""
 
+import argparse
 import contextlib
 import functools
 import io
@@ -10,14 +11,18 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from decoding import cli
 from decoding.bench import cli as bench_cli
-from decoding.bench import contexts, heads, machine, measure, plot, stages
+from decoding.bench import contexts, heads, machine, measure, peer, plot, stages
 from decoding.bench import subject as subjects
 from decoding.bench.loops import Lap, Loop
+from decoding.bench.measure import Plan
 from decoding.bench.report import lines
+from decoding.sampling import Sampling
+from decoding.speculative import Options
 from gemma4.config import FULL, SLIDING
 from tests.small_pair import small_subject
 
@@ -138,6 +143,23 @@ def test_lists_of_numbers():
     assert bench_cli.numbers("--batch", "8, 1-3,2") == (1, 2, 3, 8)
 
 
+def plan_of(arguments: str) -> Plan:
+    parser = argparse.ArgumentParser()
+    bench_cli.add_options(parser)
+    return bench_cli.plan_of(parser.parse_args(arguments.split()))
+
+
+def test_options_reach_the_plan():
+    """Each under its own name; and how to sample and to judge reaches the rounds."""
+    sizes = "--prompt-tokens=11 --new-tokens=12 --prefill-tokens=13 --prompts=14 --runs=15"
+    plan = plan_of(f"--draft-lengths=6,9 --batch=2 {sizes} --temperature=0.5 --acceptance=block")
+    warm = Sampling(0.5)
+    sizes = {"prompt_tokens": 11, "new_tokens": 12, "prefill_tokens": 13, "num_prompts": 14, "runs": 15}
+    assert plan == Plan((6, 9), (2,), streamed=6, **sizes, sampling=warm, acceptance="block")
+    assert plan.options(3) == Options(3, sampling=warm, draft_sampling=warm, acceptance="block")
+    assert plan_of("--accept-rate=0.7") == Plan(accept_rate=0.7)
+
+
 # -- what it prints ----------------------------------------------------------------------------------------------------
 
 GAMMAS, BATCHES = (1, 2), (1, 2)
@@ -196,7 +218,10 @@ def both(bench, monkeypatch):
 
 def test_json(found):
     assert set(found) == {"subject", "machine", "plan", "prefill", "batches", "peak_bytes"}
-    assert set(found["subject"]) == {"name", "dtype", "parameters", "bytes", "text"}
+    subject = found["subject"]
+    assert set(subject) == {"name", "dtype", "parameters", "bytes", "text"}
+    assert subject["bytes"] == {name: 4 * count for name, count in subject["parameters"].items()}
+    assert subject["text"] == "random tokens", "the chapters are held out of the shipped pair's training alone"
     assert (found["plan"]["draft_lengths"], found["plan"]["streamed"]) == ([1], 1)
     assert found["prefill"]["tokens"] == 20 and found["prefill"]["seconds"] > 0
     assert [entry["batch"] for entry in found["batches"]] == [2]
@@ -242,6 +267,35 @@ def test_table(bench, found):
     out = bench(*SIZES, "--draft-lengths=1", "--batch=2")
     assert "parameters" not in out and "{" not in out
     assert "\nbatch 2: one stage at a time\nstage " in out and "\nbatch 2: whole loops\nloop " in out
+
+
+def test_units_of_the_table(found):
+    """Milliseconds, megabytes, millions of operations, per cent; nothing where there is no share."""
+    entry = {"stage": "verify", "draft_length": 3, "seconds": 0.002, "compile_seconds": 1.5}
+    entry |= {"bytes": 5e6, "flops": 7e6, "share_of_bandwidth": 0.5, "share_of_flops": None}
+    table = lines(found | {"batches": [{"batch": 1, "stages": [entry], "loops": []}]})
+    (row,) = (row.split() for row in table if row.startswith("verify"))
+    assert row == ["verify", "3", "2", "5.0", "7", "50%", "1.5", "s"]
+
+
+class SlowPeer(peer.Transformers):
+    """Takes a hundred seconds for any text; needs no torch."""
+
+    def __init__(self):
+        self.name, self.prompts = "a slow peer", set()
+
+    def lap(self, prompt, new_tokens, draft_length):
+        self.prompts.add(tuple(prompt))
+        return 100.0, np.zeros(new_tokens, int)
+
+
+def test_against():
+    """Each engine's speed is by its own seconds; and each text is another."""
+    slow, plan = SlowPeer(), Plan(streamed=2, prompt_tokens=9, new_tokens=5, num_prompts=3, runs=1)
+    found = bench_cli.against(small_subject(), slow, plan)
+    for loop in ("autoregressive", "speculative"):
+        assert found[loop]["their_tokens_per_second"] == 5 / 100 < found[loop]["tokens_per_second"]
+    assert len(slow.prompts) == 3
 
 
 def test_context(bench):

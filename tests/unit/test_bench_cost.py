@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 from types import SimpleNamespace
 
 import jax
@@ -27,13 +28,21 @@ def test_machine(dtype, monkeypatch):
 
 
 def test_machine_by_a_clock(monkeypatch):
-    """Everything takes two seconds: what was moved and multiplied in them."""
-    ticks = itertools.count(0.0, 2.0)
+    """Copy and product take two seconds in their best lap: what was moved and multiplied in them."""
+    laps = (9.0, 3.0, 2.0, *itertools.repeat(4.0, machine.LAPS - 2))
+    ticks = itertools.accumulate(seconds for lap in 2 * laps for seconds in (1.0, lap))  # before a lap and in it
     monkeypatch.setattr(machine, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     monkeypatch.setattr(machine, "COPIED_BYTES", 2**16)
     monkeypatch.setattr(machine, "SIDE", {jax.default_backend(): 32})
     found = machine.measure_machine(jnp.dtype("float32"))
     assert found[1:] == (2 * 2**16 / 2, 2 * 32**3 / 2)
+
+
+def test_peak_memory_is_in_bytes():
+    """Python with JAX takes more than 32 MB, and no more than there is.  As kibibytes the number would be far smaller."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("a device tells its own peak")
+    assert 2**25 < machine.peak_bytes() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 # -- the cost model ----------------------------------------------------------------------------------------------------

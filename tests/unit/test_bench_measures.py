@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import decoding
-from decoding.bench import loops, machine, measure, prefill
+from decoding.bench import contexts, loops, machine, measure, prefill
 from decoding.bench.contexts import CHUNK, cache_bytes
 from decoding.bench.loops import Lap, Loop, typical
 from decoding.bench.measure import Plan
 from decoding.bench.subject import Subject
+from decoding.bench.work import draft_work, forward_work
 from decoding.generate import start
 from decoding.speculative import Options
 from gemma4.config import FULL, SLIDING
@@ -118,16 +119,41 @@ def test_the_prediction_counts_rows_that_end_early():
     assert drafted["speed_up"] == pytest.approx(drafted["predicted"])
 
 
-def test_groups_of_prompts_are_sampled_apart(monkeypatch):
-    """Runs of one group repeat it; another group has another seed."""
-    seeds = []
-    monkeypatch.setattr(Loop, "lap", lambda self, group, seed=0: seeds.append(seed))
+@pytest.fixture
+def nothing_is_measured(monkeypatch):
+    """`measure_batch` without its measurements: no stage, no loop."""
+    monkeypatch.setattr(Loop, "lap", lambda self, group, seed=0: None)
     monkeypatch.setattr(measure, "stage_timers", lambda *args: {})
     monkeypatch.setattr(measure, "stage_seconds", lambda laps, streamed: {})
     monkeypatch.setattr(measure, "loop_entries", lambda *args: [])
+
+
+NO_MACHINE = machine.Machine("none", 1.0, 1.0)
+
+
+def test_groups_of_prompts_are_sampled_apart(nothing_is_measured, monkeypatch):
+    """Runs of one group repeat it; another group has another seed."""
+    seeds = []
+    monkeypatch.setattr(Loop, "lap", lambda self, group, seed=0: seeds.append(seed))
     plan = Plan(draft_lengths=(1,), streamed=1, prompt_tokens=3, new_tokens=3, num_prompts=2, runs=2)
-    measure.measure_batch(small_subject(), plan, 1, machine.Machine("none", 1.0, 1.0), lambda what: None)
+    measure.measure_batch(small_subject(), plan, 1, NO_MACHINE, lambda what: None)
     assert seeds == 4 * [0] + 2 * (4 * [0] + 4 * [1])  # once to compile; four loops
+
+
+def test_what_a_stage_is_said_to_need(nothing_is_measured, monkeypatch):
+    """In the middle of the new tokens, of each row: a step reads one token, a verify of three drafts four."""
+    subject = small_subject()
+    keys = (measure.STEP, 0), (measure.VERIFY, 3), (measure.FIRST, 3), (measure.FURTHER, 1)
+    monkeypatch.setattr(measure, "stage_seconds", lambda laps, streamed: {key: [1.0] for key in keys})
+    plan = Plan(draft_lengths=(3,), streamed=3, prompt_tokens=6, new_tokens=8, num_prompts=1, runs=1)
+    found = measure.measure_batch(subject, plan, 2, NO_MACHINE, lambda what: None)
+    one_draft = draft_work(subject.target, subject.drafter, 2, context=10)
+    assert {entry["stage"]: (entry["bytes"], entry["flops"]) for entry in found["stages"]} == {
+        measure.STEP: forward_work(subject.target, 2, tokens=1, context=10),
+        measure.VERIFY: forward_work(subject.target, 2, tokens=4, context=10),
+        measure.FIRST: one_draft,
+        measure.FURTHER: one_draft,
+    }
 
 
 # -- contexts and prefill ----------------------------------------------------------------------------------------------
@@ -145,6 +171,21 @@ def test_bytes_of_the_cache(layout):
         rows[config.layer_types[layer]] += 2 * config.kv_heads(layer) * config.layer_head_dim(layer) * 4
     assert [size[FULL] for size in sizes] == [context * rows[FULL] for context in lengths]
     assert [size[SLIDING] for size in sizes] == [min(context, WINDOW + CHUNK) * rows[SLIDING] for context in lengths]
+
+
+def test_a_full_context_has_room_for_one_token():
+    """What a step adds is the last one; the next would be written over the first."""
+    state, config = contexts.full_state(small_subject(), 16), small_subject().target.config
+    assert state.cache.layers[config.donors[FULL]].capacity == 16 and state.cache.length.tolist() == [15]
+
+
+def test_figures_of_a_prefill(monkeypatch):
+    """Medians of a prefill and of one with every layer, which take turns; the first of each compiles."""
+    laps = iter([90.0, 90.0, 1.0, 6.0, 2.0, 7.0, 3.0, 5.0])
+    monkeypatch.setattr(prefill, "_seconds", lambda run: next(laps))
+    found = prefill.measure_prefill(small_subject(), 10, 3, NO_MACHINE)
+    assert (found["seconds"], found["every_layer_seconds"]) == (2.0, 6.0)
+    assert (found["tokens_per_second"], found["gain"]) == (5.0, 3.0), "as many times as fast as with every layer"
 
 
 def test_prefill_with_every_layer(monkeypatch):

@@ -92,6 +92,13 @@ def test_one_cluster_and_one_token_a_cluster(num_centroids):
     np.testing.assert_allclose(centroids, groups.mean(axis=1), rtol=0, atol=1e-5)
 
 
+def test_the_start_is_balanced_for_any_number_of_clusters():
+    """Three: each side of a cut gets its own tokens.  An over-full cluster shows in centroids that are no means (1e-6)."""
+    rows = table()[:510]
+    centroids, ordering = cluster_vocabulary(rows, 3, sweeps=1)
+    np.testing.assert_allclose(centroids, rows[np.asarray(ordering).reshape(3, -1)].mean(axis=1), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("num_centroids", [0, -4, 5, 1000])
 def test_clusters_of_unequal_size_are_refused(num_centroids):
     with pytest.raises(ValueError, match=f"512 tokens do not divide into {num_centroids} clusters"):

@@ -172,7 +172,8 @@ def test_line_breaks_stand_outside_marks(tokenizer, abc):
 def test_control_characters_are_spelt_out(tokenizer):
     rounds = [prefill(tokenizer.encode("\x1b").ids[0])]
     assert shown(tokenizer, rounds) == "P:[\\x1b]\n"
-    assert Printer(io.StringIO(), tokenizer, color=False).segment(Origin.ACCEPTED, "\t\x07\x9b~é") == "\t\\x07\\x9b~é"
+    printer = Printer(io.StringIO(), tokenizer, color=False)
+    assert printer.segment(Origin.ACCEPTED, "\t\x07~\x7f\x9b\xa0é") == "\t\\x07~\\x7f\\x9b\xa0é"
 
 
 def test_without_a_tokenizer_the_ids(tokenizer):

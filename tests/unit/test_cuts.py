@@ -1,6 +1,7 @@
 """Top-k and top-p keep what a sort says."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -37,3 +38,12 @@ def test_top_p(kind, top_p):
     certain = (np.abs(before - top_p) > 1e-5) & (probs > 0)
     assert certain.mean(where=probs > 0) > 0.9
     np.testing.assert_array_equal(kept[certain], (before < top_p)[certain])
+
+
+@pytest.mark.parametrize(
+    "probs, top_p, kept",
+    [([0.25] * 4, 0.5, [1, 1, 0, 0]), ([0.25, 0.5, 0.25], 0.5, [0, 1, 0]), ([0.5, 0.0, 0.5], 1.0, [1, 0, 1])],
+)
+def test_top_p_that_is_reached_exactly(probs, top_p, kept):
+    """Nothing more is needed then; of equals at the edge the lowest ids stay."""
+    np.testing.assert_array_equal(in_nucleus(jnp.array(probs), top_p), np.array(kept, bool))

@@ -1,6 +1,7 @@
 """The loop on the device yields the rounds of the host's loop: the same tokens, the same record of each round."""
 
 import gc
+import importlib
 import weakref
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 import decoding
 from decoding import Options, Sampling, loops
 from decoding.autoregressive import step_of
-from decoding.compiled import compiled
+from decoding.compiled import compiled, laid_out
 from decoding.generate import start
 from decoding.speculative import round_of
 from decoding.state import Round
@@ -79,21 +80,46 @@ def test_autoregressive():
     assert len(rounds) == 9
 
 
-def test_each_round_comes_as_it_ends_and_the_next_is_under_way(monkeypatch):
-    """Round n is seen when n + 1 calls were made: one is ahead, and none waits for the host.  The first follows its prefill."""
-    calls, calls_when_seen = [], []
+@pytest.fixture
+def calls(monkeypatch) -> list[int]:
+    """An item for each call of a compiled step or loop."""
+    made = []
 
     def counting(*args):
         run = compiled(*args)
-        return lambda state: (calls.append(0), run(state))[1]
+        return lambda state: (made.append(0), run(state))[1]
 
     monkeypatch.setattr(loops, "compiled", counting)
+    return made
+
+
+def test_each_round_comes_as_it_ends_and_the_next_is_under_way(calls):
+    """Round n is seen when n + 1 calls were made: one is ahead, and none waits for the host.  The first follows its prefill."""
+    calls_when_seen = []
     see = lambda last: calls_when_seen.append(len(calls))
     decoding.generate_autoregressive(small_target(), PROMPTS, max_new_tokens=6, on_round=see)
     assert calls_when_seen == [0, 2, 3, 4, 5, 6]
     calls.clear()
     decoding.generate_autoregressive(small_target(), PROMPTS, max_new_tokens=1)
     assert not calls, "the prefill's token was the last"
+
+
+def test_on_the_device_all_rounds_are_one_call(calls):
+    settings = {"max_new_tokens": 6, "on_device": True}
+    decoding.generate(small_target(), small_drafter(), PROMPTS, draft_length=3, **settings)
+    assert len(calls) == 1
+    decoding.generate_autoregressive(small_target(), PROMPTS, **settings)
+    assert len(calls) == 2
+
+
+def test_settings_reach_the_rounds(monkeypatch):
+    """How drafts are drawn and judged changes how fast a text comes, not its law: no text would show that it was dropped."""
+    seen, module = [], importlib.import_module("decoding.generate")
+    watched = lambda state, step, options, *models: seen.append(options) or loops.rounds(state, step, options, *models)
+    monkeypatch.setattr(module, "rounds", watched)
+    settings = {"sampling": Sampling(1.0), "draft_sampling": Sampling(0.5), "acceptance": "block", "eos_ids": (5,)}
+    decoding.generate(small_target(), small_drafter(), PROMPTS, max_new_tokens=1, draft_length=3, **settings)
+    assert seen == [Options(3, **settings)]
 
 
 @pytest.mark.parametrize("step, gamma", [(round_of, 3), (step_of, 0)])
@@ -142,6 +168,32 @@ def test_stopping_early_leaves_nothing_broken(stop_after):
     jax.tree.map(np.testing.assert_array_equal, some, seen)
     again = decoding.generate(*pair, PROMPTS, **settings)
     jax.tree.map(np.testing.assert_array_equal, again.tokens, whole.tokens)
+
+
+def test_a_compiled_step_reuses_the_cache_that_it_is_given():
+    """Or there would be two of them."""
+    target, options = small_target(), Options(0)
+    state = start(target, PROMPTS, 3, options, None)
+    compiled(step_of, options, target)(state)
+    assert all(buffer.is_deleted() for buffer in jax.tree.leaves(state.cache.layers))
+
+
+def test_a_step_is_compiled_with_the_options_for_this_backend(monkeypatch):
+    """XLA refuses one that it does not know, so that it shows whether they arrive."""
+    target = small_target()
+    options = Options(0, eos_ids=(VOCAB - 1, VOCAB - 2))  # no other test's, so that nothing is compiled yet
+    state = start(target, PROMPTS, 3, options, None)
+    monkeypatch.setattr("decoding.compiled.compiler_options", lambda: {"no_such_option": ""})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        compiled(step_of, options, target)(state)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_heads_are_laid_out_on_a_cpu_alone(platform, monkeypatch):
+    """Elsewhere the copy would take memory, and nothing else."""
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    for model in laid_out(small_target(), small_drafter()):
+        assert (model.cpu_head is not None) == (platform == "cpu")
 
 
 def test_head_laid_out_for_the_cpu():
