@@ -7,6 +7,7 @@ A linear weight is stored [in, out], the transpose of the checkpoint's: x @ weig
 `tap(name, value)` stands at each point that another implementation would want to compare; it returns the value.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -54,6 +55,12 @@ class Linear(nnx.Module):
 def matmul(x: Float[Array, "*batch inputs"], weight: Float[Array, "inputs outputs"]) -> Float[Array, "*batch outputs"]:
     """x @ weight, as one matrix product: on CPU the gradient of a batched one takes XLA three times as long."""
     return (x.reshape(-1, x.shape[-1]) @ weight).reshape(*x.shape[:-1], weight.shape[-1])
+
+
+def split_last(x: Float[Array, "*batch packed"], size: int) -> Float[Array, "*batch n size"]:
+    """Into parts of `size`, as heads are, or what each layer is told."""
+    # Else XLA makes one of the split and the product before it, and turns the weights for that on a TPU, at every call.
+    return rearrange(jax.lax.optimization_barrier(x), "... (n size) -> ... n size", size=size)
 
 
 class RMSNorm(nnx.Module):
@@ -120,10 +127,7 @@ class Attention(nnx.Module):
         return key, value
 
     def _heads(self, x):
-        x = jax.lax.optimization_barrier(
-            x
-        )  # else XLA splits the product's columns, and turns the weights for that on a TPU
-        return rearrange(x, "b t (heads h) -> b t heads h", h=self.head_dim)
+        return split_last(x, self.head_dim)
 
 
 class MLP(nnx.Module):
@@ -162,7 +166,7 @@ class PerLayerInputs(nnx.Module):
         layers: slice = slice(None),
     ) -> Float[Array, "b t layers p"]:
         """layers: the ones that are wanted; all unless given."""
-        split = lambda packed: rearrange(packed, "... (layers p) -> ... layers p", p=self.width)
+        split = functools.partial(split_last, size=self.width)
         identity = split(self.embed_tokens_per_layer(tokens))[:, :, layers]
         projection = rearrange(
             split(self.per_layer_model_projection.weight[...])[:, layers], "d layers p -> d (layers p)"
