@@ -551,3 +551,25 @@ def test_parents_half_made_are_removed(tmp_path):
 
 def test_the_public_names():
     assert gemma4.load is checkpoint.load and issubclass(CheckpointError, ValueError)
+
+
+def test_an_export_keeps_the_dtype_of_the_parameters(tmp_path):
+    gemma4.export_hf(random_target(TINY["E2B"], dtype=jnp.bfloat16), tmp_path / "new")
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert {tensor.dtype for tensor in load_file(tmp_path / "new" / WEIGHTS).values()} == {np.dtype(ml_dtypes.bfloat16)}
+
+
+def test_double_precision_is_read(target, copy):
+    rewrite(copy, lambda tensors: {name: tensor.astype(np.float64) for name, tensor in tensors.items()})
+    assert_same(gemma4.load(copy), target)
+
+
+def test_the_index_says_which_shard_counts(target, copy):
+    """A shard may hold an old copy of a tensor that lies in another one."""
+    tensors, name = load_file(copy / WEIGHTS), "model.norm.weight"
+    (copy / WEIGHTS).unlink()
+    save_file({name: tensors[name]}, copy / "a.safetensors")
+    save_file(tensors | {name: 0 * tensors[name]}, copy / "b.safetensors")
+    places = dict.fromkeys(tensors, "b.safetensors") | {name: "a.safetensors"}
+    (copy / INDEX).write_text(json.dumps({"weight_map": places}))
+    assert_same(gemma4.load(copy), target)

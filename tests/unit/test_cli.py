@@ -8,11 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
 import pytest
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 import decoding
 import drafter
@@ -152,6 +155,7 @@ def test_colours_on_a_terminal(run, quick, monkeypatch):
 
 
 def test_json(run, pair_dir):
+    began = time.perf_counter()
     code, out, err = run(PROMPT, "--json", "--show-rejected")
     assert (code, err, out.count("\n")) == (0, "", 1)
     result = json.loads(out)
@@ -162,7 +166,7 @@ def test_json(run, pair_dir):
     assert len(stats["acceptance_per_position"]) == GAMMA
     timings = result["timings"]
     keys = ["first_token_seconds", "speculative", "autoregressive", "speed_up", "stage_seconds"]
-    assert list(timings) == keys and timings["first_token_seconds"] > 0
+    assert list(timings) == keys and 0 < timings["first_token_seconds"] < time.perf_counter() - began
     assert list(timings["stage_seconds"]) == ["draft", "verify", "accept", "rollback"]
     for speed in (timings["speculative"], timings["autoregressive"]):
         assert speed["tokens_per_second"] > 0 and speed["seconds_per_round"] > 0
@@ -310,6 +314,7 @@ REFUSED = {
     "top_p above 1": (["x", "--top-p=1.5"], "top_p: expected a share of probability from 1e-30 to 1, got 1.5"),
     "top_k negative": (["x", "--top-k=-1"], "top_k: expected a number of tokens, or 0 for all, got -1"),
     "seed negative": (["x", "--seed=-1"], "--seed: expected a number in 0..4294967295, got -1"),
+    "seed past 32 bits": (["x", f"--seed={2**32}"], "--seed: expected a number in 0..4294967295, got 4294967296"),
     "dtype": (["x", "--dtype=int8"], "argument --dtype: invalid choice: 'int8' (choose from "),
 }
 
@@ -504,3 +509,22 @@ def test_real_processes(pair_dir, tmp_path):
     reader_gone.stdout.close()
     assert reader_gone.stderr.read() == b"" and reader_gone.wait(timeout=120) == 141
     reader_gone.stderr.close()
+
+
+def prepared(pair_dir, *arguments, target=None) -> job.Job:
+    directories = [f"--target={target or pair_dir / 'target'}", f"--drafter={pair_dir / 'drafter'}"]
+    return job.prepare(cli.make_parser().parse_args(["generate", PROMPT, *directories, *arguments]))
+
+
+@pytest.mark.parametrize("how", [[], ["--baseline"]], ids=["speculative", "baseline"])
+def test_dtype_reaches_the_models(pair_dir, how):
+    ready = prepared(pair_dir, "--dtype=bfloat16", *how)
+    assert {model.embed_tokens.weight.dtype.name for model in (ready.target, ready.drafter) if model} == {"bfloat16"}
+
+
+def test_a_tokenizer_that_would_add_a_second_bos(pair_dir, tmp_path):
+    target = shutil.copytree(pair_dir / "target", tmp_path / "target")
+    tokenizer = Tokenizer.from_file(str(target / "tokenizer.json"))
+    tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    tokenizer.save(str(target / "tokenizer.json"))
+    assert prepared(pair_dir, target=target).prompt == prepared(pair_dir).prompt

@@ -179,6 +179,13 @@ REFUSED = {
     "no owner of one type": ({"num_kv_shared_layers": 1}, "num_kv_shared_layers: expected an owner.*got 1 of 3"),
     "KV heads that do not divide": ({"num_key_value_heads": 3}, "4 query heads cannot be shared out among 3"),
     "an odd head": ({"head_dim": 7}, "head_dim must be even"),
+    "an odd head of full layers": ({"global_head_dim": 15}, "global_head_dim must be even"),
+    "an epsilon of zero": ({"rms_norm_eps": 0.0}, "rms_norm_eps must be a positive number .*, got 0.0"),
+    "a soft cap of zero": ({"final_logit_softcapping": 0}, "final_logit_softcapping must be a positive number .*, got 0"),
+    "KV heads by layer where V is projected": (
+        {"attention_k_eq_v": False, "per_layer_config": {"2": {"num_key_value_heads": 1}}},
+        "per_layer_config: num_key_value_heads may differ in full layers only with attention_k_eq_v",
+    ),
     "more active experts than experts": (
         {"enable_moe_block": True, "num_experts": 2, "top_k_experts": 3, "moe_intermediate_size": 8},
         "top_k_experts",
@@ -260,3 +267,30 @@ def test_head_that_the_outer_configuration_unties():
 def test_token_ids_may_lie_past_a_small_vocabulary(change):
     config = dataclasses.replace(TINY["12B"], **change)
     assert Config.from_hf(config.to_hf()) == config
+
+
+def test_what_the_inner_configuration_has_is_refused_too():
+    with pytest.raises(ValueError, match="attention_bias: expected False"):
+        Config.from_hf({"model_type": "gemma4", "text_config": plain() | {"attention_bias": True}})
+
+
+def test_a_target_inside_another_model():
+    with pytest.raises(ValueError, match="model_type: expected one of .* got 'gemma4_assistant'"):
+        Config.from_hf({"model_type": "gemma4_assistant", "text_config": plain()})
+
+
+def test_token_ids_that_a_file_leaves_out():
+    file = {name: value for name, value in plain().items() if name not in ("bos_token_id", "eos_token_id")}
+    config = Config.from_hf(file)
+    assert (config.bos_token_id, config.eos_token_ids) == (2, (1,))
+
+
+def test_full_layers_without_a_head_size_of_their_own():
+    file = plain() | {"per_layer_config": {FULL: {"num_key_value_heads": 1}}}
+    del file["global_head_dim"]
+    assert Config.from_hf(file).global_head_dim == file["head_dim"]
+
+
+def test_a_configuration_in_which_nothing_turns():
+    with pytest.raises(ValueError, match="partial_rotary_factor must lie in"):
+        dataclasses.replace(TINY["12B"], partial_rotary_factor=0.0)

@@ -258,3 +258,9 @@ def test_transformers_reads_every_tensor(layout, clustered, tmp_path):
     assert theirs.generation_config.num_assistant_tokens == 4 and theirs.generation_config.is_assistant
     theirs.save_pretrained(tmp_path / "theirs")
     assert_same(model, drafter.load(tmp_path / "theirs"))
+
+
+def test_all_clusters_may_be_scored(exported):
+    clusters = exported[0].config.num_centroids
+    config = dataclasses.replace(exported[0].config, centroid_intermediate_top_k=clusters)
+    assert drafter.Config.from_hf(config.to_hf()) == config

@@ -4,6 +4,7 @@ import re
 
 import pytest
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from decoding.pairs.corpus import train_tokenizer
 from gemma4.text import BOS, END_OF_THOUGHT, END_OF_TURN, THINK, THOUGHT, TURN, chat, check_turns
@@ -131,3 +132,10 @@ def test_what_is_no_conversation(tokenizer, turns, settings, message):
 def test_a_tokenizer_for_no_chats():
     with pytest.raises(ValueError, match=r"the tokenizer has no token <\|turn>: expected that of a Gemma 4 model"):
         chat(train_tokenizer(SENTENCES, 320), HELLO)
+
+
+def test_a_tokenizer_that_would_add_bos_to_every_piece(tokenizer):
+    before = chat(tokenizer, HELLO)
+    tokenizer = type(tokenizer).from_str(tokenizer.to_str())  # the fixture's stays as it is
+    tokenizer.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, before[0])])
+    assert chat(tokenizer, HELLO) == before

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemma4.training import Schedule, fit, held_out_nats, next_token_loss, windows
+from gemma4.training import Schedule, fit, held_out_nats, make_optimizer, next_token_loss, windows
 from tests.tiny import TINY, random_target
 
 SCHEDULE = Schedule(steps=12, warmup=3)
@@ -169,3 +169,22 @@ def test_every_window_of_the_stream_is_drawn():
 def test_a_stream_shorter_than_a_window_is_refused():
     with pytest.raises(ValueError, match="windows: 7 tokens, expected at least 8; give more text"):
         windows(np.arange(7), length=8, batch=2, bos=7, seed=0)
+
+
+def test_tables_and_vectors_are_adams_and_matrices_muons():
+    """Adam's first update is as large at every number, up or down."""
+    gradient = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
+    gradients = {"embed_tokens.weight": gradient, "q_proj.weight": gradient, "norm.weight": gradient[0]}
+    schedule = Schedule(steps=10, warmup=1, weight_decay=0.0)
+    optimizer = make_optimizer(schedule, gradients)
+    updates, _ = optimizer.update(gradients, optimizer.init(gradients), gradients)
+    is_adams = {name: bool(np.ptp(np.abs(x)) < 1e-3 * np.abs(x).max()) for name, x in updates.items()}
+    assert is_adams == {"embed_tokens.weight": True, "q_proj.weight": False, "norm.weight": True}
+
+
+def test_the_logged_loss_is_the_mean_since_the_last_entry(tmp_path):
+    loss = lambda params, batch: batch + 0 * params["matrix"].sum() + 0 * params["embed_target"].sum()
+    schedule = SCHEDULE._replace(steps=8)
+    fit(loss, start(), lambda step: jnp.float32(step), schedule, tmp_path, label="run", evaluate_every=4)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [entry["loss"] for entry in log] == [1.5, 5.5]
