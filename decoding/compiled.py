@@ -42,9 +42,11 @@ def _jitted(step: Callable, options: Options, structure: jax.tree_util.PyTreeDef
 
 @functools.cache
 def compiler_options() -> dict[str, str]:
+    if jax.default_backend() != "cpu":
+        return {}
     without_ynnpack = {"xla_cpu_experimental_ynn_fusion_type": ""}
     try:
         jax.jit(lambda: 0, compiler_options=without_ynnpack).lower().compile()
-    except jax.errors.JaxRuntimeError:  # not on CPU, or a version of XLA that has no such switch
+    except jax.errors.JaxRuntimeError:  # a version of XLA that has no such switch
         return {}
     return without_ynnpack

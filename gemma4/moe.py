@@ -5,6 +5,8 @@ sqrt(d); a linear map to one score an expert; softmax over all experts in float3
 last each weight times its expert's `per_expert_scale`.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -69,8 +71,9 @@ def dense(gate_up_proj, down_proj, x, weights, experts):
     inner = gated(jnp.einsum("btd,efd->btef", x, gate_up_proj))
     out = jnp.einsum("btef,edf->bted", inner, down_proj)
     one_hot = jax.nn.one_hot(experts, out.shape[2], dtype=weights.dtype)
-    per_expert = jnp.einsum("btc,btce->bte", weights, one_hot)
-    return jnp.einsum("bte,bted->btd", per_expert, out.astype(jnp.float32)).astype(x.dtype)
+    in_full = functools.partial(jnp.einsum, precision="highest")  # float32, where a GPU or TPU would round the factors
+    per_expert = in_full("btc,btce->bte", weights, one_hot)
+    return in_full("bte,bted->btd", per_expert, out.astype(jnp.float32)).astype(x.dtype)
 
 
 @jax.custom_vjp
