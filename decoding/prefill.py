@@ -74,7 +74,7 @@ def prefill(
     hidden = jnp.zeros((len(prompts), target.config.hidden_size), dtype)
     for start in range(0, num_chunks * chunk, chunk):
         hidden, cache = _read_chunk(target, cache, jnp.asarray(padded[:, start : start + chunk]), lengths, hidden)
-    if not jnp.isfinite(hidden).all():
+    if not isinstance(hidden, jax.core.Tracer) and not jnp.isfinite(hidden).all():
         raise ValueError(
             f"the target makes numbers of the prompt that are not finite in {hidden.dtype}: if its weights are, "
             "load it as float32 or bfloat16"

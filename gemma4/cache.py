@@ -136,10 +136,7 @@ def check_room(config: Config, cache: KVCache, batch: int, time: int) -> None:
             )
     if isinstance(cache.length, jax.core.Tracer) or not capacities:
         return
-    longest, capacity = (
-        int(np.asarray(cache.length).max()),
-        min(capacities),
-    )  # NumPy's: known also where others are traced
+    longest, capacity = int(np.asarray(cache.length).max()), min(capacities)  # by NumPy, also where others are traced
     if (needed := longest + time) > capacity:
         raise ValueError(
             f"the cache holds {capacity} tokens, but {longest} are in it and {time} more were given; "

@@ -181,7 +181,10 @@ REFUSED = {
     "an odd head": ({"head_dim": 7}, "head_dim must be even"),
     "an odd head of full layers": ({"global_head_dim": 15}, "global_head_dim must be even"),
     "an epsilon of zero": ({"rms_norm_eps": 0.0}, "rms_norm_eps must be a positive number .*, got 0.0"),
-    "a soft cap of zero": ({"final_logit_softcapping": 0}, "final_logit_softcapping must be a positive number .*, got 0"),
+    "a soft cap of zero": (
+        {"final_logit_softcapping": 0},
+        "final_logit_softcapping must be a positive number .*, got 0",
+    ),
     "KV heads by layer where V is projected": (
         {"attention_k_eq_v": False, "per_layer_config": {"2": {"num_key_value_heads": 1}}},
         "per_layer_config: num_key_value_heads may differ in full layers only with attention_k_eq_v",
