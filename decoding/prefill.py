@@ -76,8 +76,8 @@ def prefill(
         hidden, cache = _read_chunk(target, cache, jnp.asarray(padded[:, start : start + chunk]), lengths, hidden)
     if not isinstance(hidden, jax.core.Tracer) and not jnp.isfinite(hidden).all():
         raise ValueError(
-            f"the target makes numbers of the prompt that are not finite in {hidden.dtype}: if its weights are, "
-            "load it as float32 or bfloat16"
+            f"what the target makes of the prompt is not finite in {hidden.dtype}: float16 overflows, so that you should "
+            "load it as float32 or bfloat16; in these, look for damaged weights"
         )
     return _first_token(target, cache, hidden, key, max_new_tokens, draft_length, sampling, eos_ids)
 
