@@ -101,8 +101,8 @@ def attend(
 def score(query: Float[Array, "b k g t h"], key: Float[Array, "b k s h"]) -> Float[Array, "b k g t s"]:
     """The product of each query with each key, in the order that suits their number.
 
-    Few queries, as at verify: keys times queries, and turned.  On CPU this takes a fifth less time; on a GPU XLA would turn all
-    keys of the cache otherwise, before and after each write.  Many, as at prefill: the other way round, half the time on CPU.
+    Few queries, as at verify: keys times queries, and turned.  Else a GPU's XLA would turn all keys of the cache, before and
+    after each write; on CPU it is as fast.  Many, as at prefill: the other way round, in half the time on CPU.
     """
     if query.shape[2] * query.shape[3] < FEW_ROWS:
         return jnp.moveaxis(jnp.einsum("bksh,bkgth->bksgt", key, query), 2, -1)
