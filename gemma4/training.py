@@ -100,15 +100,8 @@ def fit(
     log = directory / "log.jsonl"
     options = ocp.CheckpointManagerOptions(max_to_keep=1, save_interval_steps=save_every)
     with ocp.CheckpointManager((directory / "checkpoints").absolute(), options=options) as manager, Progress() as bar:
-        carry, first = (jax.tree.map(jnp.copy, params), optimizer.init(params)), 0  # a step donates what it is given
-        if manager.latest_step() is not None:
-            first = manager.latest_step()
-            if first > schedule.steps:
-                raise ValueError(
-                    f"{manager.directory}: holds step {first}, past the {schedule.steps} that are asked for; "
-                    f"ask for {first} or more, or give another directory"
-                )
-            carry = manager.restore(first, args=ocp.args.StandardRestore(carry))
+        carry = jax.tree.map(jnp.copy, params), optimizer.init(params)  # a step donates what it is given
+        carry, first = _resumed(carry, manager, schedule.steps)
         _drop_lines_past(first, log)
         task = bar.add_task(label, total=schedule.steps, completed=first)
         started, recent = time.monotonic(), []
@@ -130,6 +123,19 @@ def fit(
             manager.save(done, args=ocp.args.StandardSave(carry), force=done == schedule.steps)
         manager.wait_until_finished()
     return carry[0]
+
+
+def _resumed(carry: Any, manager: ocp.CheckpointManager, steps: int) -> tuple[Any, int]:
+    """What the last checkpoint holds, and its step; `carry` itself and 0 if there is none."""
+    first = manager.latest_step()
+    if first is None:
+        return carry, 0
+    if first > steps:
+        raise ValueError(
+            f"{manager.directory}: holds step {first}, past the {steps} that are asked for; "
+            f"ask for {first} or more, or give another directory"
+        )
+    return manager.restore(first, args=ocp.args.StandardRestore(carry)), first
 
 
 def _drop_lines_past(step: int, log: Path) -> None:

@@ -17,7 +17,7 @@ from decoding.bench.plot import check_plot, plot
 from decoding.bench.report import lines
 from decoding.bench.subject import LAYOUTS, Subject, from_directories, from_preset, prompts
 from decoding.checks import LONGEST_DRAFT
-from decoding.sampling import Sampling
+from decoding.sampling import COLDEST, Sampling
 from decoding.speculative import RULES
 
 PEERS = ("transformers",)
@@ -159,7 +159,8 @@ def plan_of(args: argparse.Namespace) -> Plan:
     sampling = Sampling(args.temperature).check()
     if args.acceptance != "token" and (sampling.is_greedy or args.accept_rate is not None):
         raise ValueError(
-            f"--acceptance {args.acceptance}: judges sampled drafts; give a --temperature above 0, and no --accept-rate"
+            f"--acceptance {args.acceptance}: judges sampled drafts; give a --temperature of {COLDEST:g} or more, "
+            "and no --accept-rate"
         )
     return Plan(
         draft_lengths=draft_lengths,

@@ -52,11 +52,11 @@ REFUSED = {
     "temperature -1": (["--temperature=-1"], "temperature: expected a number from 0 (greedy) up, got -1"),
     "block, greedy": (
         ["--acceptance=block"],
-        "--acceptance block: judges sampled drafts; give a --temperature above 0",
+        "--acceptance block: judges sampled drafts; give a --temperature of 1e-05 or more",
     ),
     "block, simulated": (
         ["--acceptance=block", "--temperature=1", "--accept-rate=0.5"],
-        "--acceptance block: judges sampled drafts; give a --temperature above 0, and no --accept-rate",
+        "--acceptance block: judges sampled drafts; give a --temperature of 1e-05 or more, and no --accept-rate",
     ),
     "plot suffix": (["--plot=x.jpeg"], "--plot x.jpeg: expected a name that ends in .png, .svg, .pdf"),
     "plot nameless": (["--plot="], "--plot .: expected a name that ends in .png, .svg, .pdf"),

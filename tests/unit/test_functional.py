@@ -6,12 +6,24 @@ Tolerances are relative to the largest value in play: float32 has 24 bits (6e-8)
 import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
-from gemma4.functional import attend, gelu, inverse_frequencies, rms_norm, rope_angles, rotate, scaled, softcap, visible
+from gemma4.functional import (
+    attend,
+    gelu,
+    inverse_frequencies,
+    rms_norm,
+    rope_angles,
+    rotate,
+    scaled,
+    score,
+    softcap,
+    visible,
+)
 from gemma4.long_attention import attend_in_blocks
 
 F32 = 5e-7
@@ -169,6 +181,14 @@ def test_attend(attend, kv_heads):
     seen[..., 3] = True  # each query sees something
     ours = attend(*map(jnp.asarray, (query, key, value, seen)))
     assert_close(ours, attend_twin(query, key, value, seen), 2 * F32)
+
+
+@pytest.mark.parametrize("queries, keys_first", [(15, True), (16, False)])
+def test_the_order_of_a_product_of_queries_and_keys(queries, keys_first):
+    """By how many queries share a KV head: fewer than 64, of four heads each."""
+    query, key = jnp.zeros((1, 1, 4, queries, 8)), jnp.zeros((1, 1, 9, 8))
+    (product,) = [e for e in jax.make_jaxpr(score)(query, key).jaxpr.eqns if e.primitive.name == "dot_general"]
+    assert (product.invars[0].aval.shape == key.shape) == keys_first
 
 
 @forms

@@ -1,5 +1,7 @@
 """Which form of attention runs where.  That both are right: `test_functional.py`."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +38,21 @@ def test_a_long_cache_gives_the_same_logits(layout, monkeypatch):
     assert calls == [2 * time] * full_layers * 2  # a chunk, and the shorter last one
 
 
-def test_only_a_long_cache_is_read_in_blocks():
+@pytest.mark.parametrize("platform, block", [("cpu", long_attention.BLOCK), ("tpu", long_attention.LARGE_BLOCK)])
+def test_blocks_are_larger_off_the_cpu(platform, block, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    of_shape = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    slots = 2 * long_attention.LARGE_BLOCK
+    kv, seen = of_shape(1, 1, slots, 4), jax.ShapeDtypeStruct((1, 1, slots), bool)
+    program = str(
+        jax.make_jaxpr(lambda *args: long_attention.attend_in_blocks(*args))(of_shape(1, 1, 2, 4), kv, kv, seen)
+    )
+    assert set(re.findall(r"slice_sizes=\(1, 1, (\d+), 4\)", program)) == {str(block)}
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_only_a_long_cache_is_read_in_blocks(platform, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
     slots = long_attention.LONG + 1
     assert long_attention.is_long(1, slots)
     assert not long_attention.is_long(1, slots - 1)

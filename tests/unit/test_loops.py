@@ -12,7 +12,7 @@ import pytest
 import decoding
 from decoding import Options, Sampling, loops
 from decoding.autoregressive import step_of
-from decoding.compiled import compiled, laid_out
+from decoding.compiled import compiled, compiler_options, laid_out
 from decoding.generate import start
 from decoding.speculative import round_of
 from decoding.state import Round
@@ -186,6 +186,11 @@ def test_a_step_is_compiled_with_the_options_for_this_backend(monkeypatch):
     monkeypatch.setattr("decoding.compiled.compiler_options", lambda: {"no_such_option": ""})
     with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
         compiled(step_of, options, target)(state)
+
+
+def test_no_other_platform_is_asked_for_a_cpus_options(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cuda")
+    assert compiler_options.__wrapped__() == {}
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])

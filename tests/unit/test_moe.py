@@ -37,6 +37,19 @@ def test_both_forms_agree(experts, shape):
     np.testing.assert_allclose(chosen(*args), expected, atol=1e-5 * np.abs(expected).max())
 
 
+def test_the_weighted_sum_is_in_full_float32(experts):
+    """Whatever products of float32 are elsewhere; those of the experts themselves are the program's to choose."""
+    with jax.default_matmul_precision("default"):
+        program = jax.make_jaxpr(lambda *args: dense(*args))(*both(experts), *choices(2, 3))
+    precisions = [e.params["precision"] for e in program.eqns if e.primitive.name == "dot_general"]
+    assert [wanted is not None and jax.lax.Precision.HIGHEST in wanted for wanted in precisions] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
 def test_both_forms_have_the_same_gradient(experts):
     *arrays, visited = *both(experts), *choices(2, 3)
     gradients = [
