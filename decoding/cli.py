@@ -19,11 +19,10 @@ from typing import NoReturn, TextIO
 import jax
 
 from decoding.bench import cli as bench
-from decoding.checks import LONGEST_DRAFT
 from decoding.job import CHATS, UserError, prepare, run
 from decoding.oracle import cli as oracle
 from decoding.oracle.errors import OracleError
-from decoding.speculative import RULES
+from decoding.speculative import LONGEST_DRAFT, RULES
 from drafter.config import CONVENTIONS
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from decoding.checks import (
-    LONGEST_DRAFT,
     Prompts,
     check_draft_length,
     check_eos_ids,
@@ -25,6 +24,7 @@ from decoding.checks import (
 from decoding.emit import count_emitted
 from decoding.rollback import rollback
 from decoding.sampling import Sampling, draw
+from decoding.speculative import LONGEST_DRAFT
 from decoding.state import DecodeState, Round
 from gemma4 import Gemma4, KVCache, init_cache
 from gemma4.sharding import mesh_of

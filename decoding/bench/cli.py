@@ -16,9 +16,8 @@ from decoding.bench.peer import Transformers, compare
 from decoding.bench.plot import check_plot, plot
 from decoding.bench.report import lines
 from decoding.bench.subject import LAYOUTS, Subject, from_directories, from_preset, prompts
-from decoding.checks import LONGEST_DRAFT
 from decoding.sampling import COLDEST, Sampling
-from decoding.speculative import RULES
+from decoding.speculative import LONGEST_DRAFT, RULES
 
 PEERS = ("transformers",)
 # Measurements of their own, and the options that each of them heeds.

@@ -10,7 +10,6 @@ import pytest
 import decoding
 import gemma4
 from decoding.checks import (
-    LONGEST_DRAFT,
     check_acceptance,
     check_draft_length,
     check_eos_ids,
@@ -20,6 +19,7 @@ from decoding.checks import (
     check_prompts,
     check_sampling,
 )
+from decoding.speculative import LONGEST_DRAFT
 from tests.tiny import TINY, random_target
 from tests.tiny_pair import drafter_config, random_drafter
 
