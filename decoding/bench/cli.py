@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from decoding.bench.measure import Plan, measure
 from decoding.bench.peer import Transformers, compare
 from decoding.bench.plot import check_plot, plot
 from decoding.bench.report import lines
-from decoding.bench.subject import LAYOUTS, Subject, from_directories, from_preset, prompts
+from decoding.bench.subject import LAYOUTS, Subject, from_directories, from_preset
 from decoding.sampling import COLDEST, Sampling
 from decoding.speculative import LONGEST_DRAFT, RULES
 
@@ -78,7 +79,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--prompt-tokens", metavar="N", type=int, default=default.prompt_tokens, help="(%(default)s)")
     option("--new-tokens", metavar="N", type=int, default=default.new_tokens, help="(%(default)s)")
     option("--prefill-tokens", metavar="N", type=int, default=default.prefill_tokens, help="(%(default)s)")
-    option("--prompts", metavar="N", type=int, default=default.num_prompts, help="different ones (%(default)s)")
+    option(
+        "--prompts",
+        metavar="N",
+        type=int,
+        default=default.num_prompts,
+        help="in all; more, if that fills the batches (%(default)s)",
+    )
     option("--runs", metavar="N", type=int, default=default.runs, help="of everything, in turn (%(default)s)")
     option("--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (0)")
     option("--acceptance", choices=RULES, default="token", help="how sampled drafts are judged (%(default)s)")
@@ -161,14 +168,16 @@ def plan_of(args: argparse.Namespace) -> Plan:
             f"--acceptance {args.acceptance}: judges sampled drafts; give a --temperature of {COLDEST:g} or more, "
             "and no --accept-rate"
         )
+    batches = numbers("--batch", args.batch)
+    full = math.lcm(*batches)
     return Plan(
         draft_lengths=draft_lengths,
-        batches=numbers("--batch", args.batch),
+        batches=batches,
         streamed=min(draft_lengths, key=lambda length: abs(length - 4)),
         prompt_tokens=args.prompt_tokens,
         new_tokens=args.new_tokens,
         prefill_tokens=args.prefill_tokens,
-        num_prompts=args.prompts,
+        num_prompts=full * math.ceil(args.prompts / full),
         runs=args.runs,
         sampling=sampling,
         acceptance=args.acceptance,
@@ -193,7 +202,7 @@ def numbers(option: str, text: str, least: int = 1) -> tuple[int, ...]:
 
 def against(subject: Subject, peer: Transformers, plan: Plan) -> dict[str, Any]:
     """Greedy, batch 1, the streamed draft length."""
-    texts = [prompts(subject, 1, plan.prompt_tokens, seed)[0] for seed in range(plan.num_prompts)]
+    texts = plan._replace(batches=(1,)).prompts(subject)
     found = compare(subject, peer, texts, plan.new_tokens, plan.streamed, plan.runs, progress)
     return {"name": subject.name, "draft_length": plan.streamed, "new_tokens": plan.new_tokens, **found}
 

@@ -33,6 +33,7 @@ from gemma4.storage import named_params
 
 AUTOREGRESSIVE = 0  # as a draft length
 LONG_DRAFT = 8  # steps: enough that its further ones outweigh the first
+STAGE_LAPS = 4  # in a run, at most
 
 
 class Plan(NamedTuple):
@@ -42,11 +43,15 @@ class Plan(NamedTuple):
     prompt_tokens: int = 48
     new_tokens: int = 120
     prefill_tokens: int = 512
-    num_prompts: int = 4  # of each batch size; repeated `runs` times
+    num_prompts: int = 16  # the same ones at every batch size, which divides their number
     runs: int = 5
     sampling: Sampling = Sampling()
     acceptance: str = "token"  # how sampled drafts are judged
     accept_rate: float | None = None  # None: whatever is accepted
+
+    def prompts(self, subject: Subject) -> list[list[int]]:
+        """Ragged, where there are batches; one by one they are as long as in a batch."""
+        return prompts(subject, self.num_prompts, self.prompt_tokens, ragged=max(self.batches))
 
     def options(self, draft_length: int) -> Options:
         return Options(draft_length, self.sampling, self.sampling, acceptance=self.acceptance)
@@ -86,15 +91,17 @@ def describe(subject: Subject) -> dict[str, Any]:
 def measure_batch(
     subject: Subject, plan: Plan, batch: int, machine: Machine, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    groups = [prompts(subject, batch, plan.prompt_tokens, seed) for seed in range(plan.num_prompts)]
+    texts = plan.prompts(subject)
+    groups = [texts[place : place + batch] for place in range(0, len(texts), batch)]
     loops = {
         (gamma, on_device): Loop(subject, plan.new_tokens, plan.options(gamma), on_device, plan.accept_rate)
         for on_device, lengths in ((True, plan.draft_lengths), (False, [plan.streamed]))
         for gamma in (AUTOREGRESSIVE, *lengths)
     }
     timers = stage_timers(subject, plan, groups[0])
-    for loop in loops.values():
-        loop.lap(groups[0])  # compiles
+    for group in groups:
+        for loop in loops.values():
+            loop.lap(group)  # compiles, for prompts of every length
     laps: dict[tuple, list[list[Lap]]] = {key: [[] for _ in groups] for key in loops}
     seconds: dict[tuple, list[float]] = {key: [] for key in timers}
     for run in range(plan.runs):
@@ -102,8 +109,9 @@ def measure_batch(
         for place, group in enumerate(groups):
             for key, loop in loops.items():
                 laps[key][place].append(loop.lap(group, seed=place))
-            for key, timer in timers.items():
-                seconds[key].append(timer.lap())
+            if place % -(-len(groups) // STAGE_LAPS) == 0:
+                for key, timer in timers.items():
+                    seconds[key].append(timer.lap())
     stages = stage_seconds(seconds, plan.streamed)
     context = plan.prompt_tokens + plan.new_tokens // 2
     compiled_in = {key: timer.compile_seconds for key, timer in timers.items()}

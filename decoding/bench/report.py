@@ -28,8 +28,8 @@ def _pair(found: dict[str, Any]) -> Iterator[str]:
         f"multiplies {machine['flops_per_second'] / 1e9:.0f} GFLOP/s"
     )
     yield (
-        f"prompts of {plan['prompt_tokens']} tokens ({subject['text']}), {plan['new_tokens']} new ones, "
-        f"temperature {plan['sampling']['temperature']:g}, acceptance {_acceptance(plan)}"
+        f"{plan['num_prompts']} prompts of {plan['prompt_tokens']} tokens{_ragged(plan)} ({subject['text']}), "
+        f"{plan['new_tokens']} new ones, temperature {plan['sampling']['temperature']:g}, acceptance {_acceptance(plan)}"
     )
     yield f"memory: weights {sum(size.values()) / 1e6:.0f} MB, at most {found['peak_bytes'] / 1e6:.0f} MB in use"
     yield (
@@ -49,6 +49,10 @@ def _pair(found: dict[str, Any]) -> Iterator[str]:
             ("loop", "gamma", "tokens/s", "ms/round", "tokens/round", "speed-up", "quartiles", "predicted"),
             [_loop_row(entry) for entry in batch["loops"]],
         )
+
+
+def _ragged(plan: dict[str, Any]) -> str:
+    return "" if max(plan["batches"]) == 1 else " and less"
 
 
 def _acceptance(plan: dict[str, Any]) -> str:

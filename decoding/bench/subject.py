@@ -136,15 +136,14 @@ def _normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, deviation:
     return jax.random.normal(key, shape, dtype) * jnp.asarray(deviation, dtype)
 
 
-def prompts(subject: Subject, batch: int, tokens: int, seed: int = 0) -> list[list[int]]:
-    """`batch` prompts; the first of `tokens` tokens, and each next one about a sixteenth shorter, so that they are ragged.
+def prompts(subject: Subject, count: int, tokens: int, ragged: int = 1) -> list[list[int]]:
+    """`count` prompts: the subject's texts in turn, after the last the first again, or tokens drawn at random.
 
-    seed: another one gives other random tokens, or the texts that come next (after the last the first again).
+    ragged: among so many in a row the first has `tokens` tokens, and each next one about a sixteenth fewer.
     A text of fewer tokens is taken whole.
     """
-    lengths = [max(1, tokens - row * tokens // 16) for row in range(batch)]
+    lengths = [max(1, tokens - place % ragged * tokens // 16) for place in range(count)]
     if subject.texts:
-        text = lambda row: subject.texts[(seed * batch + row) % len(subject.texts)]
-        return [text(row)[:length] for row, length in enumerate(lengths)]
-    rng = np.random.default_rng(seed)
+        return [subject.texts[place % len(subject.texts)][:length] for place, length in enumerate(lengths)]
+    rng = np.random.default_rng(0)
     return [rng.integers(3, subject.target.config.vocab_size, length).tolist() for length in lengths]

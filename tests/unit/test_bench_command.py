@@ -158,6 +158,7 @@ def test_options_reach_the_plan():
     assert plan == Plan((6, 9), (2,), streamed=6, **sizes, sampling=warm, acceptance="block")
     assert plan.options(3) == Options(3, sampling=warm, draft_sampling=warm, acceptance="block")
     assert plan_of("--accept-rate=0.7") == Plan(accept_rate=0.7)
+    assert [plan_of(f"--prompts=14 --batch={sizes}").num_prompts for sizes in ("1", "1,8", "4,6")] == [14, 16, 24]
 
 
 # -- what it prints ----------------------------------------------------------------------------------------------------

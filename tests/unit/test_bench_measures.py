@@ -131,13 +131,46 @@ def nothing_is_measured(monkeypatch):
 NO_MACHINE = machine.Machine("none", 1.0, 1.0)
 
 
+ONE_DRAFT = Plan(draft_lengths=(1,), streamed=1, prompt_tokens=3, new_tokens=3, num_prompts=2, runs=2)
+
+
 def test_groups_of_prompts_are_sampled_apart(nothing_is_measured, monkeypatch):
     """Runs of one group repeat it; another group has another seed."""
     seeds = []
     monkeypatch.setattr(Loop, "lap", lambda self, group, seed=0: seeds.append(seed))
-    plan = Plan(draft_lengths=(1,), streamed=1, prompt_tokens=3, new_tokens=3, num_prompts=2, runs=2)
-    measure.measure_batch(small_subject(), plan, 1, NO_MACHINE, lambda what: None)
-    assert seeds == 4 * [0] + 2 * (4 * [0] + 4 * [1])  # once to compile; four loops
+    measure.measure_batch(small_subject(), ONE_DRAFT, 1, NO_MACHINE, lambda what: None)
+    assert seeds == 4 * [0] + 4 * [0] + 2 * (4 * [0] + 4 * [1])  # each group once to compile; four loops
+
+
+def test_batches_are_told_the_same_prompts(nothing_is_measured, monkeypatch):
+    """Whatever their size: else the texts would decide, not the batch."""
+    plan = ONE_DRAFT._replace(batches=(1, 2, 4), num_prompts=8, prompt_tokens=16)
+    told = {batch: [] for batch in plan.batches}
+    monkeypatch.setattr(Loop, "lap", lambda self, group, seed=0: told[len(group)].append(group))
+    for batch in plan.batches:
+        measure.measure_batch(small_subject(), plan, batch, NO_MACHINE, lambda what: None)
+    told = {batch: [prompt for group in groups for prompt in group] for batch, groups in told.items()}
+    assert {len(prompts) for prompts in told.values()} == {4 * (1 + plan.runs) * 8}
+    for prompts in told.values():
+        assert {len(prompt) for prompt in prompts} == {16, 15, 14, 13}
+        assert sorted(prompts) == sorted(told[1])
+
+
+def test_stages_take_turns_with_loops(nothing_is_measured, monkeypatch):
+    """Four times a run, or once for each group of prompts if there are fewer."""
+
+    class Timer:
+        laps, compile_seconds = 0, 0.0
+
+        def lap(self):
+            Timer.laps += 1
+
+    monkeypatch.setattr(measure, "stage_timers", lambda *args: {(measure.STEP, 0): Timer()})
+    for prompts, laps in ((1, 1), (4, 4), (5, 3), (8, 4), (16, 4)):
+        Timer.laps = 0
+        plan = ONE_DRAFT._replace(num_prompts=prompts)
+        measure.measure_batch(small_subject(), plan, 1, NO_MACHINE, lambda what: None)
+        assert Timer.laps == plan.runs * laps, prompts
 
 
 def test_what_a_stage_is_said_to_need(nothing_is_measured, monkeypatch):

@@ -117,21 +117,15 @@ def test_random_weights(build, config, dtype):
 
 
 def test_prompts():
-    """Ragged; drawn at random where there is no text, else cut from one after the other, whatever the batch."""
+    """Drawn at random where there is no text, else cut from one after the other; ragged among as many as are asked for."""
     subject = small_subject()
-    drawn = prompts(subject, 4, 32, seed=1)
-    assert [len(prompt) for prompt in drawn] == [32, 30, 28, 26]
+    drawn = prompts(subject, 5, 32, ragged=4)
+    assert [len(prompt) for prompt in drawn] == [32, 30, 28, 26, 32]
     assert all(3 <= token < VOCAB for prompt in drawn for token in prompt)
-    assert drawn != prompts(subject, 4, 32, seed=2) and drawn == prompts(subject, 4, 32, seed=1)
-    texts = [list(range(100)), list(range(100, 200))]
-    cut = prompts(subject._replace(texts=texts), 3, 16)
-    assert cut == [list(range(16)), list(range(100, 115)), list(range(14))]
-    assert [prompts(subject._replace(texts=texts), 1, 2, seed) for seed in range(3)] == [
-        [[0, 1]],
-        [[100, 101]],
-        [[0, 1]],
-    ]
-    assert prompts(subject._replace(texts=texts), 3, 16, seed=1)[0] == list(range(100, 116))
+    assert drawn == prompts(subject, 5, 32, ragged=4) and drawn[0] != drawn[4]
+    with_texts = subject._replace(texts=[list(range(100)), list(range(100, 200))])
+    assert prompts(with_texts, 3, 16, ragged=3) == [list(range(16)), list(range(100, 115)), list(range(14))]
+    assert prompts(with_texts, 3, 2) == [[0, 1], [100, 101], [0, 1]]
 
 
 def test_held_out_text_begins_with_bos():
