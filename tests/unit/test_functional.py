@@ -174,21 +174,26 @@ def attend_twin(query, key, value, seen, round_score=float) -> np.ndarray:
 
 
 @forms
+@pytest.mark.parametrize("time", [1, 2, 5])
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
-def test_attend(attend, kv_heads):
-    query, key, value = normal(2, 5, 6, 8), normal(2, kv_heads, 9, 8, seed=1), normal(2, kv_heads, 9, 8, seed=2)
-    seen = np.random.default_rng(0).random((2, 5, 9)) < 0.4
+def test_attend(attend, kv_heads, time):
+    query, key, value = normal(2, time, 6, 8), normal(2, kv_heads, 9, 8, seed=1), normal(2, kv_heads, 9, 8, seed=2)
+    seen = np.random.default_rng(0).random((2, time, 9)) < 0.4
     seen[..., 3] = True  # each query sees something
     ours = attend(*map(jnp.asarray, (query, key, value, seen)))
     assert_close(ours, attend_twin(query, key, value, seen), 2 * F32)
 
 
-@pytest.mark.parametrize("queries, keys_first", [(15, True), (16, False)])
-def test_the_order_of_a_product_of_queries_and_keys(queries, keys_first):
-    """By how many queries share a KV head: fewer than 64, of four heads each."""
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("queries, keys_first", [(2, True), (3, True), (15, True), (16, False)])
+def test_the_form_of_a_product_of_queries_and_keys(queries, keys_first, platform, monkeypatch):
+    """By how many queries share a KV head, of four heads each: up to 8, one by one on a CPU; fewer than 64, keys first."""
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
     query, key = jnp.zeros((1, 1, 4, queries, 8)), jnp.zeros((1, 1, 9, 8))
-    (product,) = [e for e in jax.make_jaxpr(score)(query, key).jaxpr.eqns if e.primitive.name == "dot_general"]
-    assert (product.invars[0].aval.shape == key.shape) == keys_first
+    program = jax.make_jaxpr(lambda *args: score(*args))(query, key)  # traced anew for each platform
+    products = [equation for equation in program.jaxpr.eqns if equation.primitive.name == "dot_general"]
+    assert len(products) == (8 if (queries, platform) == (2, "cpu") else 1)
+    assert all((product.invars[0].aval.shape == key.shape) == keys_first for product in products)
 
 
 @forms
