@@ -63,7 +63,8 @@ def prefill(
     # One slot more than a forward writes: a row whose prompt is over still gets a chunk of pads, which must not reach the
     # oldest row that a drafter sees (window + 1 of them in the transformers convention, one more than the target).
     room = max(chunk, draft_length + 1) + 1
-    capacity = _round_up(max(num_chunks * chunk, longest + max_new_tokens + LONGEST_DRAFT), 128) + chunk
+    # Behind the longest prompt, what a last chunk writes of pads, or what is emitted and the last round's drafts.
+    capacity = _round_up(longest + max(chunk, max_new_tokens + LONGEST_DRAFT), 128)
     dtype, mesh = target.embed_tokens.weight.dtype, mesh_of(target.embed_tokens.weight[...])
     cache = init_cache(target.config, len(prompts), capacity, chunk=room, dtype=dtype, mesh=mesh)
 

@@ -1,6 +1,8 @@
 """A prefill runs what writes no K/V for one token a row, and leaves the same hidden row and the same cache.  Its settings."""
 
+import dataclasses
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +89,17 @@ def test_there_is_room_for_the_longest_draft_whatever_was_said():
     assert full.capacity >= len(prompt) + new_tokens + LONGEST_DRAFT
     with pytest.raises(ValueError, match="draft_length: expected at most 32 tokens a round, got 33"):
         decoding.speculative_step(target, random_drafter(TINY_DRAFTERS["E2B"]), state, decoding.Options(33))
+
+
+def test_pads_of_the_last_chunk_do_not_reach_the_first_tokens(monkeypatch):
+    """Behind the last token of the longest prompt there is room for a chunk, though one token alone is to follow."""
+    monkeypatch.setattr(sys.modules["decoding.prefill"], "LONGEST_CHUNK", 256)
+    target = random_target(dataclasses.replace(TINY["E2B"], max_position_embeddings=512))
+    prompts = [random_tokens(1, length)[0].tolist() for length in (257, 3)]
+    state = decoding.prefill(target, prompts, max_new_tokens=1)
+    for row, prompt in enumerate(prompts):
+        expected = target(jnp.asarray([prompt]))[0][0, -1]
+        np.testing.assert_allclose(state.hidden[row], expected, atol=2e-5 * np.abs(expected).max())
 
 
 def test_a_target_that_overflows():
