@@ -1,84 +1,94 @@
-"""The loop over rounds, twice: one call a round, so that the host sees each as it ends; or one call for all of them.
+"""The loop over rounds, twice: a few rounds a call, so that the host sees them as they end; or one call for all of them.
 
-Both yield the same rounds.  The host's loop calls a round before it reads the one before it, so that the device always has
-work: what a call, a copy and the display cost is done meanwhile (`gemma4-mtp bench` prints both loops' speed).
+Both yield the same rounds, and are the same program: rounds until every row is done, or until as many ran as the call may run.
 """
 
 import functools
+import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from decoding.compiled import Step, compiled
 from decoding.speculative import Options
 from decoding.state import DecodeState, Round
 
+BLINK = 0.01  # seconds for which the host's loop may hold back a round
+MOST = 8  # rounds in a call of the host's loop
+
+
+class Report(NamedTuple):
+    """What a call did, to be read after the state is donated to the next one."""
+
+    log: Round  # of each round, stacked
+    count: Int[Array, ""]  # how many rounds ran; what `log` holds beyond them has no meaning
+    done: Bool[Array, " b"]
+
 
 def rounds(state: DecodeState, step: Step, options: Options, *models) -> Iterator[Round]:
-    """Run `step` until every row is done; yield the prefill's round, then each round as it ends, on the host."""
-    run = compiled(_one_round(step), options, *models)
+    """Run `step` until every row is done; yield the prefill's round, then each round as it ends, on the host.
+
+    A call runs one round, or as many as pass within a BLINK: what a call costs the host, a third of a millisecond or more, is
+    then spread over them.  The next call starts before the one before it is read, so that the device always has work.
+    """
+    run = compiled(_rounds(step, MOST), options, *models)
     last, done = jax.device_get((state.last, state.done))
     yield last
-    if not done.all():
-        state, report = run(state)
+    if done.all():
+        return
+    most = 1
+    state, report = run((state, np.int32(most)))
     while not done.all():
-        state, next_report = run(state)
-        last, done = jax.device_get(report)
-        yield last
+        began = time.perf_counter()
+        state, next_report = run((state, np.int32(most)))
+        ended, done = _read(report)
+        yield from ended
+        seconds = time.perf_counter() - began  # what was done with the rounds included: who is slow gets them singly
+        most = MOST if seconds * MOST <= BLINK * len(ended) else max(int(BLINK * len(ended) / seconds), 1)
         report = next_report
-
-
-@functools.lru_cache(maxsize=64)
-def _one_round(step: Step) -> Callable[..., tuple[DecodeState, tuple[Round, Bool[Array, " b"]]]]:
-    """(*models, state, options) -> the next state, and a copy of `last` and `done`, to be read after that is donated.
-
-    The last call, ahead of the end, finds all rows done: it returns at once, where a forward of a large model would not.
-    """
-
-    def run(*args):
-        *models, state, options = args
-
-        def is_due(carry):
-            state, has_run = carry
-            return ~(has_run | state.done.all())
-
-        def one_round(carry):
-            state, _ = carry
-            return step(*models, state, options), jnp.bool_(True)
-
-        # A loop that turns once at most: XLA would copy the cache into and out of the branches of a `cond`.
-        state, _ = jax.lax.while_loop(is_due, one_round, (state, jnp.bool_(False)))
-        return state, (state.last, state.done)
-
-    return run
 
 
 def rounds_on_device(state: DecodeState, step: Step, options: Options, *models) -> Iterator[Round]:
     """The same rounds, by one call that returns when every row is done."""
     most = -(-int(state.budget.max()) // 128) * 128  # a round emits a token at least; few sizes mean few compilations
     first = jax.device_get(state.last)
-    _, log, count = compiled(_all_rounds(step, most), options, *models)(state)
-    log, count = jax.device_get((log, count))
+    _, report = compiled(_rounds(step, most), options, *models)((state, np.int32(most)))
     yield first
-    for i in range(count):
-        yield Round(*(values[i] for values in log))
+    yield from _read(report)[0]
+
+
+def _read(report: Report) -> tuple[list[Round], np.ndarray]:
+    """The rounds that ran, and which rows are done; waits for them."""
+    log, count, done = jax.device_get(report)
+    return [Round(*(values[i] for values in log)) for i in range(count)], done
 
 
 @functools.lru_cache(maxsize=64)
-def _all_rounds(step: Step, most: int) -> Callable[..., tuple[DecodeState, Round, Int[Array, ""]]]:
-    """(*models, state, options) -> the last state, what each round did (stacked, room for `most`), how many there were."""
+def _rounds(step: Step, room: int) -> Callable[..., tuple[DecodeState, Report]]:
+    """(*models, (state, most), options) -> the state after at most `most` rounds, up to `room`, and what they did.
+
+    A call ahead of the end finds all rows done: it returns at once, where a forward of a large model would not.
+    """
 
     def run(*args):
-        *models, state, options = args
+        *models, (state, most), options = args
+
+        def is_due(carry):
+            state, _, count = carry
+            return (count < most) & ~state.done.all()
 
         def one_round(carry):
             state, log, count = carry
             state = step(*models, state, options)
             return state, jax.tree.map(lambda rows, row: rows.at[count].set(row), log, state.last), count + 1
 
-        log = jax.tree.map(lambda row: jnp.zeros((most, *row.shape), row.dtype), state.last)
-        return jax.lax.while_loop(lambda carry: ~carry[0].done.all(), one_round, (state, log, jnp.int32(0)))
+        log = jax.tree.map(lambda row: jnp.zeros((room, *row.shape), row.dtype), state.last)
+        # A loop, even for one round: XLA would copy the cache into and out of the branches of a `cond`.
+        state, log, count = jax.lax.while_loop(is_due, one_round, (state, log, jnp.int32(0)))
+        return state, Report(log, count, state.done)
 
     return run

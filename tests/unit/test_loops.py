@@ -93,12 +93,29 @@ def calls(monkeypatch) -> list[int]:
     return made
 
 
-def test_each_round_comes_as_it_ends_and_the_next_is_under_way(calls):
-    """Round n is seen when n + 1 calls were made: one is ahead, and none waits for the host.  The first follows its prefill."""
-    calls_when_seen = []
-    see = lambda last: calls_when_seen.append(len(calls))
-    decoding.generate_autoregressive(small_target(), PROMPTS, max_new_tokens=6, on_round=see)
-    assert calls_when_seen == [0, 2, 3, 4, 5, 6]
+@pytest.mark.parametrize(
+    "seconds, calls_when_seen",
+    [
+        (1.0, [0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
+        (0.004, [0, 2, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8]),
+        (1e-5, [0, 2, 3, 4, 4, 4, 4, 4, 4, 4, 4, 5]),
+    ],
+)
+def test_rounds_come_as_they_end_and_the_next_are_under_way(calls, monkeypatch, seconds, calls_when_seen):
+    """Each by a call of its own, or together as many as pass in 10 ms, up to eight.  One call is ahead: none waits for the host.
+
+    By a clock that each round moves.  The first round that is seen follows the prefill.
+    """
+    now, when_seen, when_read, read = [0.0], [], [], loops._read
+    monkeypatch.setattr(loops.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(loops, "_read", lambda report: when_read.append(len(calls)) or read(report))
+
+    def see(last):
+        now[0] += seconds
+        when_seen.append(len(calls))
+
+    decoding.generate_autoregressive(small_target(), PROMPTS, max_new_tokens=12, on_round=see)
+    assert when_seen == calls_when_seen and when_read == sorted(set(when_seen) - {0})
     calls.clear()
     decoding.generate_autoregressive(small_target(), PROMPTS, max_new_tokens=1)
     assert not calls, "the prefill's token was the last"
@@ -131,10 +148,9 @@ def test_a_call_after_the_end_runs_no_forward(step, gamma):
     values = lambda state: jax.tree.map(np.array, state._replace(key=jax.random.key_data(state.key)))
     before = values(state)
     models = jax.tree.map(lambda weight: weight * jnp.nan if weight.dtype == jnp.float32 else weight, models)
-    state, (last, done) = compiled(loops._one_round(step), options, *models)(state)
-    assert done.all()
+    state, report = compiled(loops._rounds(step, 3), options, *models)((state, np.int32(3)))
+    assert report.done.all() and report.count == 0
     jax.tree.map(np.testing.assert_array_equal, values(state), before)
-    jax.tree.map(np.testing.assert_array_equal, last, before.last)
 
 
 def test_rounds_seen_stay_as_they_were():
