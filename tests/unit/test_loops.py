@@ -102,7 +102,7 @@ def calls(monkeypatch) -> list[int]:
     ],
 )
 def test_rounds_come_as_they_end_and_the_next_are_under_way(calls, monkeypatch, seconds, calls_when_seen):
-    """Each by a call of its own, or together as many as pass in 10 ms, up to eight.  One call is ahead: none waits for the host.
+    """Each by a call of its own, or as many as pass in 10 ms, up to eight.  One call is ahead: none waits for the host.
 
     By a clock that each round moves.  The first round that is seen follows the prefill.
     """
