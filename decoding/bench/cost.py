@@ -1,11 +1,11 @@
 """The cost model: what the speed-up should be, from acceptance and from the time of each stage by itself.
 
-    speed-up = tokens per round x t_autoregressive / (t_first_draft + (gamma - 1) x t_further_draft + t_verify + t_accept)
+    speed-up = tokens per round x t_autoregressive / (t_draft + t_verify + t_accept)
 
-Leviathan et al. 2023 (arXiv 2211.17192), theorem 3.8, with their cost c of a draft step as measured, twice: the first step of
-a round reads the drafter's weights from memory, the others may find them in a cache.  Both are measured where they stand,
-behind a verify, the first for each gamma.  And with verify's own time in place of one step's: a pass over gamma + 1 tokens
-is not free.
+Leviathan et al. 2023 (arXiv 2211.17192), theorem 3.8, with the time of a whole draft in place of gamma times their cost c: the
+first steps of a round read the drafter's weights from memory, later ones find them in a cache.  So a draft is measured for each
+gamma, and where it stands, behind a verify.  And with verify's own time in place of one step's: a pass over gamma + 1 tokens is
+not free.
 """
 
 from typing import NamedTuple
@@ -20,19 +20,17 @@ from gemma4.functional import argmax
 
 
 class Times(NamedTuple):
-    """Seconds of each stage by itself."""
+    """Seconds of each stage by itself, for one gamma."""
 
     autoregressive: float
-    first_draft: float
-    further_draft: float
+    draft: float
     verify: float
     accept: float
 
 
-def speed_up(tokens_per_round: float, draft_length: int, times: Times) -> float:
-    """tokens_per_round: what acceptance makes of a round, 1 .. draft_length + 1."""
-    drafts = times.first_draft + (draft_length - 1) * times.further_draft
-    return tokens_per_round * times.autoregressive / (drafts + times.verify + times.accept)
+def speed_up(tokens_per_round: float, times: Times) -> float:
+    """tokens_per_round: what acceptance makes of a round, 1 .. gamma + 1."""
+    return tokens_per_round * times.autoregressive / (times.draft + times.verify + times.accept)
 
 
 def simulated(rate: float) -> Judge:

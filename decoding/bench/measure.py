@@ -32,14 +32,13 @@ from decoding.speculative import Options
 from gemma4.storage import named_params
 
 AUTOREGRESSIVE = 0  # as a draft length
-LONG_DRAFT = 8  # steps: enough that its further ones outweigh the first
 STAGE_LAPS = 4  # in a run, at most
 
 
 class Plan(NamedTuple):
     draft_lengths: Sequence[int] = tuple(range(1, 9))
     batches: Sequence[int] = (1,)
-    streamed: int = 4  # the draft length that is streamed too, and behind whose verify a long draft is timed
+    streamed: int = 4  # the draft length that is streamed too, and behind whose verify a single draft step is timed
     prompt_tokens: int = 48
     new_tokens: int = 120
     prefill_tokens: int = 512
@@ -126,15 +125,14 @@ def measure_batch(
     }
 
 
-STEP, FIRST, FURTHER = "autoregressive step", "draft, first step", "draft, each further"
-VERIFY, ACCEPT = "verify", "accept"
+STEP, DRAFT, DRAFT_STEP, VERIFY, ACCEPT = "autoregressive step", "draft", "draft, a single step", "verify", "accept"
 PRODUCTS = "verify, products alone"
-FIRST_AND_VERIFY, LONG_AND_VERIFY = "first draft and verify", "long draft and verify"  # taken apart by `stage_seconds`
+DRAFT_AND_VERIFY, DRAFT_STEP_AND_VERIFY = "draft and verify", "draft step and verify"  # taken apart by `stage_seconds`
 
 
 def stage_timers(subject: Subject, plan: Plan, group: list[list[int]]) -> dict[tuple[str, int], Timer]:
     """By stage and draft length."""
-    longest = plan.options(max(LONG_DRAFT, *plan.draft_lengths))  # for all of them, so that all caches are alike
+    longest = plan.options(max(plan.draft_lengths))  # for all of them, so that all states are alike
 
     def timer(stage: Stage, gamma: int) -> Timer:
         state = start(subject.target, group, plan.new_tokens, longest, jax.random.key(0))
@@ -142,8 +140,8 @@ def stage_timers(subject: Subject, plan: Plan, group: list[list[int]]) -> dict[t
 
     return {
         (STEP, 0): timer(autoregressive_stage, 1),
-        **{(FIRST_AND_VERIFY, gamma): timer(draft_and_verify(gamma), 1) for gamma in plan.draft_lengths},
-        (LONG_AND_VERIFY, plan.streamed): timer(draft_and_verify(plan.streamed), LONG_DRAFT),
+        **{(DRAFT_AND_VERIFY, gamma): timer(draft_and_verify(gamma), gamma) for gamma in plan.draft_lengths},
+        (DRAFT_STEP_AND_VERIFY, plan.streamed): timer(draft_and_verify(plan.streamed), 1),
         **{(VERIFY, gamma): timer(verify_stage, gamma) for gamma in plan.draft_lengths},
         **{(PRODUCTS, gamma): timer(products_stage, gamma) for gamma in plan.draft_lengths},
         **{(ACCEPT, gamma): timer(accept_stage, gamma) for gamma in plan.draft_lengths},
@@ -151,13 +149,15 @@ def stage_timers(subject: Subject, plan: Plan, group: list[list[int]]) -> dict[t
 
 
 def stage_seconds(laps: dict[tuple[str, int], list[float]], streamed: int) -> dict[tuple[str, int], list[float]]:
-    """The laps of each stage; those of a draft step are differences of laps that stood side by side."""
-    first = {gamma: laps[FIRST_AND_VERIFY, gamma] for name, gamma in laps if name == FIRST_AND_VERIFY}
-    long, short = laps[LONG_AND_VERIFY, streamed], first[streamed]
+    """The laps of each stage; those of a draft are differences of laps that stood side by side."""
+
+    def without_verify(name: str, gamma: int) -> list[float]:
+        return [both - verify for both, verify in zip(laps[name, gamma], laps[VERIFY, gamma], strict=True)]
+
     return {
         (STEP, 0): laps[STEP, 0],
-        **{(FIRST, gamma): [a - b for a, b in zip(first[gamma], laps[VERIFY, gamma], strict=True)] for gamma in first},
-        (FURTHER, 1): [(a - b) / (LONG_DRAFT - 1) for a, b in zip(long, short, strict=True)],
+        (DRAFT_STEP, 1): without_verify(DRAFT_STEP_AND_VERIFY, streamed),
+        **{(DRAFT, gamma): without_verify(name, gamma) for name, gamma in laps if name == DRAFT_AND_VERIFY},
         **{key: values for key, values in laps.items() if key[0] in (VERIFY, PRODUCTS, ACCEPT)},
     }
 
@@ -167,8 +167,9 @@ def stage_work(subject: Subject, name: str, batch: int, context: int, draft_leng
         return forward_work(subject.target, batch, 1, context)
     if name == VERIFY:
         return forward_work(subject.target, batch, draft_length + 1, context)
-    if name in (FIRST, FURTHER):
-        return draft_work(subject.target, subject.drafter, batch, context)
+    if name in (DRAFT, DRAFT_STEP):
+        step = draft_work(subject.target, subject.drafter, batch, context)
+        return Work(*(draft_length * of_step for of_step in step))
     assert name in (PRODUCTS, ACCEPT), name
     return Work(0, 0)  # not counted
 
@@ -199,10 +200,8 @@ def loop_entries(
                 "speed_up_quartiles": quartiles(ratios),
             }
         if gamma and on_device:
-            stages = [
-                seconds[key] for key in ((STEP, 0), (FIRST, gamma), (FURTHER, 1), (VERIFY, gamma), (ACCEPT, gamma))
-            ]
+            stages = [seconds[key] for key in ((STEP, 0), (DRAFT, gamma), (VERIFY, gamma), (ACCEPT, gamma))]
             yield_of_turn = lap.tokens / lap.turns / batch  # rows that end before the others yield nothing any more
-            entry["predicted"] = cost.speed_up(yield_of_turn, gamma, cost.Times(*stages))
+            entry["predicted"] = cost.speed_up(yield_of_turn, cost.Times(*stages))
         entries.append(entry)
     return entries

@@ -72,7 +72,11 @@ def _stage_row(entry: dict[str, Any]) -> tuple[str, ...]:
                 for share in ("share_of_bandwidth", "share_of_flops")
             ),
         )
-    gamma = str(entry["draft_length"]) if entry["stage"].startswith(("draft, first", "verify", "accept")) else ""
+    gamma = (
+        str(entry["draft_length"])
+        if entry["stage"].startswith(("verify", "accept")) or entry["stage"] == "draft"
+        else ""
+    )
     compiled = "" if entry["compile_seconds"] is None else f"{entry['compile_seconds']:.1f} s"
     return (entry["stage"], gamma, _ms(entry["seconds"]), *work, compiled)
 

@@ -183,7 +183,6 @@ def bench(pair_dir):
         patch.setattr(machine, "COPIED_BYTES", 2**20)
         patch.setattr(machine, "SIDE", {jax.default_backend(): 64})
         patch.setattr(stages, "LAP_SECONDS", 0.001)
-        patch.setattr(measure, "LONG_DRAFT", 2)
         yield run
 
 
@@ -231,9 +230,9 @@ def test_json(found):
 
 def assert_every_draft_length(batch: dict, gammas: tuple[int, ...]) -> None:
     lengths = lambda name: [entry["draft_length"] for entry in batch["stages"] if entry["stage"] == name]
-    for name in (measure.FIRST, measure.VERIFY, measure.PRODUCTS, measure.ACCEPT):
+    for name in (measure.DRAFT, measure.VERIFY, measure.PRODUCTS, measure.ACCEPT):
         assert lengths(name) == list(gammas)
-    assert [len(lengths(name)) for name in (measure.STEP, measure.FURTHER)] == [1, 1]
+    assert [len(lengths(name)) for name in (measure.STEP, measure.DRAFT_STEP)] == [1, 1]
     lengths = lambda kind: [entry["draft_length"] for entry in batch["loops"] if entry["loop"] == kind]
     assert (lengths("on the device"), lengths("streaming")) == ([0, *gammas], [0, gammas[-1]])
     for entry in batch["loops"]:
@@ -251,7 +250,7 @@ def test_json_has_every_batch(both):
     for batch in batches:
         assert_every_draft_length(batch, GAMMAS)
     one, two = ({entry["stage"]: entry for entry in batch["stages"]} for batch in batches)
-    for name in (measure.STEP, measure.VERIFY, measure.FIRST):
+    for name in (measure.STEP, measure.VERIFY, measure.DRAFT_STEP):
         assert two[name]["flops"] == 2 * one[name]["flops"] > 0
         assert one[name]["bytes"] < two[name]["bytes"] < 2 * one[name]["bytes"]
 

@@ -77,23 +77,22 @@ def test_typical():
     assert typical([[Lap(1.0, 5, 5, 5, [])]]).reached == []
 
 
-def test_stage_seconds(monkeypatch):
-    """A draft step is the difference of laps that stood side by side."""
-    monkeypatch.setattr(measure, "LONG_DRAFT", 8)
+def test_stage_seconds():
+    """A draft is the difference of laps that stood side by side."""
     names = measure
     laps = {
         (names.STEP, 0): [1.0, 2.0],
-        (names.FIRST_AND_VERIFY, 2): [9.0, 11.0],
-        (names.FIRST_AND_VERIFY, 3): [21.0, 35.0],
-        (names.LONG_AND_VERIFY, 2): [16.0, 25.0],
+        (names.DRAFT_AND_VERIFY, 2): [9.0, 11.0],
+        (names.DRAFT_AND_VERIFY, 3): [21.0, 35.0],
+        (names.DRAFT_STEP_AND_VERIFY, 2): [7.5, 9.0],
         (names.VERIFY, 2): [7.0, 8.0],
         (names.VERIFY, 3): [20.0, 30.0],
     }
     assert measure.stage_seconds(laps, 2) == {
         (names.STEP, 0): [1.0, 2.0],
-        (names.FIRST, 2): [2.0, 3.0],
-        (names.FIRST, 3): [1.0, 5.0],
-        (names.FURTHER, 1): [1.0, 2.0],
+        (names.DRAFT, 2): [2.0, 3.0],
+        (names.DRAFT, 3): [1.0, 5.0],
+        (names.DRAFT_STEP, 1): [0.5, 1.0],
         (names.VERIFY, 2): [7.0, 8.0],
         (names.VERIFY, 3): [20.0, 30.0],
     }
@@ -107,8 +106,7 @@ def test_the_prediction_counts_rows_that_end_early():
     }
     seconds = {
         (measure.STEP, 0): 1.0,
-        (measure.FIRST, 2): 0.3,
-        (measure.FURTHER, 1): 0.2,
+        (measure.DRAFT, 2): 0.5,
         (measure.VERIFY, 2): 1.4,
         (measure.ACCEPT, 2): 0.1,
     }
@@ -176,7 +174,7 @@ def test_stages_take_turns_with_loops(nothing_is_measured, monkeypatch):
 def test_what_a_stage_is_said_to_need(nothing_is_measured, monkeypatch):
     """In the middle of the new tokens, of each row: a step reads one token, a verify of three drafts four."""
     subject = small_subject()
-    keys = (measure.STEP, 0), (measure.VERIFY, 3), (measure.FIRST, 3), (measure.FURTHER, 1)
+    keys = (measure.STEP, 0), (measure.VERIFY, 3), (measure.DRAFT, 3), (measure.DRAFT_STEP, 1)
     monkeypatch.setattr(measure, "stage_seconds", lambda laps, streamed: {key: [1.0] for key in keys})
     plan = Plan(draft_lengths=(3,), streamed=3, prompt_tokens=6, new_tokens=8, num_prompts=1, runs=1)
     found = measure.measure_batch(subject, plan, 2, NO_MACHINE, lambda what: None)
@@ -184,8 +182,8 @@ def test_what_a_stage_is_said_to_need(nothing_is_measured, monkeypatch):
     assert {entry["stage"]: (entry["bytes"], entry["flops"]) for entry in found["stages"]} == {
         measure.STEP: forward_work(subject.target, 2, tokens=1, context=10),
         measure.VERIFY: forward_work(subject.target, 2, tokens=4, context=10),
-        measure.FIRST: one_draft,
-        measure.FURTHER: one_draft,
+        measure.DRAFT: one_draft + one_draft + one_draft,
+        measure.DRAFT_STEP: one_draft,
     }
 
 
