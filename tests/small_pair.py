@@ -104,14 +104,18 @@ def generate_scripted(
         on_state(state)
         return state
 
-    def compiled(one_round, options, target, drafter) -> Callable[[DecodeState], tuple]:
-        def step(state):
-            if not state.done.all():  # else the call ahead of the end
+    def compiled(_, options, target, drafter) -> Callable[[tuple], tuple]:
+        def some_rounds(state_and_most):
+            state, most = state_and_most
+            log = []
+            while len(log) < most and not state.done.all():
                 state = scripted_step(target, drafter, jnp.asarray(script), state, options)
                 on_state(state)
-            return state, jax.device_get((state.last, state.done))
+                log.append(jax.device_get(state.last))
+            stacked = jax.tree.map(lambda *rows: np.stack(rows), *log) if log else None  # the call ahead of the end
+            return state, loops.Report(stacked, len(log), jax.device_get(state.done))
 
-        return step
+        return some_rounds
 
     with mock.patch.object(module, "start", seen_start), mock.patch.object(loops, "compiled", compiled):
         return decoding.generate(target, drafter, prompts, **settings)

@@ -43,7 +43,7 @@ class Plan(NamedTuple):
     new_tokens: int = 120
     prefill_tokens: int = 512
     num_prompts: int = 16  # the same ones at every batch size, which divides their number
-    runs: int = 5
+    runs: int = 3
     sampling: Sampling = Sampling()
     acceptance: str = "token"  # how sampled drafts are judged
     accept_rate: float | None = None  # None: whatever is accepted
