@@ -72,11 +72,7 @@ def _stage_row(entry: dict[str, Any]) -> tuple[str, ...]:
                 for share in ("share_of_bandwidth", "share_of_flops")
             ),
         )
-    gamma = (
-        str(entry["draft_length"])
-        if entry["stage"].startswith(("verify", "accept")) or entry["stage"] == "draft"
-        else ""
-    )
+    gamma = "" if entry["stage"].endswith("step") else str(entry["draft_length"])
     compiled = "" if entry["compile_seconds"] is None else f"{entry['compile_seconds']:.1f} s"
     return (entry["stage"], gamma, _ms(entry["seconds"]), *work, compiled)
 
