@@ -61,15 +61,19 @@ def measure(subject: Subject, plan: Plan, progress: Callable[[str], None] = lamb
     progress("measuring the machine")
     machine = measure_machine(subject.target.embed_tokens.weight.dtype)
     batches = []
-    for batch in plan.batches:
-        progress(f"compiling for batch {batch}")
-        batches.append(measure_batch(subject, plan, batch, machine, progress))
+    for size in plan.batches:
+        progress(f"compiling for batch {size}")
+        batches.append(Batch(subject, plan, size))
+    for run in range(plan.runs):
+        for batch in batches:
+            progress(f"run {run + 1} of {plan.runs}, batch {batch.size}")
+            batch.run()
     return {
         "subject": describe(subject),
         "machine": machine._asdict() | {"backend": jax.default_backend(), "jax": jax.__version__},
         "plan": plan._asdict() | {"sampling": plan.sampling._asdict()},
         "prefill": measure_prefill(subject, plan.prefill_tokens, plan.runs, machine),
-        "batches": batches,
+        "batches": [batch.record(machine) for batch in batches],
         "peak_bytes": peak_bytes(),
     }
 
@@ -87,42 +91,50 @@ def describe(subject: Subject) -> dict[str, Any]:
     }
 
 
-def measure_batch(
-    subject: Subject, plan: Plan, batch: int, machine: Machine, progress: Callable[[str], None]
-) -> dict[str, Any]:
-    texts = plan.prompts(subject)
-    groups = [texts[place : place + batch] for place in range(0, len(texts), batch)]
-    loops = {
-        (gamma, on_device): Loop(subject, plan.new_tokens, plan.options(gamma), on_device, plan.accept_rate)
-        for on_device, lengths in ((True, plan.draft_lengths), (False, [plan.streamed]))
-        for gamma in (AUTOREGRESSIVE, *lengths)
-    }
-    timers = stage_timers(subject, plan, groups[0])
-    for group in groups:
-        for loop in loops.values():
-            loop.lap(group)  # compiles, for prompts of every length
-    laps: dict[tuple, list[list[Lap]]] = {key: [[] for _ in groups] for key in loops}
-    seconds: dict[tuple, list[float]] = {key: [] for key in timers}
-    for run in range(plan.runs):
-        progress(f"batch {batch}, run {run + 1} of {plan.runs}")
-        for place, group in enumerate(groups):
-            for key, loop in loops.items():
-                laps[key][place].append(loop.lap(group, seed=place))
-            if place % -(-len(groups) // STAGE_LAPS) == 0:
-                for key, timer in timers.items():
-                    seconds[key].append(timer.lap())
-    stages = stage_seconds(seconds, plan.streamed)
-    context = plan.prompt_tokens + plan.new_tokens // 2
-    compiled_in = {key: timer.compile_seconds for key, timer in timers.items()}
-    return {
-        "batch": batch,
-        "stages": [
-            {"stage": name, "draft_length": gamma, "compile_seconds": compiled_in.get((name, gamma))}
-            | against_machine(laps_of, stage_work(subject, name, batch, context, gamma), machine)
-            for (name, gamma), laps_of in stages.items()
-        ],
-        "loops": loop_entries(laps, {key: statistics.median(values) for key, values in stages.items()}, batch),
-    }
+class Batch:
+    """The loops and stages of one batch size, and their laps so far."""
+
+    def __init__(self, subject: Subject, plan: Plan, size: int):
+        """Compiles them."""
+        self.subject, self.plan, self.size = subject, plan, size
+        texts = plan.prompts(subject)
+        self.groups = [texts[place : place + size] for place in range(0, len(texts), size)]
+        self.loops = {
+            (gamma, on_device): Loop(subject, plan.new_tokens, plan.options(gamma), on_device, plan.accept_rate)
+            for on_device, lengths in ((True, plan.draft_lengths), (False, [plan.streamed]))
+            for gamma in (AUTOREGRESSIVE, *lengths)
+        }
+        self.timers = stage_timers(subject, plan, self.groups[0])
+        for group in self.groups:
+            for loop in self.loops.values():
+                loop.lap(group)  # compiles, for prompts of every length
+        self.laps: dict[tuple, list[list[Lap]]] = {key: [[] for _ in self.groups] for key in self.loops}
+        self.seconds: dict[tuple, list[float]] = {key: [] for key in self.timers}
+
+    def run(self) -> None:
+        """Every loop over every prompt, and between them every stage."""
+        for place, group in enumerate(self.groups):
+            for key, loop in self.loops.items():
+                self.laps[key][place].append(loop.lap(group, seed=place))
+            if place % -(-len(self.groups) // STAGE_LAPS) == 0:
+                for key, timer in self.timers.items():
+                    self.seconds[key].append(timer.lap())
+
+    def record(self, machine: Machine) -> dict[str, Any]:
+        stages = stage_seconds(self.seconds, self.plan.streamed)
+        context = self.plan.prompt_tokens + self.plan.new_tokens // 2
+        compiled_in = {key: timer.compile_seconds for key, timer in self.timers.items()}
+        return {
+            "batch": self.size,
+            "stages": [
+                {"stage": name, "draft_length": gamma, "compile_seconds": compiled_in.get((name, gamma))}
+                | against_machine(laps, stage_work(self.subject, name, self.size, context, gamma), machine)
+                for (name, gamma), laps in stages.items()
+            ],
+            "loops": loop_entries(
+                self.laps, {key: statistics.median(values) for key, values in stages.items()}, self.size
+            ),
+        }
 
 
 STEP, DRAFT, DRAFT_STEP, VERIFY, ACCEPT = "autoregressive step", "draft", "draft, a single step", "verify", "accept"

@@ -119,7 +119,7 @@ def test_the_prediction_counts_rows_that_end_early():
 
 @pytest.fixture
 def nothing_is_measured(monkeypatch):
-    """`measure_batch` without its measurements: no stage, no loop."""
+    """A `Batch` without its measurements: no stage, no loop."""
     monkeypatch.setattr(Loop, "lap", lambda self, group, seed=0: None)
     monkeypatch.setattr(measure, "stage_timers", lambda *args: {})
     monkeypatch.setattr(measure, "stage_seconds", lambda laps, streamed: {})
@@ -129,6 +129,12 @@ def nothing_is_measured(monkeypatch):
 NO_MACHINE = machine.Machine("none", 1.0, 1.0)
 
 
+def run_all(plan: Plan, size: int) -> None:
+    batch = measure.Batch(small_subject(), plan, size)
+    for _ in range(plan.runs):
+        batch.run()
+
+
 ONE_DRAFT = Plan(draft_lengths=(1,), streamed=1, prompt_tokens=3, new_tokens=3, num_prompts=2, runs=2)
 
 
@@ -136,7 +142,7 @@ def test_groups_of_prompts_are_sampled_apart(nothing_is_measured, monkeypatch):
     """Runs of one group repeat it; another group has another seed."""
     seeds = []
     monkeypatch.setattr(Loop, "lap", lambda self, group, seed=0: seeds.append(seed))
-    measure.measure_batch(small_subject(), ONE_DRAFT, 1, NO_MACHINE, lambda what: None)
+    run_all(ONE_DRAFT, 1)
     assert seeds == 4 * [0] + 4 * [0] + 2 * (4 * [0] + 4 * [1])  # each group once to compile; four loops
 
 
@@ -146,7 +152,7 @@ def test_batches_are_told_the_same_prompts(nothing_is_measured, monkeypatch):
     told = {batch: [] for batch in plan.batches}
     monkeypatch.setattr(Loop, "lap", lambda self, group, seed=0: told[len(group)].append(group))
     for batch in plan.batches:
-        measure.measure_batch(small_subject(), plan, batch, NO_MACHINE, lambda what: None)
+        run_all(plan, batch)
     told = {batch: [prompt for group in groups for prompt in group] for batch, groups in told.items()}
     assert {len(prompts) for prompts in told.values()} == {4 * (1 + plan.runs) * 8}
     for prompts in told.values():
@@ -166,9 +172,18 @@ def test_stages_take_turns_with_loops(nothing_is_measured, monkeypatch):
     monkeypatch.setattr(measure, "stage_timers", lambda *args: {(measure.STEP, 0): Timer()})
     for prompts, laps in ((1, 1), (4, 4), (5, 3), (8, 4), (16, 4)):
         Timer.laps = 0
-        plan = ONE_DRAFT._replace(num_prompts=prompts)
-        measure.measure_batch(small_subject(), plan, 1, NO_MACHINE, lambda what: None)
-        assert Timer.laps == plan.runs * laps, prompts
+        run_all(ONE_DRAFT._replace(num_prompts=prompts), 1)
+        assert Timer.laps == ONE_DRAFT.runs * laps, prompts
+
+
+def test_batches_take_turns(nothing_is_measured, monkeypatch):
+    """Run by run: machines change their speed from minute to minute."""
+    runs = []
+    monkeypatch.setattr(measure.Batch, "run", lambda self: runs.append(self.size))
+    monkeypatch.setattr(measure, "measure_machine", lambda dtype: NO_MACHINE)
+    monkeypatch.setattr(measure, "measure_prefill", lambda *args: {})
+    measure.measure(small_subject(), ONE_DRAFT._replace(batches=(1, 2)))
+    assert runs == [1, 2, 1, 2]
 
 
 def test_what_a_stage_is_said_to_need(nothing_is_measured, monkeypatch):
@@ -177,7 +192,7 @@ def test_what_a_stage_is_said_to_need(nothing_is_measured, monkeypatch):
     keys = (measure.STEP, 0), (measure.VERIFY, 3), (measure.DRAFT, 3), (measure.DRAFT_STEP, 1)
     monkeypatch.setattr(measure, "stage_seconds", lambda laps, streamed: {key: [1.0] for key in keys})
     plan = Plan(draft_lengths=(3,), streamed=3, prompt_tokens=6, new_tokens=8, num_prompts=1, runs=1)
-    found = measure.measure_batch(subject, plan, 2, NO_MACHINE, lambda what: None)
+    found = measure.Batch(subject, plan, 2).record(NO_MACHINE)
     one_draft = draft_work(subject.target, subject.drafter, 2, context=10)
     assert {entry["stage"]: (entry["bytes"], entry["flops"]) for entry in found["stages"]} == {
         measure.STEP: forward_work(subject.target, 2, tokens=1, context=10),
