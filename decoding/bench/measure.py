@@ -1,7 +1,7 @@
 """All measurements of one subject, as one record of plain numbers.
 
 Whatever is compared takes turns within one run: machines change their speed from minute to minute by more than most
-differences.  Times are seconds, medians over the runs unless said.
+differences.  Times are seconds: of each prompt the median over the runs, and the mean of those.
 """
 
 import statistics
@@ -29,10 +29,11 @@ from decoding.bench.work import Work, against_machine, draft_work, forward_work
 from decoding.generate import start
 from decoding.sampling import Sampling
 from decoding.speculative import Options
+from decoding.state import DecodeState
 from gemma4.storage import named_params
 
 AUTOREGRESSIVE = 0  # as a draft length
-STAGE_LAPS = 4  # in a run, at most
+STAGE_LAPS = 8  # of a stage in a run, at most; each behind another group of prompts
 
 
 class Plan(NamedTuple):
@@ -104,12 +105,11 @@ class Batch:
             for on_device, lengths in ((True, plan.draft_lengths), (False, [plan.streamed]))
             for gamma in (AUTOREGRESSIVE, *lengths)
         }
-        self.timers = stage_timers(subject, plan, self.groups[0])
-        for group in self.groups:
-            for loop in self.loops.values():
-                loop.lap(group)  # compiles, for prompts of every length
+        for group in reversed(self.groups):
+            first = {key: loop.lap(group) for key, loop in self.loops.items()}  # compiles, for prompts of every length
+        self.timers = stage_timers(subject, plan, self.groups[0], first)
         self.laps: dict[tuple, list[list[Lap]]] = {key: [[] for _ in self.groups] for key in self.loops}
-        self.seconds: dict[tuple, list[float]] = {key: [] for key in self.timers}
+        self.seconds: dict[tuple, dict[int, list[float]]] = {key: {} for key in self.timers}  # by place of the group
 
     def run(self) -> None:
         """Every loop over every prompt, and between them every stage."""
@@ -118,22 +118,30 @@ class Batch:
                 self.laps[key][place].append(loop.lap(group, seed=place))
             if place % -(-len(self.groups) // STAGE_LAPS) == 0:
                 for key, timer in self.timers.items():
-                    self.seconds[key].append(timer.lap())
+                    jax.block_until_ready(prefilled(self.subject, self.plan, group))  # as before a loop
+                    self.seconds[key].setdefault(place, []).append(timer.lap())
 
     def record(self, machine: Machine) -> dict[str, Any]:
-        stages = stage_seconds(self.seconds, self.plan.streamed)
+        laps = {key: [statistics.median(runs) for runs in places.values()] for key, places in self.seconds.items()}
+        stages = stage_seconds(laps, self.plan.streamed)
+        seconds = {key: statistics.fmean(values) for key, values in stages.items()}
         context = self.plan.prompt_tokens + self.plan.new_tokens // 2
         compiled_in = {key: timer.compile_seconds for key, timer in self.timers.items()}
         return {
             "batch": self.size,
             "stages": [
-                {"stage": name, "draft_length": gamma, "compile_seconds": compiled_in.get((name, gamma))}
-                | against_machine(laps, stage_work(self.subject, name, self.size, context, gamma), machine)
+                {
+                    "stage": name,
+                    "draft_length": gamma,
+                    "compile_seconds": compiled_in.get((name, gamma)),
+                    "seconds_quartiles": quartiles(laps),
+                }
+                | against_machine(
+                    seconds[name, gamma], stage_work(self.subject, name, self.size, context, gamma), machine
+                )
                 for (name, gamma), laps in stages.items()
             ],
-            "loops": loop_entries(
-                self.laps, {key: statistics.median(values) for key, values in stages.items()}, self.size
-            ),
+            "loops": loop_entries(self.laps, seconds, self.size),
         }
 
 
@@ -142,22 +150,36 @@ PRODUCTS = "verify, products alone"
 DRAFT_AND_VERIFY, DRAFT_STEP_AND_VERIFY = "draft and verify", "draft step and verify"  # taken apart by `stage_seconds`
 
 
-def stage_timers(subject: Subject, plan: Plan, group: list[list[int]]) -> dict[tuple[str, int], Timer]:
-    """By stage and draft length."""
+def stage_timers(
+    subject: Subject, plan: Plan, group: list[list[int]], loops: dict[tuple[int, bool], Lap]
+) -> dict[tuple[str, int], Timer]:
+    """By stage and draft length.
+
+    A lap repeats a stage as often as the loop of that draft length turns, of which `loops` holds a lap: a core that has rested
+    is slow for a while, and the shorter the loop, the more that counts.
+    """
+    turns = {gamma: lap.turns for (gamma, on_device), lap in loops.items() if on_device}
+
+    def timer(stage: Stage, gamma: int, repetitions: int) -> Timer:
+        state = prefilled(subject, plan, group)
+        return Timer(stage, subject.target, subject.drafter, state, plan.options(gamma), repetitions)
+
+    timers = {(STEP, 0): timer(autoregressive_stage, 1, turns[AUTOREGRESSIVE])}
+    for gamma in plan.draft_lengths:
+        if gamma == plan.streamed:
+            timers[DRAFT_STEP_AND_VERIFY, gamma] = timer(draft_and_verify(gamma), 1, turns[gamma])
+        timers |= {
+            (VERIFY, gamma): timer(verify_stage, gamma, turns[gamma]),
+            (DRAFT_AND_VERIFY, gamma): timer(draft_and_verify(gamma), gamma, turns[gamma]),
+            (PRODUCTS, gamma): timer(products_stage, gamma, turns[gamma]),
+            (ACCEPT, gamma): timer(accept_stage, gamma, 0),  # too short for the call's own time to be counted in
+        }
+    return timers
+
+
+def prefilled(subject: Subject, plan: Plan, group: list[list[int]]) -> DecodeState:
     longest = plan.options(max(plan.draft_lengths))  # for all of them, so that all states are alike
-
-    def timer(stage: Stage, gamma: int) -> Timer:
-        state = start(subject.target, group, plan.new_tokens, longest, jax.random.key(0))
-        return Timer(stage, subject.target, subject.drafter, state, plan.options(gamma))
-
-    return {
-        (STEP, 0): timer(autoregressive_stage, 1),
-        **{(DRAFT_AND_VERIFY, gamma): timer(draft_and_verify(gamma), gamma) for gamma in plan.draft_lengths},
-        (DRAFT_STEP_AND_VERIFY, plan.streamed): timer(draft_and_verify(plan.streamed), 1),
-        **{(VERIFY, gamma): timer(verify_stage, gamma) for gamma in plan.draft_lengths},
-        **{(PRODUCTS, gamma): timer(products_stage, gamma) for gamma in plan.draft_lengths},
-        **{(ACCEPT, gamma): timer(accept_stage, gamma) for gamma in plan.draft_lengths},
-    }
+    return start(subject.target, group, plan.new_tokens, longest, jax.random.key(0))
 
 
 def stage_seconds(laps: dict[tuple[str, int], list[float]], streamed: int) -> dict[tuple[str, int], list[float]]:
@@ -170,7 +192,7 @@ def stage_seconds(laps: dict[tuple[str, int], list[float]], streamed: int) -> di
         (STEP, 0): laps[STEP, 0],
         (DRAFT_STEP, 1): without_verify(DRAFT_STEP_AND_VERIFY, streamed),
         **{(DRAFT, gamma): without_verify(name, gamma) for name, gamma in laps if name == DRAFT_AND_VERIFY},
-        **{key: values for key, values in laps.items() if key[0] in (VERIFY, PRODUCTS, ACCEPT)},
+        **{key: laps[key] for stage in (VERIFY, PRODUCTS, ACCEPT) for key in laps if key[0] == stage},
     }
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from decoding.bench.machine import Machine
+from decoding.bench.spread import quartiles
 from decoding.bench.subject import Subject, prompts
 from decoding.bench.work import against_machine, prefill_work
 from decoding.generate import start
@@ -37,11 +38,12 @@ def measure_prefill(subject: Subject, tokens: int, runs: int, machine: Machine) 
             if run:  # the first one compiles
                 laps[name].append(seconds)
     every_layer = statistics.median(laps["every_layer_seconds"])
-    entry = against_machine(laps["seconds"], prefill_work(target, 1, tokens), machine)
+    entry = against_machine(statistics.median(laps["seconds"]), prefill_work(target, 1, tokens), machine)
     return {
         "tokens": tokens,
         "tokens_per_second": tokens / entry["seconds"],
         **entry,
+        "seconds_quartiles": quartiles(laps["seconds"]),
         "every_layer_seconds": every_layer,
         "gain": every_layer / entry["seconds"],
     }

@@ -6,12 +6,9 @@ and soft-max are left out: time spent beyond this is what an implementation adds
 from below: scores that the mask then hides are counted, as `functional.attend` computes them.
 """
 
-import statistics
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from decoding.bench.machine import Machine
-from decoding.bench.spread import quartiles
 from drafter import Drafter
 from gemma4 import Config, Gemma4
 from gemma4.storage import Leaf, named_params
@@ -25,16 +22,14 @@ class Work(NamedTuple):
         return Work(self.bytes + other.bytes, self.flops + other.flops)
 
 
-def against_machine(seconds: Sequence[float], work: Work, machine: Machine) -> dict[str, Any]:
-    """Median time, and how it compares with what the machine could do.
+def against_machine(seconds: float, work: Work, machine: Machine) -> dict[str, Any]:
+    """How a time compares with what the machine could do.
 
     A time that is a difference may come out as zero or less where the machine is noisy: no share then.
     """
-    median = statistics.median(seconds)
-    share = lambda work, rate: work / median / rate if median > 0 else None
+    share = lambda work, rate: work / seconds / rate if seconds > 0 else None
     return {
-        "seconds": median,
-        "seconds_quartiles": quartiles(seconds),
+        "seconds": seconds,
         **work._asdict(),
         "share_of_bandwidth": share(work.bytes, machine.bytes_per_second),
         "share_of_flops": share(work.flops, machine.flops_per_second),

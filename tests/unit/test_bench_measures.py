@@ -161,19 +161,74 @@ def test_batches_are_told_the_same_prompts(nothing_is_measured, monkeypatch):
 
 
 def test_stages_take_turns_with_loops(nothing_is_measured, monkeypatch):
-    """Four times a run, or once for each group of prompts if there are fewer."""
+    """Eight times a run, or once for each group of prompts if there are fewer; each behind a prefill, as the loops."""
+
+    happened = []
 
     class Timer:
-        laps, compile_seconds = 0, 0.0
-
         def lap(self):
-            Timer.laps += 1
+            happened.append("lap")
+
+    def prefilled(subject, plan, group):
+        happened.append(group)
 
     monkeypatch.setattr(measure, "stage_timers", lambda *args: {(measure.STEP, 0): Timer()})
-    for prompts, laps in ((1, 1), (4, 4), (5, 3), (8, 4), (16, 4)):
-        Timer.laps = 0
-        run_all(ONE_DRAFT._replace(num_prompts=prompts), 1)
-        assert Timer.laps == ONE_DRAFT.runs * laps, prompts
+    monkeypatch.setattr(measure, "prefilled", prefilled)
+    for prompts, laps in ((1, 1), (8, 8), (9, 5), (16, 8), (32, 8)):
+        happened.clear()
+        plan = ONE_DRAFT._replace(num_prompts=prompts)
+        run_all(plan, 1)
+        told = [[prompt] for prompt in plan.prompts(small_subject())][:: -(-prompts // laps)]
+        assert happened == ONE_DRAFT.runs * [what for group in told for what in (group, "lap")], prompts
+
+
+def test_stages_are_repeated_as_often_as_the_loop_turns(monkeypatch):
+    """But for acceptance, which is over before a clock could tell."""
+    made = {}
+
+    class Timer(measure.Timer):
+        def __init__(self, stage, target, drafter, state, options, repetitions):
+            made.setdefault(options.draft_length, {}).setdefault(repetitions, []).append(stage)
+
+    monkeypatch.setattr(measure, "Timer", Timer)
+    turns = {(0, True): 9, (0, False): 8, (1, True): 7, (3, True): 6, (3, False): 5}
+    loops = {key: Lap(1.0, 2, turns, turns, []) for key, turns in turns.items()}
+    plan = Plan(draft_lengths=(1, 3), streamed=3, prompt_tokens=3, new_tokens=3)
+    measure.stage_timers(small_subject(), plan, [[1, 2, 3]], loops)
+    of = lambda gamma: {measure.verify_stage, measure.products_stage, measure.draft_and_verify(gamma)}
+    assert {key: set(stages) for key, stages in made[1].items()} == {
+        9: {measure.autoregressive_stage},
+        7: of(1),
+        6: {measure.draft_and_verify(3)},  # a draft of one, behind a verify of three
+        0: {measure.accept_stage},
+    }
+    assert {key: set(stages) for key, stages in made[3].items()} == {6: of(3), 0: {measure.accept_stage}}
+
+
+def test_times_of_stages(monkeypatch):
+    """Of each prompt the median over the runs, and the mean of those, as loops are timed: here each run of the second prompt
+    takes ten times as long as that of the first."""
+    seconds = iter([1.0, 10.0, 2.0, 20.0, 6.0, 60.0])
+
+    class Timer:
+        compile_seconds = 0.5
+
+        def lap(self):
+            return next(seconds)
+
+    monkeypatch.setattr(Loop, "lap", lambda self, group, seed=0: Lap(1.0, 3, 2, 2, self.options.draft_length * [0.5]))
+    monkeypatch.setattr(measure, "stage_timers", lambda *args: {(measure.STEP, 0): Timer()})
+    monkeypatch.setattr(measure, "prefilled", lambda *args: None)
+    monkeypatch.setattr(measure, "stage_seconds", lambda laps, streamed: laps)
+    monkeypatch.setattr(measure, "loop_entries", lambda laps, seconds, size: seconds)
+    plan = ONE_DRAFT._replace(num_prompts=2, runs=3)
+    batch = measure.Batch(small_subject(), plan, 1)
+    for _ in range(plan.runs):
+        batch.run()
+    found = batch.record(NO_MACHINE)
+    (entry,) = found["stages"]
+    assert found["loops"] == {(measure.STEP, 0): 11.0} and (entry["seconds"], entry["compile_seconds"]) == (11.0, 0.5)
+    assert entry["seconds_quartiles"] == [6.5, 15.5]
 
 
 def test_batches_take_turns(nothing_is_measured, monkeypatch):

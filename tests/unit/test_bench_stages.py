@@ -113,6 +113,13 @@ def test_work_is_done_in_every_repetition(name):
     assert inside == plain
 
 
+@pytest.mark.parametrize("name", ["verify", "draft and verify"])
+def test_angles_are_worked_out_in_every_repetition(name):
+    """As in a round, though a verify is back at the same place each time."""
+    inside, outside = operations(built(WORK_OF[name][0], True).as_text(), "cosine")
+    assert inside and not outside
+
+
 def test_sampled_acceptance_is_done_in_every_repetition():
     inside, outside = operations(built(stages.accept_stage, True, 1.0).as_text(), "reduce")
     assert inside == operations(built(stages.accept_stage, False, 1.0).as_text(), "reduce")[1] and not outside
@@ -263,9 +270,12 @@ def counting_stage(target, drafter, desk, options):
     return desk._replace(state=desk.state._replace(emitted=desk.state.emitted + 1))
 
 
-@pytest.mark.parametrize("seconds, count", [(0.001, 400), (0.07, 5), (5.0, 1)])
-def test_timer(seconds, count, monkeypatch):
-    """A call of a short stage repeats it; the time of one is the call's over their number.  Here a call takes `seconds`."""
+@pytest.mark.parametrize(
+    "seconds, given, count", [(0.001, 0, 400), (0.07, 0, 5), (5.0, 0, 1), (0.001, 3, 3), (5.0, 3, 3)]
+)
+def test_timer(seconds, given, count, monkeypatch):
+    """A call of a short stage repeats it, and any stage as often as is `given`; the time of one is the call's over their
+    number.  Here a call takes `seconds`."""
     clock = [0.0]
 
     def tick() -> float:
@@ -275,7 +285,7 @@ def test_timer(seconds, count, monkeypatch):
     monkeypatch.setattr(stages, "time", SimpleNamespace(perf_counter=tick))  # JAX reads the real one
     monkeypatch.setattr(stages, "LAP_SECONDS", 0.08)
     state = start(small_target(), PROMPTS, 5, options(0.0), None)
-    timer = stages.Timer(counting_stage, small_target(), small_drafter(), state, options(0.0))
+    timer = stages.Timer(counting_stage, small_target(), small_drafter(), state, options(0.0), given)
     assert timer.compile_seconds == pytest.approx(0)
     before = int(timer._desk.state.emitted[0])
     assert timer.lap() == pytest.approx(seconds / count)
