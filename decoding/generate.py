@@ -58,7 +58,7 @@ def generate(
                     `target.config.eos_token_ids`).
     key:            `jax.random.key`; needed only where something is sampled (default: key 0).
     on_round:       called with each `Round` as it ends (the prefill's first), arrays on the host; rounds of a millisecond or so
-                    come a few at a time, a hundredth of a second late at the most.
+                    come a few at a time, a fortieth of a second late at the most.
     on_device:      run all rounds in one call: a little faster where they are so short, the same tokens.  Nothing is seen
                     before the end: `on_round` gets all rounds then.
     Errors:         ValueError for a bad prompt or setting, for prompt + max_new_tokens past the context, and if drafter and

@@ -17,7 +17,7 @@ from decoding.compiled import Step, compiled
 from decoding.speculative import Options
 from decoding.state import DecodeState, Round
 
-BLINK = 0.01  # seconds for which the host's loop may hold back a round
+BLINK = 0.025  # seconds for which the host's loop may hold back a round
 MOST = 8  # rounds in a call of the host's loop
 
 
@@ -32,8 +32,9 @@ class Report(NamedTuple):
 def rounds(state: DecodeState, step: Step, options: Options, *models) -> Iterator[Round]:
     """Run `step` until every row is done; yield the prefill's round, then each round as it ends, on the host.
 
-    A call runs one round, or as many as pass within a BLINK: what a call costs the host, a third of a millisecond or more, is
-    then spread over them.  The next call starts before the one before it is read, so that the device always has work.
+    A call runs one round, or as many as pass within a BLINK: what a call costs the host, half a millisecond, or two where
+    other machines want the same processor, is then spread over them.  The next call starts before the one before it is read,
+    so that the device always has work.
     """
     run = compiled(_rounds(step, MOST), options, *models)
     last, done = jax.device_get((state.last, state.done))
@@ -55,9 +56,9 @@ def rounds(state: DecodeState, step: Step, options: Options, *models) -> Iterato
 def rounds_on_device(state: DecodeState, step: Step, options: Options, *models) -> Iterator[Round]:
     """The same rounds, by one call that returns when every row is done."""
     most = -(-int(state.budget.max()) // 128) * 128  # a round emits a token at least; few sizes mean few compilations
-    first = jax.device_get(state.last)
-    _, report = compiled(_rounds(step, most), options, *models)((state, np.int32(most)))
-    yield first
+    run = compiled(_rounds(step, most), options, *models)
+    yield jax.device_get(state.last)
+    _, report = run((state, np.int32(most)))
     yield from _read(report)[0]
 
 

