@@ -105,9 +105,9 @@ class Batch:
             for on_device, lengths in ((True, plan.draft_lengths), (False, [plan.streamed]))
             for gamma in (AUTOREGRESSIVE, *lengths)
         }
-        for group in reversed(self.groups):
-            first = {key: loop.lap(group) for key, loop in self.loops.items()}  # compiles, for prompts of every length
-        self.timers = stage_timers(subject, plan, self.groups[0], first)
+        for group in reversed(self.groups):  # compiles, for prompts of every length; the first group's laps remain
+            laps = {key: loop.lap(group) for key, loop in self.loops.items()}
+        self.timers = stage_timers(subject, plan, self.groups[0], laps)
         self.laps: dict[tuple, list[list[Lap]]] = {key: [[] for _ in self.groups] for key in self.loops}
         self.seconds: dict[tuple, dict[int, list[float]]] = {key: {} for key in self.timers}  # by place of the group
 

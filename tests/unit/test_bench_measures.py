@@ -168,7 +168,6 @@ def test_batches_are_told_the_same_prompts(nothing_is_measured, monkeypatch):
 
 def test_stages_take_turns_with_loops(nothing_is_measured, monkeypatch):
     """Eight times a run, or once for each group of prompts if there are fewer; each behind a prefill, as the loops."""
-
     happened = []
 
     class Timer:
