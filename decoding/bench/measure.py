@@ -33,7 +33,6 @@ from decoding.state import DecodeState
 from gemma4.storage import named_params
 
 AUTOREGRESSIVE = 0  # as a draft length
-STAGE_LAPS = 8  # of a stage in a run, at most; each behind another group of prompts
 
 
 class Plan(NamedTuple):
@@ -68,7 +67,7 @@ def measure(subject: Subject, plan: Plan, progress: Callable[[str], None] = lamb
     for run in range(plan.runs):
         for batch in batches:
             progress(f"run {run + 1} of {plan.runs}, batch {batch.size}")
-            batch.run()
+            batch.run(run)
     return {
         "subject": describe(subject),
         "machine": machine._asdict() | {"backend": jax.default_backend(), "jax": jax.__version__},
@@ -111,15 +110,34 @@ class Batch:
         self.laps: dict[tuple, list[list[Lap]]] = {key: [[] for _ in self.groups] for key in self.loops}
         self.seconds: dict[tuple, dict[int, list[float]]] = {key: {} for key in self.timers}  # by place of the group
 
-    def run(self) -> None:
-        """Every loop over every prompt, and between them every stage."""
-        for place, group in enumerate(self.groups):
-            for key, loop in self.loops.items():
-                self.laps[key][place].append(loop.lap(group, seed=place))
-            if place % -(-len(self.groups) // STAGE_LAPS) == 0:
-                for key, timer in self.timers.items():
-                    jax.block_until_ready(prefilled(self.subject, self.plan, group))  # as before a loop
-                    self.seconds[key].setdefault(place, []).append(timer.lap())
+    def run(self, number: int) -> None:
+        """Every loop and every stage over every prompt, there and back by turns.
+
+        The stages of a draft length stand beside its loops, so that a prediction is of the seconds that it is compared with.
+        Acceptance stands apart: it is short, and lets the second core rest, so that what comes next is slow for a while.
+        """
+        accept = [key for key in self.timers if key[0] == ACCEPT]
+        order = [
+            key
+            for gamma in (AUTOREGRESSIVE, *self.plan.draft_lengths)
+            for key in (
+                *sorted(key for key in self.loops if key[0] == gamma),  # the one on the device last, beside the stages
+                *(key for key in self.timers if key[1] == gamma and key not in accept),
+            )
+        ]
+        for key in accept:
+            self._time(key, 0)
+        for place in range(len(self.groups)):
+            for key in order[::-1] if (number + place) % 2 else order:
+                self._time(key, place)
+
+    def _time(self, key: tuple, place: int) -> None:
+        group = self.groups[place]
+        if key in self.loops:
+            self.laps[key][place].append(self.loops[key].lap(group, seed=place))
+        else:
+            jax.block_until_ready(prefilled(self.subject, self.plan, group))  # as before a loop
+            self.seconds[key].setdefault(place, []).append(self.timers[key].lap())
 
     def record(self, machine: Machine) -> dict[str, Any]:
         laps = {key: [statistics.median(runs) for runs in places.values()] for key, places in self.seconds.items()}
@@ -166,14 +184,14 @@ def stage_timers(
 
     timers = {(STEP, 0): timer(autoregressive_stage, 1, turns[AUTOREGRESSIVE])}
     for gamma in plan.draft_lengths:
-        if gamma == plan.streamed:
-            timers[DRAFT_STEP_AND_VERIFY, gamma] = timer(draft_and_verify(gamma), 1, turns[gamma])
         timers |= {
-            (VERIFY, gamma): timer(verify_stage, gamma, turns[gamma]),
             (DRAFT_AND_VERIFY, gamma): timer(draft_and_verify(gamma), gamma, turns[gamma]),
+            (VERIFY, gamma): timer(verify_stage, gamma, turns[gamma]),
             (PRODUCTS, gamma): timer(products_stage, gamma, turns[gamma]),
             (ACCEPT, gamma): timer(accept_stage, gamma, 0),  # too short for the call's own time to be counted in
         }
+        if gamma == plan.streamed:
+            timers[DRAFT_STEP_AND_VERIFY, gamma] = timer(draft_and_verify(gamma), 1, turns[gamma])
     return timers
 
 

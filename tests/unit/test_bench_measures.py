@@ -2,6 +2,7 @@
 
 import math
 import sys
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -137,8 +138,8 @@ NO_MACHINE = machine.Machine("none", 1.0, 1.0)
 
 def run_all(plan: Plan, size: int) -> None:
     batch = measure.Batch(small_subject(), plan, size)
-    for _ in range(plan.runs):
-        batch.run()
+    for run in range(plan.runs):
+        batch.run(run)
 
 
 ONE_DRAFT = Plan(draft_lengths=(1,), streamed=1, prompt_tokens=3, new_tokens=3, num_prompts=2, runs=2)
@@ -167,24 +168,44 @@ def test_batches_are_told_the_same_prompts(nothing_is_measured, monkeypatch):
 
 
 def test_stages_take_turns_with_loops(nothing_is_measured, monkeypatch):
-    """Eight times a run, or once for each group of prompts if there are fewer; each behind a prefill, as the loops."""
+    """Those of a draft length stand beside its loops, each behind a prefill, there and back by turns; acceptance apart."""
     happened = []
 
-    class Timer:
+    class Timer(NamedTuple):
+        name: str
+        gamma: int
+
         def lap(self):
-            happened.append("lap")
+            happened.append((self.name, self.gamma))
 
-    def prefilled(subject, plan, group):
-        happened.append(group)
+    monkeypatch.setattr(
+        Loop, "lap", lambda self, group, seed=0: happened.append((self.on_device, self.options.draft_length))
+    )
+    monkeypatch.setattr(measure, "prefilled", lambda subject, plan, group: happened.append(group))
+    keys = [(measure.STEP, 0)]
+    keys += [(name, gamma) for gamma in (1, 2) for name in (measure.VERIFY, measure.ACCEPT, measure.PRODUCTS)]
+    monkeypatch.setattr(measure, "stage_timers", lambda *args: {key: Timer(*key) for key in keys})
+    plan = ONE_DRAFT._replace(draft_lengths=(1, 2), streamed=2, num_prompts=3)
+    batch = measure.Batch(small_subject(), plan, 1)
+    first, second, third = ([prompt] for prompt in plan.prompts(small_subject()))
 
-    monkeypatch.setattr(measure, "stage_timers", lambda *args: {(measure.STEP, 0): Timer()})
-    monkeypatch.setattr(measure, "prefilled", prefilled)
-    for prompts, laps in ((1, 1), (8, 8), (9, 5), (16, 8), (32, 8)):
+    def there(group):
+        stages = lambda gamma: [group, (measure.VERIFY, gamma), group, (measure.PRODUCTS, gamma)]
+        step = [(False, 0), (True, 0), group, (measure.STEP, 0)]
+        return [*step, (True, 1), *stages(1), (False, 2), (True, 2), *stages(2)]
+
+    def back(group):
+        stages = lambda gamma: [group, (measure.PRODUCTS, gamma), group, (measure.VERIFY, gamma)]
+        step = [group, (measure.STEP, 0), (True, 0), (False, 0)]
+        return [*stages(2), (True, 2), (False, 2), *stages(1), (True, 1), *step]
+
+    accept = [first, (measure.ACCEPT, 1), first, (measure.ACCEPT, 2)]
+    for run, expected in enumerate(
+        (there(first) + back(second) + there(third), back(first) + there(second) + back(third))
+    ):
         happened.clear()
-        plan = ONE_DRAFT._replace(num_prompts=prompts)
-        run_all(plan, 1)
-        told = [[prompt] for prompt in plan.prompts(small_subject())][:: -(-prompts // laps)]
-        assert happened == ONE_DRAFT.runs * [what for group in told for what in (group, "lap")], prompts
+        batch.run(run)
+        assert happened == accept + expected, run
 
 
 def test_stages_are_repeated_as_often_as_the_loop_turns(monkeypatch):
@@ -228,8 +249,8 @@ def test_times_of_stages(monkeypatch):
     monkeypatch.setattr(measure, "loop_entries", lambda laps, seconds, size: seconds)
     plan = ONE_DRAFT._replace(num_prompts=2, runs=3)
     batch = measure.Batch(small_subject(), plan, 1)
-    for _ in range(plan.runs):
-        batch.run()
+    for run in range(plan.runs):
+        batch.run(run)
     found = batch.record(NO_MACHINE)
     (entry,) = found["stages"]
     assert found["loops"] == {(measure.STEP, 0): 11.0} and (entry["seconds"], entry["compile_seconds"]) == (11.0, 0.5)
@@ -239,11 +260,11 @@ def test_times_of_stages(monkeypatch):
 def test_batches_take_turns(nothing_is_measured, monkeypatch):
     """Run by run: machines change their speed from minute to minute."""
     runs = []
-    monkeypatch.setattr(measure.Batch, "run", lambda self: runs.append(self.size))
+    monkeypatch.setattr(measure.Batch, "run", lambda self, run: runs.append((run, self.size)))
     monkeypatch.setattr(measure, "measure_machine", lambda dtype: NO_MACHINE)
     monkeypatch.setattr(measure, "measure_prefill", lambda *args: {})
     measure.measure(small_subject(), ONE_DRAFT._replace(batches=(1, 2)))
-    assert runs == [1, 2, 1, 2]
+    assert runs == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
 
 def test_what_a_stage_is_said_to_need(nothing_is_measured, monkeypatch):
