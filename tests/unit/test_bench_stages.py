@@ -228,13 +228,19 @@ def test_rollback_stage(monkeypatch):
 
 
 def test_products_stage():
-    """One product for each linear weight and the head, of gamma + 1 rows a prompt; nothing on the desk changes."""
+    """One product for each linear weight and the head, of gamma + 1 rows a prompt; nothing on the desk changes.
+
+    In the optimised code the products are whole, though only one number of each is looked at, and nothing sums them up.
+    """
     desk, target = new_desk(), small_target()
     assert_same(desk_after(stages.products_stage, desk), desk)
-    weights = [named_params(target)[name] for name in linear_weights(target)]
-    size = sum(weight.size for weight in (*weights, target.embed_tokens.weight))
+    weights = [named_params(target)[name] for name in linear_weights(target)] + [target.embed_tokens.weight[...].T]
+    rows = len(PROMPTS) * (GAMMA + 1)
     run = lambda target, desk: stages.products_stage(target, small_drafter(), desk, options(0.0))
-    assert flops_of(run, target, desk) == 2 * len(PROMPTS) * (GAMMA + 1) * size
+    assert flops_of(run, target, desk) == 2 * rows * sum(weight.size for weight in weights)
+    text = built(stages.products_stage, True).as_text()
+    assert operations(text, "dot")[0] == Counter(f"f32[{rows},{weight.shape[1]}]{{1,0}}" for weight in weights)
+    assert not any(operations(text, kind)[0] for kind in ("reduce", "reduce-window"))
 
 
 def test_autoregressive_stage():
