@@ -174,7 +174,8 @@ def stage_timers(
     """By stage and draft length.
 
     A lap repeats a stage as often as the loop of that draft length turns, of which `loops` holds a lap: a core that has rested
-    is slow for a while, and the shorter the loop, the more that counts.
+    is slow for a while, and the shorter the loop, the more that counts.  In the order of their laps: a verify stands beside
+    what it is taken from.
     """
     turns = {gamma: lap.turns for (gamma, on_device), lap in loops.items() if on_device}
 
@@ -187,11 +188,13 @@ def stage_timers(
         timers |= {
             (DRAFT_AND_VERIFY, gamma): timer(draft_and_verify(gamma), gamma, turns[gamma]),
             (VERIFY, gamma): timer(verify_stage, gamma, turns[gamma]),
-            (PRODUCTS, gamma): timer(products_stage, gamma, turns[gamma]),
-            (ACCEPT, gamma): timer(accept_stage, gamma, 0),  # too short for the call's own time to be counted in
         }
         if gamma == plan.streamed:
             timers[DRAFT_STEP_AND_VERIFY, gamma] = timer(draft_and_verify(gamma), 1, turns[gamma])
+        timers |= {
+            (PRODUCTS, gamma): timer(products_stage, gamma, turns[gamma]),
+            (ACCEPT, gamma): timer(accept_stage, gamma, 0),  # too short for the call's own time to be counted in
+        }
     return timers
 
 

@@ -209,7 +209,7 @@ def test_stages_take_turns_with_loops(nothing_is_measured, monkeypatch):
 
 
 def test_stages_are_repeated_as_often_as_the_loop_turns(monkeypatch):
-    """But for acceptance, which is over before a clock could tell."""
+    """But for acceptance, which is over before a clock could tell.  A verify stands beside all that it is taken from."""
     made = {}
 
     class Timer(measure.Timer):
@@ -220,7 +220,7 @@ def test_stages_are_repeated_as_often_as_the_loop_turns(monkeypatch):
     turns = {(0, True): 9, (0, False): 8, (1, True): 7, (3, True): 6, (3, False): 5}
     loops = {key: Lap(1.0, 2, turns, turns, []) for key, turns in turns.items()}
     plan = Plan(draft_lengths=(1, 3), streamed=3, prompt_tokens=3, new_tokens=3)
-    measure.stage_timers(small_subject(), plan, [[1, 2, 3]], loops)
+    found = measure.stage_timers(small_subject(), plan, [[1, 2, 3]], loops)
     of = lambda gamma: {measure.verify_stage, measure.products_stage, measure.draft_and_verify(gamma)}
     assert {key: set(stages) for key, stages in made[1].items()} == {
         9: {measure.autoregressive_stage},
@@ -229,6 +229,8 @@ def test_stages_are_repeated_as_often_as_the_loop_turns(monkeypatch):
         0: {measure.accept_stage},
     }
     assert {key: set(stages) for key, stages in made[3].items()} == {6: of(3), 0: {measure.accept_stage}}
+    order = [name for name, gamma in found if gamma == 3]
+    assert order[:3] == [measure.DRAFT_AND_VERIFY, measure.VERIFY, measure.DRAFT_STEP_AND_VERIFY]
 
 
 def test_times_of_stages(monkeypatch):
