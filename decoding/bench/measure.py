@@ -117,14 +117,11 @@ class Batch:
         Acceptance stands apart: it is short, and lets the second core rest, so that what comes next is slow for a while.
         """
         accept = [key for key in self.timers if key[0] == ACCEPT]
-        order = [
-            key
-            for gamma in (AUTOREGRESSIVE, *self.plan.draft_lengths)
-            for key in (
-                *sorted(key for key in self.loops if key[0] == gamma),  # the one on the device last, beside the stages
-                *(key for key in self.timers if key[1] == gamma and key not in accept),
-            )
-        ]
+        order = []
+        for gamma in (AUTOREGRESSIVE, *self.plan.draft_lengths):
+            # The loop on the device last, beside the stages.
+            order += sorted(key for key in self.loops if key[0] == gamma)
+            order += [key for key in self.timers if key[1] == gamma and key not in accept]
         for key in accept:
             self._time(key, 0)
         for place in range(len(self.groups)):
