@@ -14,6 +14,7 @@ from decoding.sampling import Sampling
 from decoding.speculative import LONGEST_DRAFT, rule_of
 from gemma4 import Gemma4
 from gemma4.model import check_tokens
+from gemma4.sharding import mesh_of
 
 Model = TypeVar("Model")
 Prompts = Sequence[int] | Sequence[Sequence[int]]
@@ -59,6 +60,20 @@ def check_eos_ids(eos_ids: object) -> tuple[int, ...]:
     if not all(0 <= i < 2**31 for i in ids):
         raise ValueError(f"eos_ids: expected token ids from 0 up, got {ids}")
     return ids
+
+
+def check_threads(threads: object, target: Gemma4, on_device: bool) -> int:
+    count = whole_number("threads", threads)
+    if count < 1:
+        raise ValueError(f"threads: expected at least 1, got {count}")
+    if count > 1 and not on_device:
+        raise ValueError(
+            f"threads: {count} of them run all rounds on the device alone; give on_device=True, or one thread"
+        )
+    mesh = mesh_of(target.embed_tokens.weight[...])
+    if count > 1 and mesh is not None and mesh.size > 1:  # devices that wait for each other, in another order each
+        raise ValueError(f"threads: expected 1 for a target that is split over several devices, got {count}")
+    return count
 
 
 def check_key(key: object) -> PRNGKeyArray:

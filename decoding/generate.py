@@ -1,5 +1,6 @@
 """From prompts to text tokens: checks (`checks.py`), prefill, rounds until every row is done."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,10 +15,12 @@ from decoding.checks import (
     check_eos_ids,
     check_model,
     check_sampling,
+    check_threads,
 )
 from decoding.loops import rounds, rounds_on_device
 from decoding.prefill import prefill
 from decoding.sampling import Sampling
+from decoding.side_by_side import rounds_side_by_side
 from decoding.speculative import Options, round_of
 from decoding.state import DecodeState, Round
 from decoding.stats import Stats
@@ -46,6 +49,7 @@ def generate(
     eos_ids: Sequence[int] = (),
     on_round: OnRound | None = None,
     on_device: bool = False,
+    threads: int = 1,
 ) -> Generation:
     """Speculative decoding.  The text's law is the target's alone; the drafter decides only how fast it comes.
 
@@ -61,8 +65,12 @@ def generate(
                     come a few at a time, a fortieth of a second late at the most.
     on_device:      run all rounds in one call: a little faster where they are so short, the same tokens.  Nothing is seen
                     before the end: `on_round` gets all rounds then.
-    Errors:         ValueError for a bad prompt or setting, for prompt + max_new_tokens past the context, and if drafter and
-                    target do not fit each other.
+    threads:        with `on_device`, deal a batch to so many threads (`side_by_side.py`): on CPU, for small models, up to half
+                    as fast again.  What is sampled then comes from a key for each thread.  Settings of JAX reach them by
+                    `jax.config.update`, not by its context managers.
+    Errors:         ValueError for a bad prompt or setting, for prompt + max_new_tokens past the context, if drafter and
+                    target do not fit each other, and for more than one thread without `on_device`, or where several devices
+                    share the target.
     """
     check_model("target", target, Gemma4)
     check_model("drafter", drafter, Drafter).config.check_fits(target.config)
@@ -73,9 +81,9 @@ def generate(
         check_eos_ids(eos_ids),
         check_acceptance(acceptance),
     )
+    threads = check_threads(threads, target, on_device)
     state = start(target, prompt_tokens, max_new_tokens, options, key)
-    loop = rounds_on_device if on_device else rounds
-    return collect(loop(state, round_of, options, target, drafter), on_round)
+    return collect(loop_of(on_device, threads)(state, round_of, options, target, drafter), on_round)
 
 
 def generate_autoregressive(
@@ -88,13 +96,21 @@ def generate_autoregressive(
     eos_ids: Sequence[int] = (),
     on_round: OnRound | None = None,
     on_device: bool = False,
+    threads: int = 1,
 ) -> Generation:
     """The baseline: the same without a drafter, one token a round.  Errors: as `generate`."""
     check_model("target", target, Gemma4)
     options = Options(0, check_sampling(sampling), eos_ids=check_eos_ids(eos_ids))
+    threads = check_threads(threads, target, on_device)
     state = start(target, prompt_tokens, max_new_tokens, options, key)
-    loop = rounds_on_device if on_device else rounds
-    return collect(loop(state, step_of, options, target), on_round)
+    return collect(loop_of(on_device, threads)(state, step_of, options, target), on_round)
+
+
+def loop_of(on_device: bool, threads: int = 1) -> Callable[..., Iterator[Round]]:
+    """(state, step, options, *models) -> rounds, the prefill's first."""
+    if threads > 1:
+        return functools.partial(rounds_side_by_side, threads=threads)
+    return rounds_on_device if on_device else rounds
 
 
 def start(

@@ -60,6 +60,7 @@ def facts(layout: str, devices: int) -> dict:
         "smallest_part": min(leaf.size // devices for leaf in jax.tree.leaves(target) if number_of_parts(leaf) > 1),
         "heads": [number_of_parts(head) for head in heads if head.ndim > 1],
         "cache": parts_of_cache(cache),
+        "threads": refused(lambda: decoding.generate(*split, PROMPTS, on_device=True, threads=2)),
         **write_texts(whole, split),
     }
 
@@ -94,6 +95,13 @@ def write_texts(whole, split) -> dict:
     if whole[0].config == TINY["31B"]:  # one layout is enough: it is compiled once more
         outs.append(decoding.generate(*split, PROMPTS, **settings, on_device=True))
     return {"texts": [[text.tolist() for text in out.tokens] for out in outs], "begun": begun}
+
+
+def refused(call) -> str | None:
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
 
 
 def same(model, other) -> bool:

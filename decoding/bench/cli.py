@@ -38,6 +38,7 @@ EPILOG = """\
 examples:
   gemma4-mtp bench                                              the shipped pair, draft lengths 1 to 8
   gemma4-mtp bench --batch 1,8 --plot speed_up.png              also eight ragged prompts at once
+  gemma4-mtp bench --batch 1,8 --threads 2                      and those eight as two programs of four, side by side
   gemma4-mtp bench --against transformers --draft-lengths 4     transformers' generate and assisted generate, in turn
   gemma4-mtp bench --preset E2B --scale 0.1 --accept-rate 0.7   random weights, a tenth of the width
   gemma4-mtp bench --preset 50M --contexts 512,4096,32768       how time and memory grow with the context
@@ -76,6 +77,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)")
     option("--draft-lengths", metavar="LIST", default="1-8", help="such as 1-8 or 2,4 (%(default)s)")
     option("--batch", metavar="LIST", default="1", help="batch sizes, ragged, such as 1,8 (%(default)s)")
+    option(
+        "--threads",
+        metavar="N",
+        type=int,
+        default=default.threads,
+        help="to which a batch is dealt on the device (%(default)s)",
+    )
     option("--prompt-tokens", metavar="N", type=int, default=default.prompt_tokens, help="(%(default)s)")
     option("--new-tokens", metavar="N", type=int, default=default.new_tokens, help="(%(default)s)")
     option("--prefill-tokens", metavar="N", type=int, default=default.prefill_tokens, help="(%(default)s)")
@@ -169,6 +177,12 @@ def plan_of(args: argparse.Namespace) -> Plan:
             "and no --accept-rate"
         )
     batches = numbers("--batch", args.batch)
+    if args.threads < 1:
+        raise ValueError(f"--threads: expected at least 1, got {args.threads}")
+    if args.threads > 1 and max(batches) == 1:
+        raise ValueError(
+            "--threads: rows of a batch are dealt to them, and a batch of one has none to deal: give --batch 8"
+        )
     full = math.lcm(*batches)
     return Plan(
         draft_lengths=draft_lengths,
@@ -182,6 +196,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         sampling=sampling,
         acceptance=args.acceptance,
         accept_rate=args.accept_rate,
+        threads=args.threads,
     )
 
 

@@ -12,8 +12,7 @@ from decoding.autoregressive import step_of
 from decoding.bench.cost import simulated
 from decoding.bench.subject import Subject
 from decoding.compiled import Step
-from decoding.generate import collect, start
-from decoding.loops import rounds, rounds_on_device
+from decoding.generate import collect, loop_of, start
 from decoding.speculative import Options, round_of
 
 
@@ -39,13 +38,14 @@ class Loop(NamedTuple):
     options: Options  # draft_length 0: autoregressive
     on_device: bool
     accept_rate: float | None = None  # simulated
+    threads: int = 1  # on the device alone
 
     def lap(self, prompts: list[list[int]], seed: int = 0) -> Lap:
         """seed: of what is sampled or simulated.  Errors: ValueError if the prompts do not fit the context."""
         subject, options = self.subject, self.options
         state = start(subject.target, prompts, self.new_tokens, options, jax.random.key(seed))
         jax.block_until_ready(state)
-        turn = rounds_on_device if self.on_device else rounds
+        turn = loop_of(self.on_device, self.threads)
         models = (subject.target, subject.drafter) if options.draft_length else (subject.target,)
         loop = turn(state, self._step(), options, *models)
         first = next(loop)  # what is done by then, `generate` does while the prefill is still under way

@@ -47,6 +47,7 @@ class Plan(NamedTuple):
     sampling: Sampling = Sampling()
     acceptance: str = "token"  # how sampled drafts are judged
     accept_rate: float | None = None  # None: whatever is accepted
+    threads: int = 1  # to which a batch is dealt, but where it is streamed
 
     def prompts(self, subject: Subject) -> list[list[int]]:
         """Ragged, where there are batches; one by one they are as long as in a batch."""
@@ -100,8 +101,10 @@ class Batch:
         texts = plan.prompts(subject)
         self.groups = [texts[place : place + size] for place in range(0, len(texts), size)]
         self.loops = {
-            (gamma, on_device): Loop(subject, plan.new_tokens, plan.options(gamma), on_device, plan.accept_rate)
-            for on_device, lengths in ((True, plan.draft_lengths), (False, [plan.streamed]))
+            (gamma, on_device): Loop(
+                subject, plan.new_tokens, plan.options(gamma), on_device, plan.accept_rate, threads
+            )
+            for on_device, lengths, threads in ((True, plan.draft_lengths, plan.threads), (False, [plan.streamed], 1))
             for gamma in (AUTOREGRESSIVE, *lengths)
         }
         for group in reversed(self.groups):  # compiles, for prompts of every length; the first group's laps remain
@@ -178,7 +181,7 @@ def stage_timers(
 
     def timer(stage: Stage, gamma: int, repetitions: int) -> Timer:
         state = prefilled(subject, plan, group)
-        return Timer(stage, subject.target, subject.drafter, state, plan.options(gamma), repetitions)
+        return Timer(stage, subject.target, subject.drafter, state, plan.options(gamma), repetitions, plan.threads)
 
     timers = {(STEP, 0): timer(autoregressive_stage, 1, turns[AUTOREGRESSIVE])}
     for gamma in plan.draft_lengths:

@@ -28,7 +28,7 @@ def _pair(found: dict[str, Any]) -> Iterator[str]:
         f"multiplies {machine['flops_per_second'] / 1e9:.0f} GFLOP/s"
     )
     yield (
-        f"{plan['num_prompts']} prompts of {plan['prompt_tokens']} tokens{_ragged(plan)} ({subject['text']}), "
+        f"{_prompts(plan)} of {plan['prompt_tokens']} tokens{_ragged(plan)} ({subject['text']}), "
         f"{plan['new_tokens']} new ones, temperature {plan['sampling']['temperature']:g}, acceptance {_acceptance(plan)}"
     )
     yield f"memory: weights {sum(size.values()) / 1e6:.0f} MB, at most {found['peak_bytes'] / 1e6:.0f} MB in use"
@@ -39,16 +39,26 @@ def _pair(found: dict[str, Any]) -> Iterator[str]:
     if prefill["gain"] > 1.05:
         yield f"  {prefill['gain']:.2f} times as fast as with every layer run for every token"
     for batch in found["batches"]:
-        yield f"\nbatch {batch['batch']}: one stage at a time"
+        name = f"batch {batch['batch']}{_dealt(plan, batch['batch'])}"
+        yield f"\n{name}: one stage at a time"
         yield from _table(
             ("stage", "gamma", "ms", "MB", "MFLOP", "of bandwidth", "of matmul", "compiled in"),
             [_stage_row(entry) for entry in batch["stages"]],
         )
-        yield f"\nbatch {batch['batch']}: whole loops"
+        yield f"\n{name}: whole loops"
         yield from _table(
             ("loop", "gamma", "tokens/s", "ms/round", "tokens/round", "speed-up", "quartiles", "predicted"),
             [_loop_row(entry) for entry in batch["loops"]],
         )
+
+
+def _prompts(plan: dict[str, Any]) -> str:
+    return "1 prompt" if plan["num_prompts"] == 1 else f"{plan['num_prompts']} prompts"
+
+
+def _dealt(plan: dict[str, Any], batch: int) -> str:
+    threads = min(plan["threads"], batch)
+    return "" if threads == 1 else f", on the device dealt to {threads} threads"
 
 
 def _ragged(plan: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from decoding.autoregressive import step_of
 from decoding.compiled import compiled
 from decoding.draft import Draft, draft
 from decoding.rollback import rollback
+from decoding.side_by_side import at_once, deal
 from decoding.speculative import Options, judge
 from decoding.state import DecodeState
 from decoding.verify import verify
@@ -128,13 +129,21 @@ class Timer:
     """Laps of one compiled stage.  `compile_seconds` is the first call's time, without that of the stage itself.
 
     repetitions: of a lap; unless given, as many as take LAP_SECONDS.
+    threads:     to which the rows are dealt, as in a loop; a lap ends with the last of them.
     """
 
     def __init__(
-        self, stage: Stage, target: Gemma4, drafter: Drafter, state: DecodeState, options: Options, repetitions: int = 0
+        self,
+        stage: Stage,
+        target: Gemma4,
+        drafter: Drafter,
+        state: DecodeState,
+        options: Options,
+        repetitions: int = 0,
+        threads: int = 1,
     ):
         self._run = compiled(_repeated(stage), options, target, drafter)
-        self._desk = _desk(target, state, options)
+        self._desks = [_desk(target, part, options) for part in deal(state, threads)]
         first = self._time(1)
         again = self._time(1)
         self.compile_seconds = first - again
@@ -147,8 +156,9 @@ class Timer:
         return self._time(self._count) / self._count
 
     def _time(self, count: int) -> float:
+        repeat = lambda desk: jax.block_until_ready(self._run((jnp.int32(count), desk)))[1]
         began = time.perf_counter()
-        _, self._desk = jax.block_until_ready(self._run((jnp.int32(count), self._desk)))
+        self._desks = at_once([functools.partial(repeat, desk) for desk in self._desks])
         return time.perf_counter() - began
 
 

@@ -18,6 +18,7 @@ from decoding.checks import (
     check_model,
     check_prompts,
     check_sampling,
+    check_threads,
 )
 from decoding.speculative import LONGEST_DRAFT
 from tests.tiny import TINY, random_target
@@ -61,6 +62,8 @@ def pair():
             "top_p: expected a share of probability from 1e-30 to 1",
         ),
         (PROMPT, {"draft_sampling": decoding.Sampling(1.0, top_k=-1)}, "top_k: expected a number of tokens"),
+        (PROMPT, {"threads": 2}, "threads: 2 of them run all rounds on the device alone; give on_device=True, or one"),
+        (PROMPT, {"threads": 0}, "threads: expected at least 1, got 0"),
         (PROMPT, {"acceptance": "blocks"}, "acceptance: expected 'token' or 'block', got 'blocks'"),
     ],
 )
@@ -114,6 +117,11 @@ def test_prompts_in_many_forms(pair, prompt):
     ("check", "value", "message"),
     [
         (check_draft_length, 2.0, "draft_length: expected a whole number, got 2.0"),
+        (
+            lambda threads: check_threads(threads, random_target(TINY["12B"]), True),
+            2.0,
+            "threads: expected a whole number, got 2.0",
+        ),
         (check_max_new_tokens, "4", "max_new_tokens: expected a whole number, got '4'"),
         (check_max_new_tokens, None, "max_new_tokens: expected a whole number, got None"),
         (check_eos_ids, 5, r"eos_ids: expected token ids, such as \(1, 106\), got 5"),

@@ -49,6 +49,11 @@ REFUSED = {
     "new tokens 1": (["--new-tokens=1"], "--new-tokens: expected at least 3, got 1"),
     "accept rate 2": (["--accept-rate=2"], "--accept-rate: expected a probability in 0..1, got 2"),
     "accept rate nan": (["--accept-rate=nan"], "--accept-rate: expected a probability in 0..1, got nan"),
+    "no threads": (["--threads=0", "--batch=8"], "--threads: expected at least 1, got 0"),
+    "threads without a batch": (
+        ["--threads=2"],
+        "--threads: rows of a batch are dealt to them, and a batch of one has none to deal: give --batch 8",
+    ),
     "temperature -1": (["--temperature=-1"], "temperature: expected a number from 0 (greedy) up, got -1"),
     "block, greedy": (
         ["--acceptance=block"],
@@ -158,6 +163,7 @@ def test_options_reach_the_plan():
     assert plan == Plan((6, 9), (2,), streamed=6, **sizes, sampling=warm, acceptance="block")
     assert plan.options(3) == Options(3, sampling=warm, draft_sampling=warm, acceptance="block")
     assert plan_of("--accept-rate=0.7") == Plan(accept_rate=0.7)
+    assert plan_of("--batch=1,8 --threads=2") == Plan(batches=(1, 8), threads=2)
     assert [plan_of(f"--prompts=14 --batch={sizes}").num_prompts for sizes in ("1", "1,8", "4,6")] == [14, 16, 24]
 
 
@@ -267,6 +273,16 @@ def test_table(bench, found):
     out = bench(*SIZES, "--draft-lengths=1", "--batch=2")
     assert "parameters" not in out and "{" not in out
     assert "\nbatch 2: one stage at a time\nstage " in out and "\nbatch 2: whole loops\nloop " in out
+
+
+def test_what_stands_over_a_table(found):
+    """How many prompts there were, and how many threads each batch had."""
+    plan = found["plan"] | {"num_prompts": 1, "threads": 2}
+    batches = [{"batch": batch, "stages": [], "loops": []} for batch in (1, 2, 8)]
+    head = "\n".join(lines(found | {"plan": plan, "batches": batches}))
+    assert "\n1 prompt of 8 tokens" in head and "\n2 prompts of 8 tokens" in "\n".join(lines(found))
+    for batch in ("1:", "2, on the device dealt to 2 threads:", "8, on the device dealt to 2 threads:"):
+        assert f"\nbatch {batch} one stage at a time\n" in head and f"\nbatch {batch} whole loops\n" in head
 
 
 def test_units_of_the_table(found):

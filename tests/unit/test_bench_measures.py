@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import decoding
+from decoding import side_by_side
 from decoding.bench import contexts, loops, machine, measure, prefill
 from decoding.bench.contexts import CHUNK, cache_bytes
 from decoding.bench.loops import Lap, Loop, typical
@@ -59,6 +60,24 @@ def test_prefill_does_not_count(on_device, monkeypatch):
     monkeypatch.setattr(decoding.loops, "compiled", slow(compiled))
     monkeypatch.setattr(loops.time, "perf_counter", lambda: clock.append(clock.pop() + 1) or clock[0])
     assert Loop(small_subject(), 21, Options(3), on_device).lap(PROMPTS).seconds < 3600 < clock[0] / 2
+
+
+def test_a_lap_is_dealt_to_threads(monkeypatch):
+    """As many calls as threads; together they count what one counts."""
+    seen, watched = (
+        [],
+        lambda state, *args: seen.append(state.token.shape) or decoding.loops.rounds_on_device(state, *args),
+    )
+    monkeypatch.setattr(side_by_side, "rounds_on_device", watched)
+    one, two = (Loop(small_subject(), 21, Options(3), True, threads=count).lap(PROMPTS) for count in (1, 2))
+    assert two._replace(seconds=one.seconds) == one and seen == [(1,), (1,)]
+
+
+def test_threads_of_the_plan_are_the_loops(nothing_is_measured):
+    """Those on the device alone; what is streamed has one."""
+    for threads in (1, 2):
+        batch = measure.Batch(small_subject(), ONE_DRAFT._replace(threads=threads), 2)
+        assert {on_device: loop.threads for (_, on_device), loop in batch.loops.items()} == {True: threads, False: 1}
 
 
 def test_simulated_loop():
@@ -213,13 +232,14 @@ def test_stages_are_repeated_as_often_as_the_loop_turns(monkeypatch):
     made = {}
 
     class Timer(measure.Timer):
-        def __init__(self, stage, target, drafter, state, options, repetitions):
+        def __init__(self, stage, target, drafter, state, options, repetitions, threads):
+            assert threads == plan.threads
             made.setdefault(options.draft_length, {}).setdefault(repetitions, []).append(stage)
 
     monkeypatch.setattr(measure, "Timer", Timer)
     turns = {(0, True): 9, (0, False): 8, (1, True): 7, (3, True): 6, (3, False): 5}
     loops = {key: Lap(1.0, 2, turns, turns, []) for key, turns in turns.items()}
-    plan = Plan(draft_lengths=(1, 3), streamed=3, prompt_tokens=3, new_tokens=3)
+    plan = Plan(draft_lengths=(1, 3), streamed=3, prompt_tokens=3, new_tokens=3, threads=5)
     found = measure.stage_timers(small_subject(), plan, [[1, 2, 3]], loops)
     of = lambda gamma: {measure.verify_stage, measure.products_stage, measure.draft_and_verify(gamma)}
     assert {key: set(stages) for key, stages in made[1].items()} == {

@@ -293,7 +293,21 @@ def test_timer(seconds, given, count, monkeypatch):
     state = start(small_target(), PROMPTS, 5, options(0.0), None)
     timer = stages.Timer(counting_stage, small_target(), small_drafter(), state, options(0.0), given)
     assert timer.compile_seconds == pytest.approx(0)
-    before = int(timer._desk.state.emitted[0])
+    counted = lambda: int(timer._desks[0].state.emitted[0])
+    before = counted()
     assert timer.lap() == pytest.approx(seconds / count)
-    assert int(timer._desk.state.emitted[0]) - before == count
+    assert counted() - before == count
     assert int(state.emitted[0]) == 1, "the state that was given is not donated"
+
+
+def test_timer_of_threads(monkeypatch):
+    """Rows are dealt; every part is repeated, all of them at once."""
+    at_once, together = stages.at_once, []
+    monkeypatch.setattr(stages, "at_once", lambda calls: together.append(len(calls)) or at_once(calls))
+    state = start(small_target(), PROMPTS, 5, options(0.0), None)
+    timer = stages.Timer(counting_stage, small_target(), small_drafter(), state, options(0.0), 3, threads=2)
+    timer.lap()
+    assert [desk.state.emitted.tolist() for desk in timer._desks] == [
+        [1 + 2 + 3]
+    ] * 2  # two calls to see how long one takes
+    assert together == [2, 2, 2]

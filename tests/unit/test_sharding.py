@@ -161,6 +161,10 @@ def test_texts(report, case, near_ties):
             near_ties.compare(target, prompt, texts[row], plain[row], str(case))
 
 
+def test_threads_are_refused(report):
+    assert report["threads"] == "threads: expected 1 for a target that is split over several devices, got 2"
+
+
 def test_a_warning_says_what_costs_much(quick):
     assert "whole on each, since 4 does not divide their heads or width:\n  layers.*.self_attn.k_proj" in quick.messages
     assert "since 2 does not divide" not in quick.messages  # of 12B 4 %
