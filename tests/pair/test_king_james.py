@@ -145,6 +145,16 @@ def test_greedy_text_is_the_targets_own(pair, ragged, near_ties, draft_length):
 
 
 @pytest.mark.slow
+def test_greedy_text_by_two_threads(pair, ragged, near_ties):
+    target, drafter, _ = pair
+    prompts, expected = ragged
+    fast = decoding.generate(target, drafter, prompts, max_new_tokens=LONG, on_device=True, threads=2)
+    for row, prompt in enumerate(prompts):
+        near_ties.compare(target, prompt, fast.tokens[row], expected[row], f"two threads, row {row}")
+    assert fast.stats.tokens_per_round > 1.7
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("draft_length", [1, 4])
 def test_greedy_text_of_one_prompt(pair, ragged, near_ties, draft_length):
     target, drafter, _ = pair
