@@ -64,10 +64,8 @@ def test_prefill_does_not_count(on_device, monkeypatch):
 
 def test_a_lap_is_dealt_to_threads(monkeypatch):
     """As many calls as threads; together they count what one counts."""
-    seen, watched = (
-        [],
-        lambda state, *args: seen.append(state.token.shape) or decoding.loops.rounds_on_device(state, *args),
-    )
+    seen, loop = [], side_by_side.rounds_on_device
+    watched = lambda state, *args: seen.append(state.token.shape) or loop(state, *args)
     monkeypatch.setattr(side_by_side, "rounds_on_device", watched)
     one, two = (Loop(small_subject(), 21, Options(3), True, threads=count).lap(PROMPTS) for count in (1, 2))
     assert two._replace(seconds=one.seconds) == one and seen == [(1,), (1,)]
