@@ -21,6 +21,7 @@ from decoding.bench import subject as subjects
 from decoding.bench.loops import Lap, Loop
 from decoding.bench.measure import Plan
 from decoding.bench.report import lines
+from decoding.bench.work import Work, against_machine
 from decoding.sampling import Sampling
 from decoding.speculative import Options
 from gemma4.config import FULL, SLIDING
@@ -292,6 +293,15 @@ def test_units_of_the_table(found):
     table = lines(found | {"batches": [{"batch": 1, "stages": [entry], "loops": []}]})
     (row,) = (row.split() for row in table if row.startswith("verify"))
     assert row == ["verify", "3", "2", "5.0", "7", "50%", "1.5", "s"]
+
+
+@pytest.mark.parametrize("seconds", [-0.0004, 0.0])
+def test_a_difference_below_zero_is_called_noise(found, seconds):
+    shares = against_machine(seconds, Work(5e6, 7e6), machine.Machine("any", 1e9, 1e9))
+    entry = {"stage": "draft", "draft_length": 3, "compile_seconds": None} | shares
+    table = lines(found | {"batches": [{"batch": 1, "stages": [entry], "loops": []}]})
+    (row,) = (row.split() for row in table if row.startswith("draft"))
+    assert row == ["draft", "3", "noise", "5.0", "7"]
 
 
 class SlowPeer(peer.Transformers):
