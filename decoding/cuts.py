@@ -3,6 +3,7 @@
 A sort of Gemma's 262,144 tokens takes longer on a CPU than a small target's whole forward pass.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -10,12 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt32
 
 
+# Jitted for who calls them by themselves: outside of compiled code their loop would be compiled anew at every call.
+@functools.partial(jax.jit, static_argnames="top_k")
 def among_top_k(logits: Float[Array, "*batch v"], top_k: int) -> Bool[Array, "*batch v"]:
     """The `top_k` highest, and all that equal the lowest of them."""
     keys = _ordered(logits)
     return keys >= _threshold(keys, lambda kept: kept.sum(axis=-1, keepdims=True) >= top_k)
 
 
+@functools.partial(jax.jit, static_argnames="top_p")
 def in_nucleus(probs: Float[Array, "*batch v"], top_p: float) -> Bool[Array, "*batch v"]:
     """The fewest likeliest tokens whose mass reaches `top_p`; of equals at the edge, those with the lowest ids."""
     keys = _ordered(probs)

@@ -71,6 +71,8 @@ def law(logits: Float[Array, "*batch v"], sampling: Sampling) -> Float[Array, "*
     return jax.nn.softmax(logits, axis=-1)
 
 
+# Jitted for who calls it by itself: operation by operation twenty rows of four take 4 ms, not 0.05.
+@jax.jit
 def choose(probs: Float[Array, "*batch v"], uniforms: Float[Array, "*batch"]) -> Int[Array, "*batch"]:
     """The token at which the running sum of `probs` passes `uniforms` (in [0, 1)).  Weights need not sum to 1.
 

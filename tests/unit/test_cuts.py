@@ -47,3 +47,12 @@ def test_top_p(kind, top_p):
 def test_top_p_that_is_reached_exactly(probs, top_p, kept):
     """Nothing more is needed then; of equals at the edge the lowest ids stay."""
     np.testing.assert_array_equal(in_nucleus(jnp.array(probs), top_p), np.array(kept, bool))
+
+
+@pytest.mark.parametrize("cut, setting", [(among_top_k, 7), (in_nucleus, 0.3)])
+def test_by_itself_it_is_compiled_once(cut, setting, caplog):
+    one, other = jax.nn.softmax(jnp.asarray(LOGITS["random"][:2]).reshape(2, 1, -1))
+    jax.block_until_ready(cut(one, setting))
+    with jax.log_compiles():
+        jax.block_until_ready(cut(other, setting))
+    assert "Compiling" not in caplog.text
