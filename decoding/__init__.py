@@ -1,25 +1,26 @@
 """Speculative decoding with a Gemma 4 target and its MTP drafter.
 
-The README has the reading order; begin with speculative.py, a round on one screen.
+The README has the reading order; begin with round.py, a round on one screen.
 """
 
 from gemma4.shadowing import check_not_shadowed
 
 check_not_shadowed("drafter")  # before anything here imports it
 
-from decoding.accept import Acceptance, accept, accept_greedy
-from decoding.accept_block import accept_block
-from decoding.autoregressive import autoregressive_step
-from decoding.draft import Draft, draft
-from decoding.generate import Generation, generate, generate_autoregressive
-from decoding.pair import Pair, load_pair
-from decoding.prefill import prefill
-from decoding.rollback import rollback
+from decoding.baseline import autoregressive_step
+from decoding.generation import Generation, generate, generate_autoregressive
+from decoding.load import Pair, load_pair
+from decoding.options import Options
+from decoding.round import speculative_step
 from decoding.sampling import Sampling
-from decoding.speculative import Options, speculative_step
+from decoding.stages.accept import Acceptance, accept, accept_greedy
+from decoding.stages.accept_block import accept_block
+from decoding.stages.draft import Draft, draft
+from decoding.stages.prefill import prefill
+from decoding.stages.rollback import rollback
+from decoding.stages.verify import Verification, verify
 from decoding.state import DecodeState, Round
 from decoding.stats import Stats
-from decoding.verify import Verification, verify
 
 __all__ = [
     "Acceptance",

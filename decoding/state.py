@@ -3,31 +3,68 @@
 from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, Bool, Float, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from gemma4 import KVCache
+from gemma4.functional import select_position
 
 
 class Round(NamedTuple):
-    """What the last round did, for people and statistics.  Before the first: nothing drafted, the prefill's token emitted."""
+    """What a round did, for people and statistics.  The prefill is a round that drafted nothing and emitted one token."""
 
     draft_tokens: Int[Array, "b gamma"]
-    num_accepted: Int[Array, " b"]  # 0..gamma; how many of them the target agreed to
-    tokens: Int[Array, "b gamma+1"]  # the accepted ones, then the target's own; the rest has no meaning
-    num_emitted: Int[Array, " b"]  # how many of `tokens` count: cut after an EOS or where the budget ends; 0 once done
+    num_accepted: Int[Array, " b"]  # 0..gamma: how many of the drafts the target accepted
+    tokens: Int[Array, "b gamma+1"]  # the accepted drafts, then the target's own token; the rest has no meaning
+    num_emitted: Int[Array, " b"]  # how many of `tokens` count: up to an EOS or the end of the budget; 0 once done
 
 
 class DecodeState(NamedTuple):
-    """Invariant after the prefill and after every round: cache.length == prompt length + emitted - 1, row by row.
+    """Invariant after the prefill and after every round, for each row: cache.length == prompt length + emitted - 1.
 
     (The newest token is not in the cache yet: the next round's verify writes it.)
     """
 
     cache: KVCache
     token: Int[Array, " b"]  # the newest emitted token
-    hidden: Float[Array, "b d"]  # the target's hidden row that predicted it
+    hidden: Float[Array, "b d"]  # the target's hidden state that predicted it
     key: jax.Array
     emitted: Int[Array, " b"]  # tokens emitted so far
     budget: Int[Array, " b"]  # tokens to emit at most
-    done: Bool[Array, " b"]  # EOS emitted, or budget used up
+    done: Bool[Array, " b"]  # an EOS was emitted, or the budget is used up
     last: Round
+
+
+def advance(
+    state: DecodeState,
+    last: Round,
+    hidden: Float[Array, "b t d"],
+    cache: KVCache,
+    key: jax.Array,
+    done: Bool[Array, " b"],
+) -> DecodeState:
+    """The state after a round.
+
+    hidden: the target's hidden states over [token, d1 .. dgamma], the tokens that this round's forward read.
+    The newest token is the last emitted one, tokens[num_emitted - 1].  Hidden state i predicts tokens[i], so hidden state
+    num_emitted - 1 predicted the newest token, and the drafter continues from there.  A row that was done keeps what it had.
+    """
+    newest = last.num_emitted - 1
+    return DecodeState(
+        cache=cache,
+        token=_select_or_keep(last.tokens, newest, state.token),
+        hidden=_select_or_keep(hidden, newest, state.hidden),
+        key=key,
+        emitted=state.emitted + last.num_emitted,
+        budget=state.budget,
+        done=done,
+        last=last,
+    )
+
+
+def _select_or_keep(
+    values: Shaped[Array, "b t *rest"], index: Int[Array, " b"], old: Shaped[Array, "b *rest"]
+) -> Shaped[Array, "b *rest"]:
+    """values[i, index[i]] for each row i; old[i] where the index is negative."""
+    is_old = (index < 0).reshape(-1, *[1] * (old.ndim - 1))
+    return jnp.where(is_old, old, select_position(values, index))

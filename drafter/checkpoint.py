@@ -1,7 +1,7 @@
 """Checkpoints of a drafter: Hugging Face safetensors in and out, Orbax in and out.
 
 A checkpoint is a directory with `config.json` and either safetensors files or a folder `params` that Orbax wrote.
-This file knows the names of a drafter's tensors; `gemma4/storage.py` reads and writes them.
+This file knows the names of a drafter's tensors; `gemma4/checkpoints` reads and writes them.
 """
 
 import dataclasses
@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from drafter.config import Config
+from drafter.hf_config import drafter_json, read_drafter
 from drafter.model import Drafter
-from gemma4 import storage
-from gemma4.storage import CheckpointError
+from gemma4.checkpoints import orbax, safetensors
+from gemma4.checkpoints.directories import CheckpointError, new_directory, read_config, write_config
+from gemma4.checkpoints.params import check_model, float_dtype, shape_only
 
 TIED = "lm_head.weight"  # the embedding table again, in files that hold it at all
 OUTSIDE = ("pre_projection", "post_projection", "masked_embedding")  # in a file, all else lies under `model.`
@@ -43,14 +44,14 @@ def load(
                 convention.
     """
     directory = Path(directory)
-    config = storage.read_config(directory, Config.from_hf)
+    config = read_config(directory, read_drafter)
     config = config if convention is None else dataclasses.replace(config, convention=convention)
-    blank = storage.abstract(Drafter, config, dtype)
-    if (directory / storage.ORBAX).is_dir():
-        drafter = storage.load_orbax(blank, directory / storage.ORBAX, mesh)
+    blank = shape_only(Drafter, config, dtype)
+    if (directory / orbax.FOLDER).is_dir():
+        drafter = orbax.load_orbax(blank, directory / orbax.FOLDER, mesh)
     else:
-        tensors = {key: tensor for key, tensor in storage.read_tensors(directory).items() if key != TIED}
-        drafter = storage.fill(blank, tensors, directory, mesh, rename=hf_name)
+        tensors = {key: tensor for key, tensor in safetensors.read_tensors(directory).items() if key != TIED}
+        drafter = safetensors.load_weights(blank, tensors, directory, mesh, rename=hf_name)
     if config.use_ordered_embeddings:
         _check_ordering(np.asarray(drafter.masked_embedding.token_ordering[...]), directory)
     return drafter
@@ -61,10 +62,10 @@ def save(drafter: Drafter, directory: str | os.PathLike) -> None:
 
     Errors: CheckpointError for another model than a Drafter, and unless the directory is empty or new.
     """
-    storage.check_model(drafter, Drafter, "drafter.save")
-    with storage.new_directory(directory) as scratch:
-        storage.write_config(scratch, drafter.config.to_hf())
-        storage.save_orbax(drafter, scratch / storage.ORBAX)
+    check_model(drafter, Drafter, "drafter.save")
+    with new_directory(directory) as scratch:
+        write_config(scratch, drafter_json(drafter.config))
+        orbax.save_orbax(drafter, scratch / orbax.FOLDER)
 
 
 def export_hf(drafter: Drafter, directory: str | os.PathLike, dtype: Any = None) -> None:
@@ -74,12 +75,12 @@ def export_hf(drafter: Drafter, directory: str | os.PathLike, dtype: Any = None)
     Errors: CheckpointError for another model than a Drafter, unless the directory is empty or new, and for a number that
             float16 does not reach.
     """
-    storage.check_model(drafter, Drafter, "drafter.export_hf")
-    dtype = storage.float_dtype(drafter.embed_tokens.weight.dtype if dtype is None else dtype)
-    with storage.new_directory(directory) as scratch:
-        storage.write_config(scratch, {**drafter.config.to_hf(), "dtype": dtype.name})
+    check_model(drafter, Drafter, "drafter.export_hf")
+    dtype = float_dtype(drafter.embed_tokens.weight.dtype if dtype is None else dtype)
+    with new_directory(directory) as scratch:
+        write_config(scratch, {**drafter_json(drafter.config), "dtype": dtype.name})
         (scratch / "generation_config.json").write_text(json.dumps(GENERATION_CONFIG, indent=2) + "\n")
-        storage.write_safetensors(drafter, scratch / storage.WEIGHTS, dtype, rename=hf_name)
+        safetensors.write_safetensors(drafter, scratch / safetensors.WEIGHTS, dtype, rename=hf_name)
 
 
 def hf_name(name: str) -> str:

@@ -4,20 +4,15 @@
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from gemma4 import config as gemma4_config
-from gemma4.config_json import check_kind, read_text
 
 TRANSFORMERS = "transformers"
 VLLM = "vllm"
 CONVENTIONS = (TRANSFORMERS, VLLM)
 
-MODEL_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
-
 # What a text model may have and no drafter has: engines part there (the soft cap: transformers leaves it out, vLLM does not).
-_NOT_IN_A_DRAFTER = {
+NOT_IN_A_DRAFTER = {
     "hidden_size_per_layer_input": 0,
     "use_double_wide_mlp": False,
     "enable_moe_block": False,
@@ -50,7 +45,7 @@ class Config:
                 f"a drafter's layers all read the target's K/V: expected num_kv_shared_layers = "
                 f"{self.text.num_hidden_layers}, got {self.text.num_kv_shared_layers}"
             )
-        for name, expected in _NOT_IN_A_DRAFTER.items():
+        for name, expected in NOT_IN_A_DRAFTER.items():
             if (value := getattr(self.text, name)) != expected:
                 raise ValueError(f"{name}: expected {expected} as in every released drafter, got {value}")
         if self.use_ordered_embeddings and self.text.vocab_size % self.num_centroids:
@@ -82,38 +77,6 @@ class Config:
                 f"drafter and target do not fit ({'; '.join(wrong)}); use the drafter made for this target"
             )
 
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> "Config":
-        """Read an assistant's `config.json`.  Errors: ValueError that names the field."""
-        if config.get("model_type") not in MODEL_TYPES:
-            raise ValueError(
-                f"model_type: expected one of {', '.join(MODEL_TYPES)}, got {config.get('model_type')!r}; "
-                "this is not the configuration of a Gemma 4 drafter"
-            )
-        for name in ("text_config", "backbone_hidden_size"):
-            if not config.get(name):
-                raise ValueError(f"{name}: missing from the configuration; a drafter's config.json has it")
-        if not isinstance(config["text_config"], Mapping):
-            raise ValueError(f"text_config: expected an object, got {config['text_config']!r}")
-        own = {field.name: field for field in dataclasses.fields(cls) if field.name != "text"}
-        given = {name: config[name] for name in own if config.get(name) is not None}
-        for name, value in given.items():
-            check_kind(own[name], value)
-        text = read_text(config["text_config"], config)
-        return cls(text=text, **given)
-
-    def to_hf(self) -> dict[str, Any]:
-        """The `config.json` that transformers reads as `Gemma4AssistantForCausalLM` (it ignores `convention`)."""
-        ours = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        text = {name: value for name, value in ours.pop("text").to_hf().items() if name != "architectures"}
-        return {
-            "architectures": ["Gemma4AssistantForCausalLM"],
-            "model_type": "gemma4_assistant",
-            "tie_word_embeddings": True,
-            **ours,
-            "text_config": text,
-        }
-
 
 def config_for(
     target: gemma4_config.Config,
@@ -137,7 +100,7 @@ def config_for(
         layer_types=layers,
         num_attention_heads=heads,
         num_kv_shared_layers=len(layers),
-        **_NOT_IN_A_DRAFTER,
+        **NOT_IN_A_DRAFTER,
         vocab_size_per_layer_input=0,
         num_experts=0,
         top_k_experts=0,

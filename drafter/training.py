@@ -22,8 +22,8 @@ from drafter.config import Config
 from drafter.model import Drafter
 from drafter.shared_cache import share_cache
 from gemma4.cache import init_cache
+from gemma4.checkpoints.params import named_params, with_params
 from gemma4.model import Gemma4
-from gemma4.storage import named_params, with_params
 
 
 class Teacher(NamedTuple):
@@ -52,11 +52,11 @@ def unroll(drafter: Drafter, teacher: Teacher, steps: int) -> list[tuple[Float[A
         raise ValueError(f"steps: expected 1 or more, and fewer than the text's {time} tokens, got {steps}")
     anchors = time - steps  # t = 1 .. time - steps: the last one's last step learns the last row
     lengths = jnp.broadcast_to(jnp.arange(1, anchors + 1), (batch, anchors))
-    rows = jnp.broadcast_to(jnp.arange(time), (batch, time))
-    places = drafter.places(lengths, {kind: rows for kind in teacher.donors})
+    positions = jnp.broadcast_to(jnp.arange(time), (batch, time))
+    inputs = drafter.attention_inputs(lengths, {kind: positions for kind in teacher.donors})
     hidden, out = teacher.hidden[:, :anchors], []
     for step in range(1, steps + 1):
-        normed, hidden = drafter(teacher.embedding[:, step : step + anchors], hidden, teacher.donors, places)
+        normed, hidden = drafter(teacher.embedding[:, step : step + anchors], hidden, teacher.donors, inputs)
         out.append((normed, teacher.probs[:, step : step + anchors]))
     return out
 

@@ -1,7 +1,8 @@
 """The Gemma 4 text decoder in JAX.  The README has the reading order; begin with functional.py."""
 
-from gemma4.cache import KVCache, LayerKV, init_cache, rollback
-from gemma4.checkpoint import CheckpointError, export_hf, load, save
+from gemma4.cache import KVCache, LayerKV, init_cache, truncate
+from gemma4.checkpoints.directories import CheckpointError
+from gemma4.checkpoints.target import export_hf, load, save
 from gemma4.config import PRESETS, Config
 from gemma4.model import Gemma4, Output, forward
 
@@ -17,6 +18,6 @@ __all__ = [
     "forward",
     "init_cache",
     "load",
-    "rollback",
     "save",
+    "truncate",
 ]

@@ -7,16 +7,16 @@ A full layer has a slot for every position, so there the rule is the identity.  
 window + chunk, where chunk is the most tokens that one forward may write: a ring that forgets what no query can see.
 
 Reading the rule backwards: with `last` the newest position written by the current forward, slot s holds position
-last - ((last - s) mod capacity).  `slot_positions` computes that; `functional.visible` does the rest.
+last - ((last - s) mod capacity).  `slot_positions` computes that; `functional.attention_mask` does the rest.
 
 Why rollback is `length = n`, with nothing copied or cleared
-    A forward that starts at position a writes at most a .. a+chunk-1.  After rollback to n >= a the rejected ones occupy
-    slots of positions n .. a+chunk-1.  The next forward starts at n: whatever it does not overwrite is read as a position
+    A forward that starts at position a writes at most a .. a+chunk-1.  After rollback to n >= a the rejected tokens occupy
+    the slots of positions n .. a+chunk-1.  The next forward starts at n: whatever it does not overwrite is read as a position
     of at most (a+chunk-1) - capacity.  In a full layer that is negative.  In a ring it is a - 1 - window at most, while
     the oldest key that a query at n or later sees is n - window + 1.  So no mask ever shows a rejected slot, and the slot
-    of every visible position still holds that position.  `tests/unit/test_cache.py` fills all other slots with NaN.
-    (A drafter of the transformers convention sees one row more, from n - 1 - window on.  So that nothing of a forward may be
-    kept, n = a, `decoding.prefill` makes its rings one slot larger than what a forward writes asks for.)
+    of every visible position still holds that position.  `tests/gemma4/test_cache.py` fills all other slots with NaN.
+    (A drafter of the transformers convention sees one position more, from n - 1 - window on.  `decoding.prefill` may keep
+    nothing of a forward, n = a, so it makes its rings one slot larger than a forward needs.)
 
 Padding is a draft that is always rejected, and prefill is a verify that accepts everything: both need no code here.
 """
@@ -36,7 +36,7 @@ from gemma4.sharding import kv_sharding
 
 
 class LayerKV(NamedTuple):
-    """Keys (after norm and RoPE) and values (after norm) of one layer: [batch, kv_heads, capacity, head_dim]."""
+    """K/V of one layer: keys (after norm and RoPE) and values (after norm), [batch, kv_heads, capacity, head_dim]."""
 
     key: Float[Array, "b k s h"]
     value: Float[Array, "b k s h"]
@@ -47,12 +47,12 @@ class LayerKV(NamedTuple):
 
     @classmethod
     def of(cls, key: Float[Array, "b t k h"], value: Float[Array, "b t k h"]) -> "LayerKV":
-        """The K/V of one forward without a cache: slot = position."""
+        """K/V of a forward without a cache: slot = position."""
         return cls(rearrange(key, "b t k h -> b k t h"), rearrange(value, "b t k h -> b k t h"))
 
 
 class KVCache(NamedTuple):
-    """One `LayerKV` for each layer that owns K/V, None for layers that read another's; `length` counts committed tokens."""
+    """One `LayerKV` for each layer that owns K/V, None for a layer that shares another's; `length` counts committed tokens."""
 
     layers: tuple[LayerKV | None, ...]
     length: Int[Array, " b"]
@@ -69,9 +69,10 @@ def init_cache(
 ) -> KVCache:
     """An empty cache for sequences of up to `capacity` tokens, rejected drafts included.
 
-    chunk: the most tokens that one forward may write; None allows `capacity`, and then rings save nothing.
-    mesh:  that of a target which is split over devices: its cache is split likewise, by KV heads, from the beginning.
+    chunk:  the most tokens that one forward may write; None allows `capacity`, and then rings save no memory.
+    mesh:   the mesh of a target that is split over devices; the cache is split by KV heads, as the target is.
     Memory: full layers hold `capacity` tokens, sliding ones min(capacity, sliding_window + chunk).
+    Errors: ValueError for a batch, capacity or chunk below 1.
     """
     if batch < 1 or capacity < 1 or (chunk is not None and chunk < 1):
         raise ValueError(f"init_cache: batch, capacity and chunk must be at least 1, got {batch}, {capacity}, {chunk}")
@@ -82,9 +83,9 @@ def init_cache(
             return None
         slots = ring if config.is_sliding(layer) else capacity
         shape = (batch, config.kv_heads(layer), slots, config.layer_head_dim(layer))
-        place = None if mesh is None else kv_sharding(config.kv_heads(layer), mesh)
-        empty = lambda: jnp.zeros(shape, dtype, device=place)
-        return LayerKV(empty(), empty())  # two buffers: each may be donated once
+        sharding = None if mesh is None else kv_sharding(config.kv_heads(layer), mesh)
+        # Two buffers, because each may be donated once.
+        return LayerKV(jnp.zeros(shape, dtype, device=sharding), jnp.zeros(shape, dtype, device=sharding))
 
     return KVCache(tuple(map(layer_kv, range(config.num_hidden_layers))), jnp.zeros(batch, jnp.int32))
 
@@ -92,36 +93,43 @@ def init_cache(
 def write(
     kv: LayerKV, key: Float[Array, "b t k h"], value: Float[Array, "b t k h"], start: Int[Array, " b"]
 ) -> LayerKV:
-    """Put tokens at positions start .. start+t-1 of each row into their slots."""
+    """Write the tokens at positions start .. start+t-1 of each row into their slots."""
     batch, time, heads = key.shape[:3]
     slots = (start[:, None] + jnp.arange(time)) % kv.capacity
-    # One number for each axis before the last: where a slice stood for the heads, XLA would turn the whole cache for a TPU.
+    # Every axis but the last has an index of its own.  With a slice for the heads, XLA transposes the cache on a TPU.
     rows, head = jnp.arange(batch)[:, None, None], jnp.arange(heads)[:, None]
-    put = lambda buffer, new: buffer.at[rows, head, slots[:, None]].set(new.astype(buffer.dtype), unique_indices=True)
-    return LayerKV(*map(put, kv, LayerKV.of(key, value)))
+
+    def put(buffer: jax.Array, new: jax.Array) -> jax.Array:
+        return buffer.at[rows, head, slots[:, None]].set(new.astype(buffer.dtype), unique_indices=True)
+
+    new = LayerKV.of(key, value)
+    return LayerKV(put(kv.key, new.key), put(kv.value, new.value))
 
 
 def slot_positions(last: Int[Array, " b"], capacity: int) -> Int[Array, "b s"]:
-    """The absolute position that each slot holds when `last` is the newest one written; negative: none yet.
+    """The absolute position that each slot holds when `last` is the newest one written; negative: the slot is empty.
 
-    Example: capacity 4, last 5 gives [4, 5, 2, 3]; last 1 gives [0, 1, -2, -1].
+    >>> slot_positions(jnp.array([5]), capacity=4).tolist()
+    [[4, 5, 2, 3]]
+    >>> slot_positions(jnp.array([1]), capacity=4).tolist()
+    [[0, 1, -2, -1]]
     """
     slots = jnp.arange(capacity)
     return last[:, None] - (last[:, None] - slots) % capacity
 
 
-def rollback(cache: KVCache, length: Int[Array, " b"]) -> KVCache:
-    """Forget every token from position `length` on: at the most those of the last forward.
+def truncate(cache: KVCache, length: Int[Array, " b"]) -> KVCache:
+    """Forget every token from position `length` on.  Only tokens of the last forward may be forgotten.
 
-    Further back a sliding layer's ring no longer holds what the next query would see, and nothing notices.
+    Not checked: further back, a sliding layer's ring no longer holds the keys that the next query sees.
     """
     return cache._replace(length=length)
 
 
 def check_room(config: Config, cache: KVCache, batch: int, time: int) -> None:
-    """Refuse a write that would not fit, before it runs: under jit an index past the end would overwrite silently.
+    """Refuse a write that does not fit.  Under jit, an index past the end would overwrite other slots silently.
 
-    Errors: ValueError.  The length is checked where it is known (outside jit); shapes always.
+    Errors: ValueError for another batch size, for more tokens than one forward may write and, outside jit, for a full cache.
     """
     if cache.length.shape[0] != batch:
         raise ValueError(f"the cache was built for batch {cache.length.shape[0]}, but tokens have batch {batch}")
@@ -136,7 +144,7 @@ def check_room(config: Config, cache: KVCache, batch: int, time: int) -> None:
             )
     if isinstance(cache.length, jax.core.Tracer) or not capacities:
         return
-    longest, capacity = int(np.asarray(cache.length).max()), min(capacities)  # by NumPy, also where others are traced
+    longest, capacity = int(np.asarray(cache.length).max()), min(capacities)
     if (needed := longest + time) > capacity:
         raise ValueError(
             f"the cache holds {capacity} tokens, but {longest} are in it and {time} more were given; "

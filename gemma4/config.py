@@ -1,13 +1,12 @@
 """The shape of a Gemma 4 text decoder, as one frozen record.
 
-Every branch of the formulas is chosen by a field of `Config`.  (How they are computed depends on lengths and on the machine,
-too: `long_attention.is_long`, `Gemma4.for_cpu`.)  Field names are those of Hugging Face `config.json` files.  `PRESETS`
-holds the five released sizes (figures: the released configurations; `tests/data/configs` has them verbatim and a test
-compares).
+Every branch of the formulas is chosen by a field of `Config`.  Field names are those of Hugging Face `config.json` files, which
+`checkpoints/hf_config.py` reads.  `PRESETS` holds the five released sizes (source: the released configurations, verbatim in
+`tests/data/configs`; a test compares).
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 SLIDING = "sliding_attention"
@@ -30,14 +29,14 @@ class Config:
     num_global_key_value_heads: int | None = None
     head_dim: int = 256  # in sliding layers
     global_head_dim: int = 512  # in full layers
-    attention_k_eq_v: bool = False  # full layers take V from the raw key projection
+    attention_k_eq_v: bool = False  # k_eq_v: full layers take V from the raw key projection
     num_kv_shared_layers: int = 0  # the last n layers own no K/V and read an earlier layer's
     use_double_wide_mlp: bool = False  # ... and have an MLP of twice the width
     sliding_window: int = 512  # keys a query of a sliding layer sees, itself included
     sliding_rope_theta: float = 10_000.0
     full_rope_theta: float = 1_000_000.0
-    partial_rotary_factor: float = 0.25  # share of the frequency pairs that rotate in full layers
-    hidden_size_per_layer_input: int = 0  # 0: no per-layer embeddings
+    partial_rotary_factor: float = 0.25  # share of the frequency pairs that rotate in full layers (proportional RoPE)
+    hidden_size_per_layer_input: int = 0  # width of per-layer embeddings (PLE); 0: none
     vocab_size_per_layer_input: int = 262_144
     enable_moe_block: bool = False  # experts beside the dense MLP
     num_experts: int = 0
@@ -54,18 +53,22 @@ class Config:
         check_layer_types(self.layer_types)
         for name in ("head_dim", "global_head_dim"):
             if getattr(self, name) % 2:
-                raise ValueError(f"{name} must be even, for RoPE turns pairs, got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name}: expected an even number, because RoPE rotates pairs, got {getattr(self, name)}"
+                )
         if not 0 < self.partial_rotary_factor <= 1:
-            raise ValueError(f"partial_rotary_factor must lie in (0, 1], got {self.partial_rotary_factor}")
+            raise ValueError(
+                f"partial_rotary_factor: expected a number over 0 and up to 1, got {self.partial_rotary_factor}"
+            )
         if not 0 <= self.num_kv_shared_layers <= self.num_hidden_layers:
             raise ValueError(
-                f"num_kv_shared_layers must lie in 0..{self.num_hidden_layers} (the number of layers), "
+                f"num_kv_shared_layers: expected 0 to {self.num_hidden_layers} (the number of layers), "
                 f"got {self.num_kv_shared_layers}"
             )
         for layer in range(self.num_hidden_layers):
             heads, kv_heads = self.num_attention_heads, self.kv_heads(layer)
             if heads % kv_heads:
-                raise ValueError(f"layer {layer}: {heads} query heads cannot be shared out among {kv_heads} KV heads")
+                raise ValueError(f"layer {layer}: expected a multiple of {kv_heads} KV heads, got {heads} query heads")
         if self.enable_moe_block and not (0 < self.top_k_experts <= self.num_experts and self.moe_intermediate_size):
             raise ValueError(
                 "enable_moe_block needs moe_intermediate_size, num_experts and top_k_experts (at most num_experts), "
@@ -73,8 +76,8 @@ class Config:
             )
         if self.hidden_size_per_layer_input and self.vocab_size_per_layer_input < self.vocab_size:
             raise ValueError(
-                f"vocab_size_per_layer_input must be at least vocab_size ({self.vocab_size}), "
-                f"for each token has a row in that table; got {self.vocab_size_per_layer_input}"
+                f"vocab_size_per_layer_input: expected at least vocab_size ({self.vocab_size}), because each token has a row "
+                f"in that table, got {self.vocab_size_per_layer_input}"
             )
 
     # -- derived facts -------------------------------------------------------------------------------------------------
@@ -89,26 +92,24 @@ class Config:
         return self.num_hidden_layers - self.num_kv_shared_layers
 
     @property
-    def last_kv_owner(self) -> int:
-        """The last layer that owns K/V: behind it nothing is written, so that a token's output concerns no other token."""
-        return self.first_kv_shared_layer - 1
-
-    @property
     def kv_source(self) -> tuple[int | None, ...]:
-        """For each layer, the layer whose K/V it reads: itself, or the last earlier owner of the same type.
+        """For each layer, the layer whose K/V it reads: itself, or the last owner of the same type (shared K/V).
 
         None where this stack holds no owner of that type: a drafter, whose layers all read the target's cache.
         """
-        owners = self.layer_types[: self.first_kv_shared_layer]
-        last_owner = {kind: layer for layer, kind in enumerate(owners)}
+        last_owners = self._last_owners()
         return tuple(
-            layer if layer < self.first_kv_shared_layer else last_owner.get(kind)
+            layer if layer < self.first_kv_shared_layer else last_owners.get(kind)
             for layer, kind in enumerate(self.layer_types)
         )
 
     @property
     def donors(self) -> dict[str, int]:
-        """The two layers a drafter reads: the last K/V owner of each type, e.g. {sliding: 13, full: 14} for E2B."""
+        """The two layers whose K/V a drafter reads: the last owner of each type, e.g. {sliding: 13, full: 14} for E2B."""
+        return self._last_owners()
+
+    def _last_owners(self) -> dict[str, int]:
+        """The last layer of each type that owns K/V."""
         owners = self.layer_types[: self.first_kv_shared_layer]
         return {kind: layer for layer, kind in enumerate(owners)}
 
@@ -125,32 +126,18 @@ class Config:
         return self.num_global_key_value_heads or self.num_key_value_heads
 
     def rope(self, kind: str) -> tuple[int, float, float]:
-        """Head size, theta and share of turning pairs: the arguments of `functional.rope_angles`."""
+        """Head size, theta and share of rotating pairs: the arguments of `functional.rope_cos_sin`."""
         if kind == SLIDING:
             return self.head_dim, self.sliding_rope_theta, 1.0
         return self.global_head_dim, self.full_rope_theta, self.partial_rotary_factor
 
-    def has_v_proj(self, layer: int) -> bool:
-        return self.is_sliding(layer) or not self.attention_k_eq_v
+    def k_eq_v(self, layer: int) -> bool:
+        """Whether V is the raw key projection: in full layers of 12B, 26B-A4B and 31B."""
+        return self.attention_k_eq_v and not self.is_sliding(layer)
 
     def mlp_width(self, layer: int) -> int:
         is_shared = layer >= self.first_kv_shared_layer
         return self.intermediate_size * (2 if self.use_double_wide_mlp and is_shared else 1)
-
-    # -- Hugging Face --------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> "Config":
-        """From a target's `config.json`, nested under `text_config` or plain.  Errors: ValueError that names the field."""
-        from gemma4.config_json import read_target  # which builds this record, so that it cannot come first
-
-        return read_target(config)
-
-    def to_hf(self) -> dict[str, Any]:
-        """The plain `config.json` that transformers reads as `Gemma4ForCausalLM`."""
-        from gemma4.config_json import target_json
-
-        return target_json(self)
 
 
 def check_layer_types(types: Sequence[Any]) -> None:

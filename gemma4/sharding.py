@@ -38,7 +38,7 @@ SPLIT = {
     "layers.*.mlp.up_proj.weight": P(None, AXIS),
     "layers.*.mlp.down_proj.weight": P(AXIS, None),  # [f, d]
     # Experts along d, although the stream follows.  Split by expert, all of them would be sent to every device at each
-    # forward, since `moe.chosen` picks them by number; by f, the gate and the up of a column lie on two devices.
+    # forward, since `fast.experts` picks them by number; by f, the gate and the up of a column lie on two devices.
     "layers.*.experts.gate_up_proj": P(None, None, AXIS),  # [e, 2 f, d]
     "layers.*.experts.down_proj": P(None, AXIS, None),  # [e, d, f]
     "per_layer_inputs.embed_tokens_per_layer.weight": P(AXIS, None),  # [v, layers p] by token
@@ -60,7 +60,7 @@ WHOLE = (
     "layers.*.post_feedforward_layernorm_1.weight",
     "layers.*.pre_feedforward_layernorm_2.weight",
     "layers.*.post_feedforward_layernorm_2.weight",
-    # [d, layers p]: a prefill takes some layers' columns, for which it would have to be put together again.
+    # [d, layers p]: a prefill reads some layers' columns alone, and would have to gather them.
     "per_layer_inputs.per_layer_model_projection.weight",
     "per_layer_inputs.per_layer_projection_norm.weight",
     "layers.*.post_per_layer_input_norm.weight",
@@ -76,7 +76,7 @@ TABLE_OF_CLUSTERED = TABLE | {"embed_tokens.weight": P()}
 
 
 def specs(params: Params, devices: int) -> dict[str, P]:
-    """For each parameter of a target or a drafter (`storage.named_params`), how it is split over `devices`.
+    """For each parameter of a target or a drafter (`checkpoints.params.named_params`), how it is split over `devices`.
 
     As the table says, or not at all where `devices` does not divide its heads or its width.
     Errors: ValueError for a path that the table lacks.
@@ -141,7 +141,7 @@ class Footprint(NamedTuple):
 
 
 def footprint(params: Params, devices: int) -> Footprint:
-    """What each of `devices` would hold; shapes suffice (`storage.abstract`).  Errors: as `specs`."""
+    """What each of `devices` would hold; shapes suffice (`checkpoints.params.shape_only`).  Errors: as `specs`."""
     sizes = {name: math.prod(leaf.shape) * leaf.dtype.itemsize for name, leaf in params.items()}
     split = {name for name, spec in specs(params, devices).items() if spec != P()}
     undivided = {name: sizes[name] for name, spec in _wanted(params).items() if spec != P() and name not in split}

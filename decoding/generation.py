@@ -1,0 +1,151 @@
+"""From prompts to text tokens: prefill, then rounds until every row is done.
+
+The loop is `speculative_rounds`.  `generate(..., loop="plain")` runs it as it is written here; the other loops of `generate`
+(`decoding/fast`) give the same tokens sooner.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from flax import nnx
+
+from decoding import fast
+from decoding.baseline import autoregressive_round, autoregressive_step
+from decoding.options import Options
+from decoding.prompts import Prompts
+from decoding.round import speculative_round, speculative_step
+from decoding.sampling import Sampling
+from decoding.stages.prefill import prefill
+from decoding.state import DecodeState, Round
+from decoding.stats import Stats
+from drafter import Drafter
+from gemma4 import Gemma4
+
+LOOPS = ("plain", *fast.LOOPS)
+OnRound = Callable[[Round], None]
+Model = TypeVar("Model", bound=nnx.Module)
+
+
+def speculative_rounds(target: Gemma4, draft_model: Drafter, state: DecodeState, options: Options) -> Iterator[Round]:
+    """Run rounds until every row is done; yield the prefill's round, then each round as it ends, on the host."""
+    yield jax.device_get(state.last)
+    while not state.done.all():
+        state = speculative_step(target, draft_model, state, options)
+        yield jax.device_get(state.last)
+
+
+def autoregressive_rounds(target: Gemma4, state: DecodeState, options: Options) -> Iterator[Round]:
+    """The same without a drafter: one token a round."""
+    yield jax.device_get(state.last)
+    while not state.done.all():
+        state = autoregressive_step(target, state, options)
+        yield jax.device_get(state.last)
+
+
+class Generation(NamedTuple):
+    tokens: list[np.ndarray]  # one 1-D int array a row: the new tokens only; an EOS is the last of them
+    stats: Stats
+
+
+def generate(
+    target: Gemma4,
+    draft_model: Drafter,
+    prompt_tokens: Prompts,
+    *,
+    max_new_tokens: int = 64,
+    draft_length: int = 4,
+    sampling: Sampling = Sampling(),
+    draft_sampling: Sampling | None = None,
+    acceptance: str = "token",
+    key: jax.Array | None = None,
+    eos_ids: Sequence[int] = (),
+    on_round: OnRound | None = None,
+    loop: str = "streamed",
+    threads: int = 1,
+) -> Generation:
+    """Speculative decoding.  The text follows the target's distribution alone; the drafter only decides how fast it comes.
+
+    prompt_tokens:  ids of one prompt, or a batch of prompts of different lengths.
+    draft_length:   gamma, tokens proposed a round, 1 .. 32.
+    draft_sampling: how drafts are drawn; like `sampling` unless given.
+    acceptance:     "token", draft by draft (`stages/accept.py`), or "block" (`stages/accept_block.py`), which accepts more
+                    where the text is sampled.
+    eos_ids:        ids that end a row's text, which keeps the first of them; none unless given (a model's own are in
+                    `target.config.eos_token_ids`).
+    key:            `jax.random.key`; needed only where something is sampled (default: key 0).
+    on_round:       called with each `Round` as it ends (the prefill's first), arrays on the host.
+    loop:           "plain": `speculative_rounds`, the reference, one call a round.
+                    "streamed": short rounds several a call, delivered at most 25 ms late.
+                    "on_device": all rounds in one call; `on_round` gets them at the end.
+                    The tokens are the same, except that sampled tokens may differ where rounding decides.
+    threads:        with loop="on_device", split a batch over so many threads: pays for small models on a CPU.  Each thread
+                    draws from a key of its own.  Settings of JAX reach them by `jax.config.update`, not by context managers.
+    Errors:         ValueError for a bad prompt or setting, for prompt + max_new_tokens past the context, if drafter and
+                    target do not fit each other, and for threads with another loop, or with a target split over devices.
+    """
+    _check_model("target", target, Gemma4)
+    _check_model("draft_model", draft_model, Drafter).config.check_fits(target.config)
+    options = Options(draft_length, sampling, draft_sampling, eos_ids, acceptance)
+    if options.draft_length == 0:
+        raise ValueError("draft_length: expected at least 1, got 0; generate_autoregressive decodes without a drafter")
+    _check_loop(loop, threads, target)
+    if loop == "plain":
+        state = prefill(target, prompt_tokens, options, max_new_tokens=max_new_tokens, key=key)
+        return collect(speculative_rounds(target, draft_model, state, options), on_round)
+    target, draft_model, options = fast.for_backend(target), fast.for_backend(draft_model), fast.with_kernels(options)
+    state = prefill(target, prompt_tokens, options, max_new_tokens=max_new_tokens, key=key)
+    return collect(fast.run(loop, threads)(state, speculative_round, options, target, draft_model), on_round)
+
+
+def generate_autoregressive(
+    target: Gemma4,
+    prompt_tokens: Prompts,
+    *,
+    max_new_tokens: int = 64,
+    sampling: Sampling = Sampling(),
+    key: jax.Array | None = None,
+    eos_ids: Sequence[int] = (),
+    on_round: OnRound | None = None,
+    loop: str = "streamed",
+    threads: int = 1,
+) -> Generation:
+    """The baseline: the same without a drafter, one token a round.  Errors: as `generate`."""
+    _check_model("target", target, Gemma4)
+    options = Options(0, sampling, eos_ids=eos_ids)
+    _check_loop(loop, threads, target)
+    if loop == "plain":
+        state = prefill(target, prompt_tokens, options, max_new_tokens=max_new_tokens, key=key)
+        return collect(autoregressive_rounds(target, state, options), on_round)
+    target, options = fast.for_backend(target), fast.with_kernels(options)
+    state = prefill(target, prompt_tokens, options, max_new_tokens=max_new_tokens, key=key)
+    return collect(fast.run(loop, threads)(state, autoregressive_round, options, target), on_round)
+
+
+def collect(rounds: Iterator[Round], on_round: OnRound | None = None) -> Generation:
+    """What all rounds emitted, row by row, and the counts of what happened."""
+    stats, rows = Stats(), None
+    for last in rounds:
+        if rows is None:
+            rows = [[] for _ in last.num_emitted]
+            stats.add_prefill(last)
+        else:
+            stats.add_round(last)
+        for row, tokens, count in zip(rows, last.tokens, last.num_emitted, strict=True):
+            row.extend(tokens[:count])
+        if on_round:
+            on_round(last)
+    return Generation([np.array(row, np.int32) for row in rows], stats)
+
+
+def _check_model(name: str, model: object, kind: type[Model]) -> Model:
+    if not isinstance(model, kind):
+        raise ValueError(f"{name}: expected a {kind.__name__} (decoding.load_pair() returns one), got {model!r:.80}")
+    return model
+
+
+def _check_loop(loop: object, threads: object, target: Gemma4) -> None:
+    if loop not in LOOPS:
+        raise ValueError(f"loop: expected {', '.join(map(repr, LOOPS))}, got {loop!r:.80}")
+    fast.check_threads(threads, loop, target)

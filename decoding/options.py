@@ -1,0 +1,67 @@
+"""What a round is compiled for: one record, validated when it is made, so that nothing below has to look again."""
+
+import dataclasses
+import operator
+
+from decoding.sampling import REFERENCE, Kernels, Sampling
+
+MAX_DRAFT_LENGTH = 32  # acceptance falls with every position, so longer drafts gain nothing
+ACCEPTANCE_METHODS = ("token", "block")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Hashable: jitted functions take it as a static argument.
+
+    draft_length:   gamma, the tokens that the drafter proposes a round, 0 .. MAX_DRAFT_LENGTH; 0 without a drafter.
+    sampling:       of the target: the distribution that the text is drawn from.
+    draft_sampling: of the drafter; like `sampling` unless given.  It changes how many drafts are accepted, never the
+                    distribution of the text.
+    eos_ids:        token ids that end a text.
+    acceptance:     "token" (`stages/accept.py`) or "block" (`stages/accept_block.py`); the same for greedy decoding.
+    kernels:        the functions over the vocabulary; `decoding/fast` has forms of the same numbers for a machine.
+    Errors:         ValueError that names the setting, what was expected and what came.
+    """
+
+    draft_length: int = 4
+    sampling: Sampling = Sampling()
+    draft_sampling: Sampling | None = None
+    eos_ids: tuple[int, ...] = ()
+    acceptance: str = "token"
+    kernels: Kernels = REFERENCE
+
+    def __post_init__(self):
+        if self.draft_sampling is None:
+            object.__setattr__(self, "draft_sampling", self.sampling)
+        object.__setattr__(self, "draft_length", whole_number("draft_length", self.draft_length))
+        if not 0 <= self.draft_length <= MAX_DRAFT_LENGTH:
+            raise ValueError(f"draft_length: expected 0 to {MAX_DRAFT_LENGTH} tokens a round, got {self.draft_length}")
+        for name in ("sampling", "draft_sampling"):
+            if not isinstance(value := getattr(self, name), Sampling):
+                raise ValueError(f"{name}: expected decoding.Sampling(temperature, top_k, top_p), got {value!r:.80}")
+        object.__setattr__(self, "eos_ids", _token_ids("eos_ids", self.eos_ids))
+        if self.acceptance not in ACCEPTANCE_METHODS:
+            raise ValueError(
+                f"acceptance: expected {' or '.join(map(repr, ACCEPTANCE_METHODS))}, got {self.acceptance!r:.80}"
+            )
+
+
+def whole_number(name: str, value: object, least: int | None = None) -> int:
+    """Errors: ValueError unless `value` is a whole number, of at least `least` if that is given."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}: expected a whole number, got {value!r:.80}") from None
+    if least is not None and number < least:
+        raise ValueError(f"{name}: expected at least {least}, got {number}")
+    return number
+
+
+def _token_ids(name: str, value: object) -> tuple[int, ...]:
+    try:
+        ids = tuple(map(operator.index, value))
+    except TypeError:
+        raise ValueError(f"{name}: expected token ids, such as (1, 106), got {value!r:.80}") from None
+    if not all(0 <= i < 2**31 for i in ids):
+        raise ValueError(f"{name}: expected token ids from 0 up, got {ids}")
+    return ids

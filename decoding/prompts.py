@@ -1,0 +1,65 @@
+"""Prompts as users give them: one or several, of different lengths, checked before anything runs."""
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from gemma4 import Config
+from gemma4.model import check_tokens
+
+Prompts = Sequence[int] | Sequence[Sequence[int]]
+
+
+def validate_key(key: object) -> PRNGKeyArray:
+    """The key itself; key 0 for None.  Errors: ValueError for anything else."""
+    if key is None:
+        return jax.random.key(0)
+    try:
+        jax.eval_shape(jax.random.split, key)
+    except (TypeError, ValueError):
+        raise ValueError(f"key: expected jax.random.key(seed), got {key!r}") from None
+    return key
+
+
+def validate_prompts(config: Config, prompt_tokens: object, max_new_tokens: int) -> list[list[int]]:
+    """A batch of non-empty prompts of token ids, each with room for `max_new_tokens` in the model's context.
+
+    Errors: ValueError that names the prompt.
+    """
+    context = config.max_position_embeddings
+    rows, is_batch = _rows(prompt_tokens)
+    for number, row in enumerate(rows):
+        name = f"prompt {number}" if is_batch else "the prompt"
+        if not len(row):
+            raise ValueError(f"{name} is empty: expected at least one token (begin a text with the BOS token)")
+        if not np.issubdtype(row.dtype, np.integer):
+            raise ValueError(f"{name}: expected token ids, whole numbers, got {row.dtype}")
+        check_tokens(config, row[None])
+        room = context - len(row)
+        if room < max_new_tokens:
+            ask = f", or ask for at most {room} new tokens" if room > 0 else ""
+            raise ValueError(
+                f"{name} has {len(row)} tokens, and {max_new_tokens} new ones exceed this model's context of {context}: "
+                f"shorten the prompt{ask}"
+            )
+    return [row.tolist() for row in rows]
+
+
+def _rows(prompt_tokens: object) -> tuple[list[np.ndarray], bool]:
+    """1-D arrays of whatever was given, and whether it was a batch."""
+    try:
+        if isinstance(prompt_tokens, (str, bytes, Set, Mapping)) or not isinstance(prompt_tokens, Iterable):
+            raise ValueError
+        items = prompt_tokens if hasattr(prompt_tokens, "shape") else list(prompt_tokens)
+        is_batch = len(items) > 0 and all(np.ndim(item) == 1 for item in items)
+        rows = [np.asarray(row) for row in (items if is_batch else [items])]
+        if any(row.ndim != 1 for row in rows):
+            raise ValueError
+    except (TypeError, ValueError):  # NumPy's, too, where rows are no rows
+        raise ValueError(
+            "prompt_tokens: expected the token ids of a prompt, such as [2, 17, 94], or a list of such prompts, got "
+            f"{prompt_tokens!r:.80}"
+        ) from None
+    return rows, is_batch

@@ -1,0 +1,68 @@
+"""One round of speculative decoding on one screen.  `generation.py` runs rounds until the text is done.
+
+share -> draft -> verify -> accept -> emit -> rollback
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+from jaxtyping import Array, Float
+
+from decoding.options import Options
+from decoding.sampling import token_probs
+from decoding.stages.accept import Acceptance, accept, accept_greedy
+from decoding.stages.accept_block import accept_block
+from decoding.stages.draft import Draft, draft
+from decoding.stages.emit import count_emitted, with_next_token
+from decoding.stages.rollback import rollback
+from decoding.stages.verify import verify
+from decoding.state import DecodeState, Round, advance
+from drafter import Drafter, share_cache
+from gemma4 import Gemma4
+
+AcceptFn = Callable[[jax.Array, Draft, Options, jax.Array], Acceptance]
+
+
+@jax.named_scope("accept")
+def accept_drafts(logits: Float[Array, "b t v"], drafted: Draft, options: Options, key: jax.Array) -> Acceptance:
+    """Which drafts stay, under the distribution that the text is drawn from."""
+    kernels = options.kernels
+    if options.sampling.is_greedy:
+        return accept_greedy(logits, drafted.tokens, kernels)
+    method = accept_block if options.acceptance == "block" else accept
+    return method(token_probs(logits, options.sampling, kernels), drafted.tokens, drafted.probs, key, kernels)
+
+
+def speculative_round(
+    target: Gemma4, draft_model: Drafter, state: DecodeState, options: Options, accept_fn: AcceptFn = accept_drafts
+) -> DecodeState:
+    """All stages of one round.  Rows that are done emit nothing and stay as they are.
+
+    accept_fn: decides which drafts stay; another one than the default changes the distribution of the text.
+    """
+    key, draft_key, accept_key = jax.random.split(state.key, 3)
+    shared = share_cache(state.cache, target.config)
+
+    drafted = draft(
+        target, draft_model, state.token, state.hidden, shared, draft_key,
+        draft_length=options.draft_length, sampling=options.draft_sampling, kernels=options.kernels,
+    )  # fmt: skip
+    verified = verify(target, state.cache, state.token, drafted.tokens)
+    accepted = accept_fn(verified.logits, drafted, options, accept_key)
+
+    tokens = with_next_token(drafted.tokens, accepted.num_accepted, accepted.next_token)
+    room = state.budget - state.emitted
+    num_emitted, done = count_emitted(tokens, accepted.num_accepted + 1, room, state.done, options.eos_ids)
+    cache = rollback(verified.cache, state.cache.length, num_emitted)
+
+    last = Round(drafted.tokens, accepted.num_accepted, tokens, num_emitted)
+    return advance(state, last, verified.hidden, cache, key, done)
+
+
+@functools.partial(jax.jit, static_argnames="options", donate_argnames="state")
+def speculative_step(
+    target: Gemma4, draft_model: Drafter, state: DecodeState, options: Options = Options()
+) -> DecodeState:
+    """`speculative_round` as one compiled call.  The state is donated: its buffers are reused, so keep only the result."""
+    return speculative_round(target, draft_model, state, options)

@@ -1,0 +1,102 @@
+"""Stage 0: read the prompts into the cache, and draw the first token.
+
+A prefill is a verify that accepts everything: chunks of tokens are written, and each row keeps as many as its prompt has.
+Prompts of different lengths are padded on the right; a pad is a draft that is always rejected.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from decoding.options import MAX_DRAFT_LENGTH, Options, whole_number
+from decoding.prompts import Prompts, validate_key, validate_prompts
+from decoding.sampling import sample
+from decoding.stages.emit import count_emitted
+from decoding.stages.rollback import rollback
+from decoding.state import DecodeState, Round
+from gemma4 import Gemma4, KVCache, init_cache
+from gemma4.sharding import mesh_of
+
+MAX_CHUNK = 512
+
+
+def prefill(
+    target: Gemma4,
+    prompt_tokens: Prompts,
+    options: Options = Options(),
+    *,
+    max_new_tokens: int,
+    key: jax.Array | None = None,
+) -> DecodeState:
+    """The state before the first round: every prompt in the cache, one token of the target's emitted.
+
+    The cache has room for prompts, `max_new_tokens` and a last round's rejected drafts.
+
+    prompt_tokens: ids of one prompt, or a batch of prompts of different lengths.
+    options:       those of the rounds that follow.
+    key:           `jax.random.key` (default: key 0); the state keeps what the first token leaves of it.
+    Errors:        ValueError for a prompt that is empty, that holds ids outside the target's vocabulary, or that with
+                   `max_new_tokens` exceeds the context; and if the target's hidden states of it are not finite.
+    """
+    max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=1)
+    prompts, key = validate_prompts(target.config, prompt_tokens, max_new_tokens), validate_key(key)
+    cache, chunk = _make_cache(target, list(map(len, prompts)), max_new_tokens, options.draft_length)
+
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    padded = np.zeros((len(prompts), -(-lengths.max() // chunk) * chunk), np.int32)
+    for row, prompt in enumerate(prompts):
+        padded[row, : len(prompt)] = prompt
+    hidden = jnp.zeros((len(prompts), target.config.hidden_size), target.embed_tokens.weight.dtype)
+    for start in range(0, padded.shape[1], chunk):
+        tokens = jnp.asarray(padded[:, start : start + chunk])
+        hidden, cache = _read_chunk(target, cache, tokens, jnp.asarray(lengths), hidden)
+    if not isinstance(hidden, jax.core.Tracer) and not jnp.isfinite(hidden).all():
+        raise ValueError(
+            f"the target's hidden states of the prompt are not finite in {hidden.dtype}: float16 overflows, so load the "
+            "target as float32 or bfloat16; in these, look for damaged weights"
+        )
+    return _first_token(target, cache, hidden, key, max_new_tokens, options)
+
+
+def _make_cache(target: Gemma4, lengths: list[int], max_new_tokens: int, draft_length: int) -> tuple[KVCache, int]:
+    """A cache for these prompts, and how many tokens to read at a time.
+
+    Sizes are rounded up, because every new shape is compiled, also the rounds, whose cache has the size made here.
+    """
+    longest, weight = max(lengths), target.embed_tokens.weight
+    chunk = min(MAX_CHUNK, max(16, 1 << (longest - 1).bit_length()))
+    # One slot more than a forward writes: a row whose prompt is over still gets a chunk of pads, which must not reach the
+    # oldest position that a drafter sees (window + 1 of them in the transformers convention, one more than the target).
+    written = max(chunk, draft_length + 1) + 1
+    # After the longest prompt come the pads of its last chunk, or the new tokens and the last round's drafts.
+    capacity = -(-(longest + max(chunk, max_new_tokens + MAX_DRAFT_LENGTH)) // 128) * 128
+    mesh = mesh_of(weight[...])
+    return init_cache(target.config, len(lengths), capacity, chunk=written, dtype=weight.dtype, mesh=mesh), chunk
+
+
+@functools.partial(jax.jit, donate_argnames="cache")
+def _read_chunk(
+    target: Gemma4, cache: KVCache, tokens: Int[Array, "b t"], lengths: Int[Array, " b"], hidden: Float[Array, "b d"]
+) -> tuple[Float[Array, "b d"], KVCache]:
+    """Write one chunk, keep what belongs to the prompts, and take the hidden state of each prompt that ends in it."""
+    before = cache.length
+    kept = jnp.clip(lengths - before, 0, tokens.shape[1])
+    last, cache = target.hidden_at(tokens, cache, jnp.maximum(kept - 1, 0))
+    return jnp.where(kept[:, None] > 0, last, hidden), rollback(cache, before, kept)
+
+
+@functools.partial(jax.jit, static_argnames="options", donate_argnames="cache")
+def _first_token(target, cache, hidden, key, max_new_tokens, options) -> DecodeState:
+    key, sample_key = jax.random.split(key)
+    zeros = jnp.zeros(hidden.shape[0], jnp.int32)
+    uniforms = jax.random.uniform(sample_key, zeros.shape)
+    token = sample(target.logits(hidden), options.sampling, uniforms, options.kernels)
+    # The prefill as a round that drafted nothing.  It has the shape of later rounds, so that these compile once.
+    tokens = jnp.pad(token[:, None], ((0, 0), (0, options.draft_length)))
+    budget = zeros + max_new_tokens
+    num_emitted, done = count_emitted(tokens, zeros + 1, budget, zeros.astype(bool), options.eos_ids)
+    last = Round(tokens[:, 1:], zeros, tokens, num_emitted)
+    return DecodeState(cache, token, hidden, key, num_emitted, budget, done, last)

@@ -1,0 +1,145 @@
+"""Tensors in safetensors files, in and out.  Linear weights are [out, in] there and [in, out] here; all else is stored alike."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from gemma4.checkpoints.directories import CheckpointError, read_json
+from gemma4.checkpoints.orbax import FOLDER
+from gemma4.checkpoints.params import (
+    Leaf,
+    Module,
+    check_tensors,
+    linear_weights,
+    named_params,
+    shapes,
+    shardings_on,
+    to_floats,
+    with_params,
+)
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOATS, INTEGERS = ("F64", "F32", "BF16", "F16"), ("I64", "I32")  # dtypes by their safetensors names
+
+
+class StoredTensor(NamedTuple):
+    """One tensor in a safetensors file, not yet read."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str  # by its safetensors name
+    handle: Any
+
+    def read(self) -> np.ndarray:
+        return self.handle.get_tensor(self.key)
+
+
+def read_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """The tensors in a directory's safetensors file, or in the shards that its index names.  Reads headers only.
+
+    Errors: CheckpointError that names the file which is missing or damaged, or the tensor that a shard lacks.
+    """
+    if (directory / WEIGHTS).is_file():
+        return _open(directory / WEIGHTS)
+    if not (directory / INDEX).is_file():
+        found = ", ".join(sorted(path.name for path in directory.iterdir())) or "nothing"
+        raise CheckpointError(
+            f"{directory}: no weights; expected {WEIGHTS}, {INDEX} with shards, or {FOLDER}/ (Orbax), found {found}"
+        )
+    placed = read_json(directory / INDEX).get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(shard, str) for shard in placed.values()):
+        raise CheckpointError(f"{directory / INDEX}: weight_map must map tensors to shards; fetch the file again")
+    shards = {shard: _open(directory / shard) for shard in sorted(set(placed.values()))}
+    for key, shard in placed.items():
+        if key not in shards[shard]:
+            raise CheckpointError(f"{directory / shard}: lacks {key}, which {INDEX} places there; fetch both again")
+    return {key: shards[shard][key] for key, shard in placed.items()}
+
+
+def _open(file: Path) -> dict[str, StoredTensor]:
+    if not file.is_file():
+        raise CheckpointError(f"{file}: missing, but {INDEX} names it; fetch this shard")
+    try:
+        handle = safe_open(file, "numpy")
+        slices = {key: handle.get_slice(key) for key in handle.keys()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file}: not a whole safetensors file ({error}); fetch it again (a few bytes only: a Git LFS pointer)"
+        ) from error
+    return {key: StoredTensor(file, key, tuple(s.get_shape()), s.get_dtype(), handle) for key, s in slices.items()}
+
+
+def load_weights(
+    blank: Module,
+    tensors: Mapping[str, StoredTensor],
+    source: Path,
+    mesh: Mesh | None = None,
+    *,
+    rename: Callable[[str], str] = lambda name: name,
+) -> Module:
+    """The module that `blank` (see `shape_only`) describes, read from `tensors` one at a time.
+
+    mesh:   put each tensor onto these devices as it is read, split as `gemma4/sharding.py` says; None puts all onto one.
+    rename: from a parameter's name to its name in `tensors`.  Floats are converted to the dtype of `blank`.
+    Errors: CheckpointError that lists every tensor missing, unexpected, misshapen, or of a kind that it cannot convert; one
+            for a number that the dtype does not reach; ValueError for a mesh of other axes.
+    """
+    params, transposed = named_params(blank), linear_weights(blank)
+    shardings = shardings_on(params, mesh)
+    expected = {rename(name): leaf.shape[::-1] if name in transposed else leaf.shape for name, leaf in params.items()}
+    check_tensors(expected, shapes(tensors), source)
+    for name, leaf in params.items():
+        tensor = tensors[rename(name)]
+        kinds = FLOATS if jnp.issubdtype(leaf.dtype, jnp.floating) else INTEGERS
+        if tensor.dtype not in kinds:
+            raise CheckpointError(
+                f"{tensor.file}: {tensor.key} is stored as {tensor.dtype}, expected one of {', '.join(kinds)}; "
+                "quantised checkpoints are not supported"
+            )
+
+    def read(name: str, leaf: Leaf) -> jax.Array:
+        tensor = tensors[rename(name)]
+        array = tensor.read().T if name in transposed else tensor.read()
+        convert = to_floats if jnp.issubdtype(leaf.dtype, jnp.floating) else to_integers
+        array = convert(array, leaf.dtype, f"{tensor.file}: {tensor.key}")
+        return jax.device_put(array, shardings[name])  # from the host, each device gets its own part and no other
+
+    return with_params(blank, {name: read(name, leaf) for name, leaf in params.items()})
+
+
+def to_integers(array: np.ndarray, dtype: np.dtype, source: str) -> np.ndarray:
+    """The same numbers in another dtype.  Errors: CheckpointError for one that would wrap."""
+    cast = array.astype(dtype, copy=False)
+    if (wrong := array[array != cast]).size:
+        raise CheckpointError(f"{source} holds {wrong[0]}, expected numbers that fit {dtype}; fetch the file again")
+    return cast
+
+
+def write_safetensors(
+    module: nnx.Module, file: Path, dtype: np.dtype | None = None, *, rename: Callable[[str], str] = lambda name: name
+) -> None:
+    """All parameters of a module in one safetensors file, linear weights [out, in]; floats as `dtype` if given.
+
+    Errors: CheckpointError for a number that the dtype does not reach.
+    """
+    transposed = linear_weights(module)
+
+    def stored(name: str, leaf: jax.Array) -> np.ndarray:
+        array = np.asarray(leaf).T if name in transposed else np.asarray(leaf)
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            array = array.astype(np.int64)  # as torch has them
+        elif dtype is not None:
+            array = to_floats(array, dtype, name)
+        return np.ascontiguousarray(array)  # save_file writes the buffer and ignores its strides
+
+    arrays = {rename(name): stored(name, leaf) for name, leaf in named_params(module).items()}
+    save_file(arrays, file, metadata={"format": "pt"})  # transformers wants the format named

@@ -1,0 +1,41 @@
+"""The twin of `layers.Attention`: scores in the form that suits a machine, long caches in blocks."""
+
+import functools
+
+import jax
+from jaxtyping import Array, Bool, Float
+
+from gemma4.cache import LayerKV
+from gemma4.fast.attention_scores import scores
+from gemma4.fast.long_attention import attention_in_blocks, is_long
+from gemma4.fast.twin import twin_of
+from gemma4.functional import attention
+from gemma4.layers import Attention, no_tap
+
+
+class FastAttention(Attention):
+    """A twin of `layers.Attention`.  `backend` is that of `for_backend`."""
+
+    backend: str
+
+    def attend(
+        self, query: Float[Array, "b t n h"], kv: LayerKV, mask: Bool[Array, "b t s"]
+    ) -> Float[Array, "b t n h"]:
+        if is_long(query.shape[1], kv.capacity):
+            return attention_in_blocks(query, kv.key, kv.value, mask, self.backend)
+        scores_of = functools.partial(scores, backend=self.backend)
+        return attention(query, kv.key, kv.value, mask, scores_of)
+
+    def write_kv(self, x, kv, inputs, tap=no_tap):
+        return (
+            kv if inputs.start is None else super().write_kv(x, kv, inputs, tap)
+        )  # None: `hidden_at` has written them
+
+    def _heads(self, x):
+        # The barrier keeps XLA from fusing the split into the product before it, for which a TPU would re-lay the weights out
+        # at every call.
+        return super()._heads(jax.lax.optimization_barrier(x))
+
+
+def attention_twin(module: Attention, backend: str) -> FastAttention:
+    return twin_of(module, FastAttention, backend=backend)
