@@ -48,39 +48,39 @@ def load(
     config = config if convention is None else dataclasses.replace(config, convention=convention)
     blank = shape_only(Drafter, config, dtype)
     if (directory / orbax.FOLDER).is_dir():
-        drafter = orbax.load_orbax(blank, directory / orbax.FOLDER, mesh)
+        draft_model = orbax.load_orbax(blank, directory / orbax.FOLDER, mesh)
     else:
         tensors = {key: tensor for key, tensor in safetensors.read_tensors(directory).items() if key != TIED}
-        drafter = safetensors.load_weights(blank, tensors, directory, mesh, rename=hf_name)
+        draft_model = safetensors.load_weights(blank, tensors, directory, mesh, rename=hf_name)
     if config.use_ordered_embeddings:
-        _check_ordering(np.asarray(drafter.masked_embedding.token_ordering[...]), directory)
-    return drafter
+        _check_ordering(np.asarray(draft_model.masked_embedding.token_ordering[...]), directory)
+    return draft_model
 
 
-def save(drafter: Drafter, directory: str | os.PathLike) -> None:
+def save(draft_model: Drafter, directory: str | os.PathLike) -> None:
     """Write config.json and, with Orbax, the parameters as they are.
 
     Errors: CheckpointError for another model than a Drafter, and unless the directory is empty or new.
     """
-    check_model(drafter, Drafter, "drafter.save")
+    check_model(draft_model, Drafter, "drafter.save")
     with new_directory(directory) as scratch:
-        write_config(scratch, drafter_json(drafter.config))
-        orbax.save_orbax(drafter, scratch / orbax.FOLDER)
+        write_config(scratch, drafter_json(draft_model.config))
+        orbax.save_orbax(draft_model, scratch / orbax.FOLDER)
 
 
-def export_hf(drafter: Drafter, directory: str | os.PathLike, dtype: Any = None) -> None:
+def export_hf(draft_model: Drafter, directory: str | os.PathLike, dtype: Any = None) -> None:
     """Write what transformers reads as `Gemma4AssistantForCausalLM`: both configurations and model.safetensors.
 
     dtype:  float32, bfloat16 or float16; None keeps that of the parameters.
     Errors: CheckpointError for another model than a Drafter, unless the directory is empty or new, and for a number that
             float16 does not reach.
     """
-    check_model(drafter, Drafter, "drafter.export_hf")
-    dtype = float_dtype(drafter.embed_tokens.weight.dtype if dtype is None else dtype)
+    check_model(draft_model, Drafter, "drafter.export_hf")
+    dtype = float_dtype(draft_model.embed_tokens.weight.dtype if dtype is None else dtype)
     with new_directory(directory) as scratch:
-        write_config(scratch, {**drafter_json(drafter.config), "dtype": dtype.name})
+        write_config(scratch, {**drafter_json(draft_model.config), "dtype": dtype.name})
         (scratch / "generation_config.json").write_text(json.dumps(GENERATION_CONFIG, indent=2) + "\n")
-        safetensors.write_safetensors(drafter, scratch / safetensors.WEIGHTS, dtype, rename=hf_name)
+        safetensors.write_safetensors(draft_model, scratch / safetensors.WEIGHTS, dtype, rename=hf_name)
 
 
 def hf_name(name: str) -> str:

@@ -105,7 +105,7 @@ class ClusteredHead(nnx.Module):
 
 
 def forward(
-    drafter: Drafter,
+    draft_model: Drafter,
     embedding: Float[Array, "b backbone"],
     hidden: Float[Array, "b backbone"],
     shared: SharedCache,
@@ -120,13 +120,13 @@ def forward(
     Errors:    ValueError if the widths are not the target's, or inputs and cache differ in batch.
     """
     if tap is None:
-        return _forward(drafter, embedding, hidden, shared)
-    normed, chained = step(drafter, embedding, hidden, shared, tap)
-    return tap("logits", drafter.logits(normed)), chained
+        return _forward(draft_model, embedding, hidden, shared)
+    normed, chained = step(draft_model, embedding, hidden, shared, tap)
+    return tap("logits", draft_model.logits(normed)), chained
 
 
 def step(
-    drafter: Drafter,
+    draft_model: Drafter,
     embedding: Float[Array, "b backbone"],
     hidden: Float[Array, "b backbone"],
     shared: SharedCache,
@@ -136,19 +136,19 @@ def step(
 
     Errors: as `forward`.
     """
-    width, batch = drafter.config.backbone_hidden_size, shared.length.shape[0]
+    width, batch = draft_model.config.backbone_hidden_size, shared.length.shape[0]
     for name, value in (("embedding", embedding), ("hidden", hidden)):
         if value.shape != (batch, width):
             raise ValueError(
                 f"{name}: expected shape ({batch}, {width}) (the cache's batch, the target's width), got {value.shape}"
             )
     key_positions = {kind: slot_positions(shared.length - 1, kv.capacity) for kind, kv in shared.donors.items()}
-    inputs = drafter.attention_inputs(shared.length[:, None], key_positions)
-    normed, chained = drafter(embedding[:, None], hidden[:, None], shared.donors, inputs, tap)
+    inputs = draft_model.attention_inputs(shared.length[:, None], key_positions)
+    normed, chained = draft_model(embedding[:, None], hidden[:, None], shared.donors, inputs, tap)
     return normed[:, 0], chained[:, 0]
 
 
 @jax.jit
-def _forward(drafter, embedding, hidden, shared):
-    normed, chained = step(drafter, embedding, hidden, shared)
-    return drafter.logits(normed), chained
+def _forward(draft_model, embedding, hidden, shared):
+    normed, chained = step(draft_model, embedding, hidden, shared)
+    return draft_model.logits(normed), chained

@@ -42,7 +42,9 @@ def teach(target: Gemma4, tokens: Int[Array, "b t"]) -> Teacher:
     return Teacher(target.embed_tokens(tokens), hidden, probs, share_cache(cache, target.config).donors)
 
 
-def unroll(drafter: Drafter, teacher: Teacher, steps: int) -> list[tuple[Float[Array, "b a d"], Float[Array, "b a v"]]]:
+def unroll(
+    draft_model: Drafter, teacher: Teacher, steps: int
+) -> list[tuple[Float[Array, "b a d"], Float[Array, "b a v"]]]:
     """For each draft step, the rows that the drafter's head reads at every anchor, and the laws that it should match.
 
     Errors: ValueError unless 1 <= steps < t, which leaves an anchor.
@@ -53,25 +55,25 @@ def unroll(drafter: Drafter, teacher: Teacher, steps: int) -> list[tuple[Float[A
     anchors = time - steps  # t = 1 .. time - steps: the last one's last step learns the last row
     lengths = jnp.broadcast_to(jnp.arange(1, anchors + 1), (batch, anchors))
     positions = jnp.broadcast_to(jnp.arange(time), (batch, time))
-    inputs = drafter.attention_inputs(lengths, {kind: positions for kind in teacher.donors})
+    inputs = draft_model.attention_inputs(lengths, {kind: positions for kind in teacher.donors})
     hidden, out = teacher.hidden[:, :anchors], []
     for step in range(1, steps + 1):
-        normed, hidden = drafter(teacher.embedding[:, step : step + anchors], hidden, teacher.donors, inputs)
+        normed, hidden = draft_model(teacher.embedding[:, step : step + anchors], hidden, teacher.donors, inputs)
         out.append((normed, teacher.probs[:, step : step + anchors]))
     return out
 
 
-def draft_loss(drafter: Drafter, teacher: Teacher, steps: int) -> Float[Array, ""]:
+def draft_loss(draft_model: Drafter, teacher: Teacher, steps: int) -> Float[Array, ""]:
     """Mean cross-entropy in nats, over anchors and steps, of the head against the target's law.
 
     With a clustered head also the centroids' against the law's mass in each cluster; that part trains centroids only, so
     the head stays what it would be without clusters.  Errors: as `unroll`.
     """
     total = 0.0
-    for normed, probs in unroll(drafter, teacher, steps):
-        total += cross_entropy(probs, drafter.dense_logits(normed))
-        if drafter.config.use_ordered_embeddings:
-            centroids, ordering, _ = drafter.masked_embedding.clusters()
+    for normed, probs in unroll(draft_model, teacher, steps):
+        total += cross_entropy(probs, draft_model.dense_logits(normed))
+        if draft_model.config.use_ordered_embeddings:
+            centroids, ordering, _ = draft_model.masked_embedding.clusters()
             mass = probs[..., ordering].reshape(*probs.shape[:-1], centroids.shape[0], -1).sum(axis=-1)
             total += cross_entropy(mass, jax.lax.stop_gradient(normed) @ centroids.T)
     return total / steps
@@ -88,7 +90,7 @@ def init_drafter(config: Config, target: Gemma4, seed: int = 0) -> Drafter:
     if any, are built from the same rows.  Errors: ValueError if the two do not fit each other.
     """
     config.check_fits(target.config)
-    drafter = Drafter(config, rngs=nnx.Rngs(seed))
+    draft_model = Drafter(config, rngs=nnx.Rngs(seed))
     rows = np.asarray(target.embed_tokens.weight[...] * target.norm.weight[...], np.float32)
     principal = np.linalg.eigh(rows.T @ rows)[1][:, ::-1][:, : config.text.hidden_size]
     table = rows @ principal
@@ -97,9 +99,11 @@ def init_drafter(config: Config, target: Gemma4, seed: int = 0) -> Drafter:
         centroids, ordering = cluster_vocabulary(table, config.num_centroids)
         start["masked_embedding.centroids.weight"] = centroids.T
         start["masked_embedding.token_ordering"] = ordering
-    return with_params(drafter, start)
+    return with_params(draft_model, start)
 
 
-def trainable(drafter: Drafter) -> dict[str, jax.Array]:
+def trainable(draft_model: Drafter) -> dict[str, jax.Array]:
     """All weights; not the token ordering, which is an index (mlx-vlm #1194 let an optimizer turn it into floats)."""
-    return {name: value for name, value in named_params(drafter).items() if jnp.issubdtype(value.dtype, jnp.floating)}
+    return {
+        name: value for name, value in named_params(draft_model).items() if jnp.issubdtype(value.dtype, jnp.floating)
+    }

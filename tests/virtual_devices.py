@@ -19,13 +19,13 @@ import numpy as np
 import decoding
 import drafter
 import gemma4
-from decoding.compiled import laid_out
+from decoding.fast.jit import laid_out
 from decoding.oracle.tiny import restless
-from decoding.prefill import _read_chunk
+from decoding.stages.prefill import _read_chunk
+from gemma4.checkpoints.params import named_params
 from gemma4.model import _forward
 from gemma4.sharding import footprint
-from gemma4.storage import named_params
-from tests.tiny import TINY, TINY_DRAFTERS, random_drafter, random_target, random_tokens
+from tests.models import TINY, TINY_DRAFTERS, random_drafter, random_target, random_tokens
 
 PROMPTS, NEW_TOKENS = [[2, 9, 4], [7, 1, 1, 5, 12, 3, 8, 8, 30, 2, 4]], 24  # the second is longer than the window
 TOKENS = random_tokens(2, 11)
@@ -82,7 +82,7 @@ def through_files(whole, mesh):
 def write_texts(whole, split) -> dict:
     """The unsplit target's own text, and what the split pair writes; and into how many parts its caches began."""
     settings = {"max_new_tokens": NEW_TOKENS}
-    prefill, begun = sys.modules["decoding.prefill"], []
+    prefill, begun = sys.modules["decoding.stages.prefill"], []
 
     def init_cache(*args, **kwargs):
         cache = gemma4.init_cache(*args, **kwargs)

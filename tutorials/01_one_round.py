@@ -34,9 +34,9 @@ import numpy as np
 import decoding
 import drafter
 import gemma4
-from decoding.accept import decide, residual
-from decoding.emit import count_emitted, with_next_token
-from decoding.sampling import choose, law
+from decoding.sampling import sample_from, token_probs
+from decoding.stages.accept import decide, residual
+from decoding.stages.emit import count_emitted, with_next_token
 from gemma4.cache import slot_positions
 
 target, draft_model, tokenizer = decoding.load_pair()
@@ -75,7 +75,7 @@ assert length == len(prompt) + int(state.emitted[0]) - 1
 # norm, so the target's head turns it into the law (the distribution over all tokens) that it was drawn from.
 
 # %%
-first_law = law(target.logits(state.hidden), SAMPLING)[0]
+first_law = token_probs(target.logits(state.hidden), SAMPLING)[0]
 top = np.argsort(-np.asarray(first_law))[:10]
 plt.figure(figsize=(8, 2.2))
 plt.bar(range(10), first_law[top], color=["tab:orange" if token == first[0] else "tab:gray" for token in top])
@@ -121,8 +121,8 @@ uniforms = jax.random.uniform(draft_key, (GAMMA, 1))
 token, hidden, by_hand, draft_laws = first, state.hidden, [], []
 for step in range(GAMMA):
     logits, hidden = drafter.forward(draft_model, target.embed_tokens(token), hidden, shared)
-    draft_laws.append(law(logits, SAMPLING)[0])
-    token = choose(draft_laws[-1][None], uniforms[step])
+    draft_laws.append(token_probs(logits, SAMPLING)[0])
+    token = sample_from(draft_laws[-1][None], uniforms[step])
     by_hand.append(int(token[0]))
     scored = int(np.isfinite(logits[0]).sum())
     print(
@@ -131,7 +131,7 @@ for step in range(GAMMA):
     )
 
 # %% [markdown]
-# `decoding.draft` is that loop.
+# `decoding.stages.draft` is that loop.
 
 # %%
 block = decoding.draft(
@@ -148,7 +148,7 @@ assert block.tokens[0].tolist() == by_hand
 
 # %%
 verified = decoding.verify(target, state.cache, first, block.tokens)
-target_laws = law(verified.logits, SAMPLING)
+target_laws = token_probs(verified.logits, SAMPLING)
 print(f"cache.length: {length} before, {int(verified.cache.length[0])} after, drafts included")
 
 figure, axes = plt.subplots(1, GAMMA, figsize=(11, 2.6), sharey=True)
@@ -220,7 +220,7 @@ def accepted_by_either_rule(key):
     other = decoding.draft(
         target, draft_model, first, state.hidden, shared, draft_key, draft_length=GAMMA, sampling=SAMPLING
     )
-    its_laws = law(decoding.verify(target, state.cache, first, other.tokens).logits, SAMPLING)
+    its_laws = token_probs(decoding.verify(target, state.cache, first, other.tokens).logits, SAMPLING)
     rules = decoding.accept, decoding.accept_block
     return [rule(its_laws, other.tokens, other.probs, accept_key).num_accepted[0] for rule in rules]
 
@@ -304,7 +304,7 @@ assert int(after.cache.length[0]) == int(cache.length[0]) == len(prompt) + int(a
 # %% [markdown]
 # ## Many rounds
 #
-# `decoding.generate` runs rounds until the text is done. At temperature 0 the text is the target's own greedy text, token for
+# `decoding.generation` runs rounds until the text is done. At temperature 0 the text is the target's own greedy text, token for
 # token; only the number of passes differs.
 
 # %%

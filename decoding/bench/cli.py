@@ -17,8 +17,8 @@ from decoding.bench.peer import Transformers, compare
 from decoding.bench.plot import check_plot, plot
 from decoding.bench.report import lines
 from decoding.bench.subject import LAYOUTS, Subject, from_directories, from_preset
-from decoding.sampling import COLDEST, Sampling
-from decoding.speculative import LONGEST_DRAFT, RULES
+from decoding.options import ACCEPTANCE_METHODS, MAX_DRAFT_LENGTH
+from decoding.sampling import Sampling
 
 PEERS = ("transformers",)
 # Measurements of their own, and the options that each of them heeds.
@@ -96,7 +96,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     option("--runs", metavar="N", type=int, default=default.runs, help="of everything, in turn (%(default)s)")
     option("--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (0)")
-    option("--acceptance", choices=RULES, default="token", help="how sampled drafts are judged (%(default)s)")
+    option(
+        "--acceptance", choices=ACCEPTANCE_METHODS, default="token", help="how sampled drafts are judged (%(default)s)"
+    )
     option("--accept-rate", metavar="A", type=float, help="simulate that each draft is accepted with probability A")
     option("--against", choices=PEERS, help="compare with this engine, and measure nothing else")
     option("--contexts", metavar="LIST", help="measure only how a step depends on the context: lengths in tokens")
@@ -162,7 +164,7 @@ def subject_of(args: argparse.Namespace) -> Subject:
 
 def plan_of(args: argparse.Namespace) -> Plan:
     draft_lengths = numbers("--draft-lengths", args.draft_lengths)
-    if max(draft_lengths) > LONGEST_DRAFT:
+    if max(draft_lengths) > MAX_DRAFT_LENGTH:
         raise ValueError(f"--draft-lengths: expected 1 to {LONGEST_DRAFT} tokens a round, got {max(draft_lengths)}")
     for name in ("prompt_tokens", "new_tokens", "prefill_tokens", "prompts", "runs"):
         least = 3 if name == "new_tokens" else 1

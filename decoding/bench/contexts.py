@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from decoding.bench.stages import Desk, Stage, Timer, after, autoregressive_stage
 from decoding.bench.subject import Subject
-from decoding.speculative import Options
+from decoding.options import Options
 from decoding.state import DecodeState, Round
 from gemma4 import init_cache
 from gemma4.config import FULL, SLIDING
@@ -28,7 +28,7 @@ def measure_contexts(subject: Subject, contexts: Sequence[int], runs: int) -> li
         kind: attention_stage(config.donors[kind]) for kind in (SLIDING, FULL) if kind in config.donors
     }
     timers = {
-        (context, name): Timer(stage, subject.target, subject.drafter, full_state(subject, context), Options(1))
+        (context, name): Timer(stage, subject.target, subject.draft_model, full_state(subject, context), Options(1))
         for context in contexts
         for name, stage in stages.items()
     }
@@ -81,7 +81,7 @@ def cache_bytes(subject: Subject, context: int) -> dict[str, int]:
 def attention_stage(layer: int) -> Stage:
     """The attention of one layer that owns K/V, over one token."""
 
-    def run(target, drafter, desk: Desk, options: Options) -> Desk:
+    def run(target, draft_model, desk: Desk, options: Options) -> Desk:
         state = desk.state
         place = target._place(target.config.layer_types[layer], state.token[:, None], state.cache)
         out, kv = target.layers[layer].self_attn(state.hidden[:, None], state.cache.layers[layer], place)

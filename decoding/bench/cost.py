@@ -13,9 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from decoding.accept import Acceptance, accept_greedy
-from decoding.draft import Draft
-from decoding.speculative import Judge, Options
+from decoding.options import Options
+from decoding.round import AcceptFn
+from decoding.stages.accept import Acceptance, accept_greedy
+from decoding.stages.draft import Draft
 from gemma4.functional import argmax
 
 
@@ -33,7 +34,7 @@ def speed_up(tokens_per_round: float, times: Times) -> float:
     return tokens_per_round * times.autoregressive / (times.draft + times.verify + times.accept)
 
 
-def simulated(rate: float) -> Judge:
+def simulated(rate: float) -> AcceptFn:
     """A stand-in for acceptance that agrees with each draft by chance, `rate` of the time.  The text means nothing then.
 
     For models with random weights, whose drafts are never right.

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from decoding.compiled import compiler_options
+from decoding.fast.jit import compiler_options
 from gemma4 import PRESETS, moe
 from gemma4.config import Config
 from gemma4.moe import Experts

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax
 
 from decoding.bench.stages import Timer, accept_stage, draft_stage, rollback_stage, verify_stage
-from decoding.generate import OnRound, start
-from decoding.speculative import Options
+from decoding.generation import OnRound
+from decoding.options import Options
+from decoding.stages.prefill import prefill
 from decoding.state import Round
 from drafter import Drafter
 from gemma4 import Gemma4
@@ -100,12 +101,12 @@ STAGES = {"draft": draft_stage, "verify": verify_stage, "accept": accept_stage, 
 
 
 def time_stages(
-    target: Gemma4, drafter: Drafter, prompt: Sequence[int], options: Options, max_new_tokens: int
+    target: Gemma4, draft_model: Drafter, prompt: Sequence[int], options: Options, max_new_tokens: int
 ) -> dict[str, float]:
     """Seconds of each stage after `prompt`, compiled on its own and repeated in one call.
 
     The cache has the size that a generation of `max_new_tokens` gives it.  One compiled round fuses the stages, so
     their sum is not quite its time.
     """
-    state = start(target, prompt, max_new_tokens, options, jax.random.key(0))
-    return {name: Timer(stage, target, drafter, state, options).lap() for name, stage in STAGES.items()}
+    state = prefill(target, prompt, max_new_tokens, options, jax.random.key(0))
+    return {name: Timer(stage, target, draft_model, state, options).lap() for name, stage in STAGES.items()}

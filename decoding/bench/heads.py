@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from decoding.compiled import compiler_options
-from drafter.clustering import clustered_argmax, in_blocks
+from decoding.fast.jit import compiler_options
+from drafter.clustering import clustered_argmax
+from drafter.fast import in_blocks
 from gemma4.functional import argmax
 from gemma4.layers import matmul
 

@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 import jax
 
-from decoding.autoregressive import step_of
+from decoding.baseline import autoregressive_round
 from decoding.bench.cost import simulated
 from decoding.bench.subject import Subject
-from decoding.compiled import Step
-from decoding.generate import collect, loop_of, start
-from decoding.speculative import Options, round_of
+from decoding.fast.jit import RoundFn
+from decoding.generation import collect, loop_of
+from decoding.options import Options
+from decoding.round import speculative_round
+from decoding.stages.prefill import prefill
 
 
 class Lap(NamedTuple):
@@ -43,10 +45,10 @@ class Loop(NamedTuple):
     def lap(self, prompts: list[list[int]], seed: int = 0) -> Lap:
         """seed: of what is sampled or simulated.  Errors: ValueError if the prompts do not fit the context."""
         subject, options = self.subject, self.options
-        state = start(subject.target, prompts, self.new_tokens, options, jax.random.key(seed))
+        state = prefill(subject.target, prompts, self.new_tokens, options, jax.random.key(seed))
         jax.block_until_ready(state)
         turn = loop_of(self.on_device, self.threads)
-        models = (subject.target, subject.drafter) if options.draft_length else (subject.target,)
+        models = (subject.target, subject.draft_model) if options.draft_length else (subject.target,)
         loop = turn(state, self._step(), options, *models)
         first = next(loop)  # what is done by then, `generate` does while the prefill is still under way
         began = time.perf_counter()
@@ -56,15 +58,15 @@ class Loop(NamedTuple):
         tokens = stats.emitted - stats.prompts
         return Lap(seconds, tokens, stats.rounds, len(turns) - 1, stats.acceptance_per_position)
 
-    def _step(self) -> Step:
+    def _step(self) -> RoundFn:
         if not self.options.draft_length:
-            return step_of
-        return round_of if self.accept_rate is None else _simulated_round(self.accept_rate)
+            return autoregressive_round
+        return speculative_round if self.accept_rate is None else _simulated_round(self.accept_rate)
 
 
 @functools.lru_cache
-def _simulated_round(rate: float) -> Step:
-    return functools.partial(round_of, judge=simulated(rate))
+def _simulated_round(rate: float) -> RoundFn:
+    return functools.partial(speculative_round, judge=simulated(rate))
 
 
 def typical(laps: list[list[Lap]]) -> Lap:

@@ -26,11 +26,11 @@ from decoding.bench.stages import (
 )
 from decoding.bench.subject import Subject, prompts
 from decoding.bench.work import Work, against_machine, draft_work, forward_work
-from decoding.generate import start
+from decoding.options import Options
 from decoding.sampling import Sampling
-from decoding.speculative import Options
+from decoding.stages.prefill import prefill
 from decoding.state import DecodeState
-from gemma4.storage import named_params
+from gemma4.checkpoints.params import named_params
 
 AUTOREGRESSIVE = 0  # as a draft length
 
@@ -80,7 +80,9 @@ def measure(subject: Subject, plan: Plan, progress: Callable[[str], None] = lamb
 
 
 def describe(subject: Subject) -> dict[str, Any]:
-    params = {name: named_params(model) for name, model in (("target", subject.target), ("drafter", subject.drafter))}
+    params = {
+        name: named_params(model) for name, model in (("target", subject.target), ("drafter", subject.draft_model))
+    }
     count = lambda leaves: sum(leaf.size for leaf in leaves.values())
     size = lambda leaves: sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
     return {
@@ -181,7 +183,7 @@ def stage_timers(
 
     def timer(stage: Stage, gamma: int, repetitions: int) -> Timer:
         state = prefilled(subject, plan, group)
-        return Timer(stage, subject.target, subject.drafter, state, plan.options(gamma), repetitions, plan.threads)
+        return Timer(stage, subject.target, subject.draft_model, state, plan.options(gamma), repetitions, plan.threads)
 
     timers = {(STEP, 0): timer(autoregressive_stage, 1, turns[AUTOREGRESSIVE])}
     for gamma in plan.draft_lengths:
@@ -200,7 +202,7 @@ def stage_timers(
 
 def prefilled(subject: Subject, plan: Plan, group: list[list[int]]) -> DecodeState:
     longest = plan.options(max(plan.draft_lengths))  # for all of them, so that all states are alike
-    return start(subject.target, group, plan.new_tokens, longest, jax.random.key(0))
+    return prefill(subject.target, group, plan.new_tokens, longest, jax.random.key(0))
 
 
 def stage_seconds(laps: dict[tuple[str, int], list[float]], streamed: int) -> dict[tuple[str, int], list[float]]:
@@ -223,7 +225,7 @@ def stage_work(subject: Subject, name: str, batch: int, context: int, draft_leng
     if name == VERIFY:
         return forward_work(subject.target, batch, draft_length + 1, context)
     if name in (DRAFT, DRAFT_STEP):
-        step = draft_work(subject.target, subject.drafter, batch, context)
+        step = draft_work(subject.target, subject.draft_model, batch, context)
         return Work(*(draft_length * of_step for of_step in step))
     assert name in (PRODUCTS, ACCEPT), name
     return Work(0, 0)  # not counted

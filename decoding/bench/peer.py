@@ -15,7 +15,7 @@ import gemma4
 from decoding.bench.machine import num_cores
 from decoding.bench.spread import quartiles
 from decoding.bench.subject import Subject
-from decoding.generate import generate, generate_autoregressive
+from decoding.generation import generate, generate_autoregressive
 
 
 class Missing(ValueError):
@@ -44,7 +44,7 @@ class Transformers:
         dtype = getattr(torch, jnp.dtype(subject.target.embed_tokens.weight.dtype).name)
         with tempfile.TemporaryDirectory() as scratch:
             gemma4.export_hf(subject.target, Path(scratch) / "target")
-            drafter.export_hf(subject.drafter, Path(scratch) / "drafter")
+            drafter.export_hf(subject.draft_model, Path(scratch) / "drafter")
             read = {"dtype": dtype, "local_files_only": True}
             self._target = transformers.Gemma4ForCausalLM.from_pretrained(Path(scratch) / "target", **read)
             self._assistant = transformers.Gemma4AssistantForCausalLM.from_pretrained(Path(scratch) / "drafter", **read)
@@ -90,7 +90,7 @@ def compare(
     ours = {
         0: lambda prompt: generate_autoregressive(subject.target, prompt, **common),
         draft_length: lambda prompt: generate(
-            subject.target, subject.drafter, prompt, draft_length=draft_length, **common
+            subject.target, subject.draft_model, prompt, draft_length=draft_length, **common
         ),
     }
     rates = {(gamma, who): [] for gamma in ours for who in ("ours", "theirs")}

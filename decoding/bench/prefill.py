@@ -1,4 +1,4 @@
-"""Reading a long prompt: as `decoding.prefill` does it, and with every layer run for every token."""
+"""Reading a long prompt: as `decoding.stages.prefill` does it, and with every layer run for every token."""
 
 import functools
 import statistics
@@ -14,9 +14,8 @@ from decoding.bench.machine import Machine
 from decoding.bench.spread import quartiles
 from decoding.bench.subject import Subject, prompts
 from decoding.bench.work import against_machine, prefill_work
-from decoding.generate import start
-from decoding.prefill import LONGEST_CHUNK
-from decoding.speculative import Options
+from decoding.options import Options
+from decoding.stages.prefill import MAX_CHUNK, prefill
 from gemma4 import Gemma4, KVCache, init_cache
 
 
@@ -28,7 +27,7 @@ def measure_prefill(subject: Subject, tokens: int, runs: int, machine: Machine) 
     target = subject.target
     (prompt,) = prompts(subject._replace(texts=[]), 1, tokens)
     ways = {
-        "seconds": lambda: start(target, [prompt], 1, Options(0), None),
+        "seconds": lambda: prefill(target, [prompt], 1, Options(0), None),
         "every_layer_seconds": lambda: read_with_every_layer(target, jnp.asarray([prompt])),
     }
     laps: dict[str, list[float]] = {name: [] for name in ways}
@@ -52,7 +51,7 @@ def measure_prefill(subject: Subject, tokens: int, runs: int, machine: Machine) 
 def read_with_every_layer(target: Gemma4, tokens: Int[Array, "b t"]) -> Float[Array, "b d"]:
     """The last token's hidden row."""
     batch, length = tokens.shape
-    chunk = min(LONGEST_CHUNK, length)
+    chunk = min(MAX_CHUNK, length)
     cache = init_cache(target.config, batch, length, chunk=chunk + 1, dtype=target.embed_tokens.weight.dtype)
     for first in range(0, length, chunk):
         hidden, cache = _read(target, tokens[:, first : first + chunk], cache)

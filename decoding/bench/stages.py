@@ -13,18 +13,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from decoding.autoregressive import step_of
-from decoding.compiled import compiled
-from decoding.draft import Draft, draft
-from decoding.rollback import rollback
-from decoding.side_by_side import at_once, deal
-from decoding.speculative import Options, judge
+from decoding.baseline import autoregressive_round
+from decoding.fast.jit import jit_flat
+from decoding.fast.threads import run_in_threads, split_rows
+from decoding.options import Options
+from decoding.round import accept_drafts
+from decoding.stages.draft import Draft, draft
+from decoding.stages.rollback import rollback
+from decoding.stages.verify import verify
 from decoding.state import DecodeState
-from decoding.verify import verify
 from drafter import Drafter, share_cache
 from gemma4 import Gemma4
+from gemma4.checkpoints.params import linear_weights, named_params
 from gemma4.layers import matmul
-from gemma4.storage import linear_weights, named_params
 
 LAP_SECONDS = 0.2  # of one measurement: many repetitions of a short stage; in 0.08 s the first ones, cold, add 3 to 5 %
 
@@ -38,13 +39,13 @@ class Desk(NamedTuple):
 Stage = Callable[[Gemma4, Drafter, Desk, Options], Desk]
 
 
-def draft_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:
+def draft_stage(target: Gemma4, draft_model: Drafter, desk: Desk, options: Options) -> Desk:
     """A whole draft of gamma tokens; the next one continues from its last."""
     state = desk.state
     key, draft_key = jax.random.split(state.key)
     shared = share_cache(state.cache, target.config)
     block = draft(
-        target, drafter, desk.block.tokens[:, -1], state.hidden, shared, draft_key,
+        target, draft_model, desk.block.tokens[:, -1], state.hidden, shared, draft_key,
         draft_length=options.draft_length, sampling=options.draft_sampling,
     )  # fmt: skip
     if options.sampling.is_greedy:
@@ -52,7 +53,7 @@ def draft_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) 
     return desk._replace(state=state._replace(key=key), block=block)
 
 
-def verify_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:
+def verify_stage(target: Gemma4, draft_model: Drafter, desk: Desk, options: Options) -> Desk:
     state, logits = _verified(target, desk.state, desk.block.tokens)
     return Desk(state, desk.block._replace(tokens=after(logits, desk.block.tokens)), logits)
 
@@ -65,24 +66,24 @@ def _verified(target: Gemma4, state: DecodeState, draft_tokens: Array) -> tuple[
     return state._replace(cache=cache, token=after(verified.logits, state.token)), verified.logits
 
 
-def accept_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:
+def accept_stage(target: Gemma4, draft_model: Drafter, desk: Desk, options: Options) -> Desk:
     key, accept_key = jax.random.split(desk.state.key)
-    result = judge(desk.logits, desk.block, options, accept_key)
+    result = accept_drafts(desk.logits, desk.block, options, accept_key)
     block = desk.block._replace(tokens=after(result.next_token, desk.block.tokens))
     return Desk(desk.state._replace(key=key), block, after(result.next_token, desk.logits))
 
 
-def rollback_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:
+def rollback_stage(target: Gemma4, draft_model: Drafter, desk: Desk, options: Options) -> Desk:
     """Keep three tokens of a block that is said to have begun three earlier, so that the length stays."""
     length = desk.state.cache.length
     cache = rollback(desk.state.cache, length - 3, jnp.full_like(length, 3))
     return desk._replace(state=desk.state._replace(cache=cache))
 
 
-def autoregressive_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:
+def autoregressive_stage(target: Gemma4, draft_model: Drafter, desk: Desk, options: Options) -> Desk:
     """One token.  Once the budget is used up the row stands still, at the same cost."""
     last = desk.state.last
-    state = step_of(target, desk.state, options)
+    state = autoregressive_round(target, desk.state, options)
     return desk._replace(state=state._replace(last=last))
 
 
@@ -93,8 +94,8 @@ def draft_and_verify(verified: int) -> Stage:
     That verify has left none of the drafter's weights in a cache; the longer it was, the slower is the first step behind it.
     """
 
-    def run(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:
-        drafted = draft_stage(target, drafter, desk, options)
+    def run(target: Gemma4, draft_model: Drafter, desk: Desk, options: Options) -> Desk:
+        drafted = draft_stage(target, draft_model, desk, options)
         tokens = jnp.resize(drafted.block.tokens, (desk.state.token.shape[0], verified))
         state, logits = _verified(target, drafted.state, tokens)
         return drafted._replace(state=state, logits=after(logits, desk.logits))
@@ -102,7 +103,7 @@ def draft_and_verify(verified: int) -> Stage:
     return run
 
 
-def products_stage(target: Gemma4, drafter: Drafter, desk: Desk, options: Options) -> Desk:
+def products_stage(target: Gemma4, draft_model: Drafter, desk: Desk, options: Options) -> Desk:
     """The products of gamma + 1 rows a prompt with the target's weights, one after the other, and nothing else.
 
     What of `verify` is the backend's, and no formula of ours; experts and the per-layer table are left out.
@@ -136,14 +137,14 @@ class Timer:
         self,
         stage: Stage,
         target: Gemma4,
-        drafter: Drafter,
+        draft_model: Drafter,
         state: DecodeState,
         options: Options,
         repetitions: int = 0,
         threads: int = 1,
     ):
-        self._run = compiled(_repeated(stage), options, target, drafter)
-        self._desks = [_desk(target, part, options) for part in deal(state, threads)]
+        self._run = jit_flat(_repeated(stage), options, target, draft_model)
+        self._desks = [_desk(target, part, options) for part in split_rows(state, threads)]
         first = self._time(1)
         again = self._time(1)
         self.compile_seconds = first - again
@@ -158,15 +159,15 @@ class Timer:
     def _time(self, count: int) -> float:
         repeat = lambda desk: jax.block_until_ready(self._run((jnp.int32(count), desk)))[1]
         began = time.perf_counter()
-        self._desks = at_once([functools.partial(repeat, desk) for desk in self._desks])
+        self._desks = run_in_threads([functools.partial(repeat, desk) for desk in self._desks])
         return time.perf_counter() - began
 
 
 @functools.lru_cache
 def _repeated(stage: Stage) -> Callable:
-    def run(target, drafter, counted: tuple[Array, Desk], options: Options) -> tuple[Array, Desk]:
+    def run(target, draft_model, counted: tuple[Array, Desk], options: Options) -> tuple[Array, Desk]:
         count, desk = counted
-        return count, jax.lax.fori_loop(0, count, lambda _, desk: stage(target, drafter, desk, options), desk)
+        return count, jax.lax.fori_loop(0, count, lambda _, desk: stage(target, draft_model, desk, options), desk)
 
     return run
 

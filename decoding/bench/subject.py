@@ -12,12 +12,12 @@ import numpy as np
 from flax import nnx
 from tokenizers import Tokenizer
 
-from decoding.pair import SHIPPED, load_pair
+from decoding.load import SHIPPED, load_pair
 from drafter import Drafter
 from drafter import config as drafter_config
 from gemma4 import PRESETS, Config, Gemma4
+from gemma4.checkpoints.params import linear_weights, named_params, shape_only, with_params
 from gemma4.config import FULL, SLIDING
-from gemma4.storage import abstract, linear_weights, named_params, with_params
 
 # Not a released size: small enough for a laptop, large enough that the products of a step take the time, not the calls.
 FIFTY_MILLION = Config(
@@ -46,15 +46,15 @@ LAYOUTS: dict[str, tuple[Config, drafter_config.Config]] = {
 class Subject(NamedTuple):
     name: str
     target: Gemma4
-    drafter: Drafter
+    draft_model: Drafter
     texts: list[list[int]]  # token ids to cut prompts from; empty: prompts are drawn at random
 
 
-def from_directories(target: str | None, drafter: str | None, dtype: str) -> Subject:
+def from_directories(target: str | None, draft_model: str | None, dtype: str) -> Subject:
     """A pair's own weights; the shipped pair comes with text that it was not trained on.  Errors: as `load_pair`."""
-    pair = load_pair(target, drafter, dtype)
+    pair = load_pair(target, draft_model, dtype)
     texts = [] if target else held_out(pair.tokenizer, pair.target.config)
-    return Subject(str(target or "the shipped pair"), pair.target, pair.drafter, texts)
+    return Subject(str(target or "the shipped pair"), pair.target, pair.draft_model, texts)
 
 
 def held_out(tokenizer: Tokenizer, config: Config) -> list[list[int]]:
@@ -67,15 +67,16 @@ def from_preset(name: str, scale: float, dtype: str, seed: int = 0) -> Subject:
     """Random weights in the layout of `name`, its widths multiplied by `scale`.  Errors: ValueError for an unknown name."""
     if name not in LAYOUTS:
         raise ValueError(f"--preset {name}: expected one of {', '.join(LAYOUTS)}")
-    target, drafter = LAYOUTS[name] if scale == 1 else shrunk(*LAYOUTS[name], scale)
+    target, draft_model = LAYOUTS[name] if scale == 1 else shrunk(*LAYOUTS[name], scale)
     label = f"{name}, random weights" + ("" if scale == 1 else f", widths times {scale:g}")
     weights = [
-        random_weights(abstract(build, config, dtype), seed) for build, config in ((Gemma4, target), (Drafter, drafter))
+        random_weights(shape_only(build, config, dtype), seed)
+        for build, config in ((Gemma4, target), (Drafter, draft_model))
     ]
     return Subject(label, *weights, texts=[])
 
 
-def shrunk(target: Config, drafter: drafter_config.Config, scale: float) -> tuple[Config, drafter_config.Config]:
+def shrunk(target: Config, draft_model: drafter_config.Config, scale: float) -> tuple[Config, drafter_config.Config]:
     """Every width, that of heads and the vocabulary included, times `scale`; layers, heads, experts and windows stay.
 
     Errors: ValueError unless 0 < scale <= 1.
@@ -83,10 +84,10 @@ def shrunk(target: Config, drafter: drafter_config.Config, scale: float) -> tupl
     if not 0 < scale <= 1:
         raise ValueError(f"--scale: expected a number over 0 and up to 1, got {scale:g}")
     return (
-        _narrower(target, scale, drafter.num_centroids),
+        _narrower(target, scale, draft_model.num_centroids),
         dataclasses.replace(
-            drafter,
-            text=_narrower(drafter.text, scale, drafter.num_centroids),
+            draft_model,
+            text=_narrower(draft_model.text, scale, draft_model.num_centroids),
             backbone_hidden_size=_width(target.hidden_size, scale, 64),
         ),
     )

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from decoding.bench.machine import Machine
 from drafter import Drafter
 from gemma4 import Config, Gemma4
-from gemma4.storage import Leaf, named_params
+from gemma4.checkpoints.params import named_params
+from gemma4.storage import Leaf
 
 
 class Work(NamedTuple):
@@ -67,9 +68,9 @@ def _forward(target: Gemma4, batch: int, tokens: int, context: int, *, late_toke
     return work
 
 
-def draft_work(target: Gemma4, drafter: Drafter, batch: int, context: int) -> Work:
+def draft_work(target: Gemma4, draft_model: Drafter, batch: int, context: int) -> Work:
     """One draft step: the drafter's layers over the target's K/V, and its head."""
-    config, params = drafter.config, named_params(drafter)
+    config, params = draft_model.config, named_params(draft_model)
     table = params["embed_tokens.weight"]
     work = _looked_up(named_params(target)["embed_tokens.weight"], batch)
     for name, weight in params.items():

@@ -11,9 +11,9 @@ from rich.style import Style
 from rich.table import Table
 from tokenizers import Tokenizer
 
+from decoding.bench.generate_timing import Figures, Speed
 from decoding.state import Round
 from decoding.stats import Stats
-from decoding.timing import Figures, Speed
 
 INCOMPLETE = "\ufffd"  # what a decoder writes for bytes that are no whole character (yet)
 

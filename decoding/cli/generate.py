@@ -12,17 +12,17 @@ from typing import NamedTuple
 import jax
 from tokenizers import Tokenizer
 
-from decoding.checks import check_draft_length, check_max_new_tokens, check_prompts
-from decoding.console import Printer, print_baseline, print_table, use_color
-from decoding.generate import Generation, OnRound, generate, generate_autoregressive
-from decoding.pair import load_pair, load_target
+from decoding.bench.generate_timing import Figures, compare, time_stages
+from decoding.cli.main.console import Printer, print_baseline, print_table, use_color
+from decoding.generation import Generation, OnRound, generate, generate_autoregressive
+from decoding.load import load_pair, load_target
+from decoding.options import Options
+from decoding.prompts import check_draft_length, check_max_new_tokens, validate_prompts
 from decoding.sampling import Sampling
-from decoding.speculative import Options
 from decoding.state import Round
-from decoding.timing import Figures, compare, time_stages
 from drafter import Drafter
 from gemma4 import Gemma4
-from gemma4.text import chat
+from gemma4.chat import chat
 
 CHATS = {"plain": {}, "empty-thought": {"empty_thought": True}, "thinking": {"thinking": True}}
 
@@ -35,7 +35,7 @@ class Job(NamedTuple):
     """All that a run needs, checked."""
 
     target: Gemma4
-    drafter: Drafter | None  # None: the baseline
+    draft_model: Drafter | None  # None: the baseline
     tokenizer: Tokenizer | None
     prompt: list[int]
     prompt_text: str
@@ -45,15 +45,15 @@ class Job(NamedTuple):
 
     def speculative(self, on_round: OnRound) -> Generation:
         how = {name: getattr(self.options, name) for name in ("draft_length", "draft_sampling", "acceptance")}
-        return generate(self.target, self.drafter, self.prompt, **how, **self._common(), on_round=on_round)
+        return generate(self.target, self.draft_model, self.prompt, **how, **self._common(), on_round=on_round)
 
     def autoregressive(self, on_round: OnRound) -> Generation:
         return generate_autoregressive(self.target, self.prompt, **self._common(), on_round=on_round)
 
     def measure(self) -> Figures:
-        if self.drafter is None:
+        if self.draft_model is None:
             return Figures(*compare(self.autoregressive))
-        stages = time_stages(self.target, self.drafter, self.prompt, self.options, self.max_new_tokens)
+        stages = time_stages(self.target, self.draft_model, self.prompt, self.options, self.max_new_tokens)
         speculative, autoregressive = compare(self.speculative, self.autoregressive)
         return Figures(autoregressive, speculative, stages)
 
@@ -89,17 +89,17 @@ def prepare(args: argparse.Namespace) -> Job:
         raise UserError("TEXT: expected UTF-8, got bytes that are not; set the terminal to UTF-8")
 
     if args.baseline:
-        (target, tokenizer), drafter = load_target(args.target, args.dtype), None
+        (target, tokenizer), draft_model = load_target(args.target, args.dtype), None
     else:
-        target, drafter, tokenizer = load_pair(args.target, args.drafter, args.dtype, convention=args.convention)
+        target, draft_model, tokenizer = load_pair(args.target, args.drafter, args.dtype, convention=args.convention)
     if prompt is None:
         if tokenizer is None:
             raise UserError(f"{args.target}: no tokenizer.json, so TEXT cannot be read; give --prompt-ids")
         prompt = _encoded(args, target, tokenizer)
-    check_prompts(target, prompt, args.max_new_tokens)
+    validate_prompts(target, prompt, args.max_new_tokens)
     text = args.text or (tokenizer.decode(prompt) if tokenizer else " ".join(map(str, prompt)) + " ")
     options = Options(args.draft_length, sampling, sampling, target.config.eos_token_ids, args.acceptance)
-    return Job(target, drafter, tokenizer, prompt, text, args.max_new_tokens, options, args.seed)
+    return Job(target, draft_model, tokenizer, prompt, text, args.max_new_tokens, options, args.seed)
 
 
 def _encoded(args: argparse.Namespace, target: Gemma4, tokenizer: Tokenizer) -> list[int]:

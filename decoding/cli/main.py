@@ -19,10 +19,10 @@ from typing import NoReturn, TextIO
 import jax
 
 from decoding.bench import cli as bench
-from decoding.job import CHATS, UserError, prepare, run
+from decoding.cli.main.generate import CHATS, UserError, prepare, run
+from decoding.options import ACCEPTANCE_METHODS
 from decoding.oracle import cli as oracle
-from decoding.oracle.errors import OracleError
-from decoding.speculative import LONGEST_DRAFT, RULES
+from decoding.oracle.engine import OracleError
 from drafter.config import CONVENTIONS
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -115,7 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
     number("--top-p", "P", 1.0, "sample from the fewest likeliest tokens that have probability P together")
     option(
         "--acceptance",
-        choices=RULES,
+        choices=ACCEPTANCE_METHODS,
         default="token",
         help="how sampled drafts are judged; by block more stay (%(default)s)",
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-import drafter as drafter_package
+import drafter
 import gemma4
 from decoding.oracle.script import BY_ITSELF
 from decoding.oracle.tiny import TINY, TINY_DRAFTERS, VOCAB, WINDOW, random_drafter, random_target, restless
@@ -26,7 +26,7 @@ from decoding.sampling import Sampling
 from drafter import Drafter
 from drafter.config import CONVENTIONS, TRANSFORMERS
 from gemma4 import Gemma4
-from gemma4.storage import WEIGHTS
+from gemma4.checkpoints.safetensors import WEIGHTS
 
 LENGTHS = (WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3)
 ROWS, LONGEST = len(LENGTHS), max(LENGTHS)
@@ -67,7 +67,7 @@ class Case:
     def target(self) -> Gemma4:
         return restless(random_target(TINY[self.layout], self.seed), RESTLESS)
 
-    def drafter(self) -> Drafter:
+    def draft_model(self) -> Drafter:
         config = dataclasses.replace(TINY_DRAFTERS[self.layout], convention=self.convention)
         return random_drafter(config, self.seed)
 
@@ -75,7 +75,7 @@ class Case:
         """Checkpoints in Hugging Face layout: target, drafter and, where layers share K/V, target_with_unused_kv."""
         target = self.target()
         gemma4.export_hf(target, directory / "target")
-        drafter_package.export_hf(self.drafter(), directory / "drafter")
+        drafter.export_hf(self.draft_model(), directory / "drafter")
         if target.config.num_kv_shared_layers:
             write_with_unused_kv(target, directory / "target_with_unused_kv", self.seed)
 

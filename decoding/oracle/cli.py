@@ -11,7 +11,7 @@ from pathlib import Path
 from decoding.oracle.cases import CASES
 from decoding.oracle.compare import Report, Status, check, read_theirs
 from decoding.oracle.diagnose import diagnose_report
-from decoding.oracle.errors import OracleError
+from decoding.oracle.engine import OracleError
 from decoding.oracle.golden import Dump, dump, read_dump
 from decoding.oracle.live import check_adapter
 from decoding.oracle.mutants_page import print_mutants

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from decoding.oracle.errors import OracleError
+from decoding.oracle.engine import OracleError
 from decoding.oracle.golden import Dump, Entry, read_safetensors, readable
 
 BEYOND_MEASURE = 1e9  # units: stands for any larger error, an infinite one too, which JSON could not hold

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from decoding.oracle.diagnose import CHEAP, Diagnosis, Place, Tensors, diagnose, evidence, under
-from decoding.oracle.mutants import MUTANTS
-from decoding.oracle.mutants.mutant import Mutant, Variant
+from decoding.oracle.known_bugs import MUTANTS
+from decoding.oracle.known_bugs.mutant import Mutant, Variant
 from decoding.oracle.tolerance import is_required, tolerance_of
 
 # Together these two have every branch: shared K/V, per-layer inputs, double width and a clustered head in the one, experts,

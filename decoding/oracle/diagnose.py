@@ -18,8 +18,8 @@ import numpy as np
 
 from decoding.oracle import compare, golden
 from decoding.oracle.cases import CASES
-from decoding.oracle.mutants import CLASSES, EQUIVALENT, MUTANTS
-from decoding.oracle.mutants.mutant import Mutant, Variant, replaced, watched
+from decoding.oracle.known_bugs import CLASSES, EQUIVALENT, MUTANTS
+from decoding.oracle.known_bugs.mutant import Mutant, Variant, replaced, watched
 from decoding.oracle.record import STAGES, record
 from decoding.oracle.tolerance import tolerance_of
 

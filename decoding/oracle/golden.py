@@ -24,12 +24,12 @@ from safetensors.numpy import save_file
 import gemma4
 from decoding.oracle import cases
 from decoding.oracle.cases import CASES, Case
-from decoding.oracle.errors import OracleError
+from decoding.oracle.engine import OracleError
 from decoding.oracle.record import OF_THE_CONVENTION, STAGES, record
 from decoding.oracle.tolerance import REASONS, Tolerance, is_required, tolerance_of
 from drafter.config import TRANSFORMERS
 from gemma4 import CheckpointError
-from gemma4.storage import new_directory
+from gemma4.checkpoints.directories import new_directory
 
 FORMAT, FORMAT_VERSION = "gemma4-mtp oracle", 1
 MANIFEST, INPUTS, EXPECTED = "manifest.json", "inputs.safetensors", "expected.safetensors"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from decoding.oracle.adapter import Decision, Engine
+from decoding.oracle.engine import Decision, Engine
 from decoding.sampling import Sampling
 
 GRID = 2**23
@@ -189,8 +189,8 @@ def distances(
     out, decide = {}, engine.accept_block if by_block else engine.accept
     for name, (sampling, draft_sampling) in SETTINGS.items():
         target = np.float32(engine.law(TARGET, sampling))
-        for drafter in drafters:
-            drawn, told = engine.draft_laws(DRAFTERS[drafter], draft_sampling)
+        for draft_model in drafters:
+            drawn, told = engine.draft_laws(DRAFTERS[draft_model], draft_sampling)
             round = Round(target, drawn, np.float32(told), decide, by_block)
             distance = total_variation(emitted_law(round, gamma), target_law(target, (), gamma + 1))
             out[name] = max(distance, out.get(name, 0.0))

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from decoding.oracle.adapter import FUNCTIONS, Engine, Load
 from decoding.oracle.compare import Report, Result, Status, check
-from decoding.oracle.errors import OracleError
+from decoding.oracle.engine import FUNCTIONS, Engine, Load, OracleError
 from decoding.oracle.golden import Dump
 from decoding.oracle.law_check import TOLERANCE, distances
 from decoding.oracle.record import STAGES, recorder
@@ -135,7 +134,7 @@ def check_functions(engine: Any, spec: str) -> None:
     if lacking:
         raise OracleError(
             f"--adapter {spec}: the engine that it returned ({type(engine).__name__}) lacks {', '.join(lacking)}; "
-            "derive it from decoding.oracle.adapter.Engine, and what you cannot offer may be left out"
+            "derive it from decoding.oracle.engine.Engine, and what you cannot offer may be left out"
         )
 
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from decoding.oracle.confusion import Outcome, confusion
 from decoding.oracle.diagnose import Diagnosis, described
-from decoding.oracle.errors import OracleError
-from decoding.oracle.mutants import CLASSES, EQUIVALENT, INEXPRESSIBLE, MUTANTS, NOT_IN_TEXT, Mutant, Seen
+from decoding.oracle.engine import OracleError
+from decoding.oracle.known_bugs import CLASSES, EQUIVALENT, INEXPRESSIBLE, MUTANTS, NOT_IN_TEXT, Mutant, Seen
 
 INTRODUCTION = """\
 # Known bugs, as mutants of the reference

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from decoding.oracle.adapter import Decision, Engine, Load, SharedRows, Tensors
 from decoding.oracle.adapters import ours
 from decoding.oracle.cases import (
     CASES,
@@ -28,6 +27,7 @@ from decoding.oracle.cases import (
     Case,
     Inputs,
 )
+from decoding.oracle.engine import Decision, Engine, Load, SharedRows, Tensors
 from decoding.oracle.tiny import TINY, WINDOW
 from gemma4.config import SLIDING
 
@@ -59,7 +59,7 @@ def recorder(case_name: str, *, load: Load | None, directory: Path | None, jit: 
     """A recorder of one case: of the engine that `load` opens, or of the reference with its models in memory."""
     case, load_any = CASES[case_name], load or functools.partial(ours.load, jit=jit)
     open_engine = lambda target="target": load_any(directory / target, directory / "drafter", case.convention)
-    engine = ours.Ours(case.target(), case.drafter(), jit=jit) if load is None else open_engine()
+    engine = ours.Ours(case.target(), case.draft_model(), jit=jit) if load is None else open_engine()
     return Recorder(case, engine, open_engine, case.inputs())
 
 

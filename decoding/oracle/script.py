@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from decoding.draft import Draft
+from decoding.stages.draft import Draft
 
 BY_ITSELF = -1  # in a script: here the drafter chooses
 
@@ -13,13 +13,13 @@ BY_ITSELF = -1  # in a script: here the drafter chooses
 def scripted(
     draft: Callable[..., Draft], script: jax.Array, on_draft: Callable[[Draft], object] = lambda block: None
 ) -> Callable[..., Draft]:
-    """`decoding.draft`, but where `script` [b, positions] has a token for a position, that is proposed, with certainty.
+    """`decoding.stages.draft`, but where `script` [b, positions] has a token for a position, that is proposed, with certainty.
 
     on_draft: sees what the drafter itself proposed.
     """
 
-    def by_script(target, drafter, token, hidden, shared, *rest, draft_length, **settings) -> Draft:
-        block = draft(target, drafter, token, hidden, shared, *rest, draft_length=draft_length, **settings)
+    def by_script(target, draft_model, token, hidden, shared, *rest, draft_length, **settings) -> Draft:
+        block = draft(target, draft_model, token, hidden, shared, *rest, draft_length=draft_length, **settings)
         on_draft(block)
         positions = shared.length[:, None] + 1 + jnp.arange(draft_length)
         proposed = jnp.take_along_axis(script, positions, axis=1)

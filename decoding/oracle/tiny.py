@@ -15,8 +15,8 @@ from drafter import Config as DrafterConfig
 from drafter import Drafter
 from drafter.config import config_for
 from gemma4 import Config, Gemma4
+from gemma4.checkpoints.params import named_params, shape_only, with_params
 from gemma4.config import FULL, SLIDING
-from gemma4.storage import abstract, named_params, with_params
 
 WINDOW = 8
 VOCAB = 64
@@ -94,7 +94,7 @@ def random_target(config: Config, seed: int = 0, dtype: DTypeLike = jnp.float32)
 
     Norms and scales lie in 0.5 .. 1.5, layer scalars in 0.3 .. 1.1, per-expert scales in 0.4 .. 1.6.
     """
-    blank = abstract(Gemma4, config, dtype)
+    blank = shape_only(Gemma4, config, dtype)
     rng = np.random.default_rng(seed)
     draw = functools.partial(_draw, rng, config)
     return with_params(
@@ -154,7 +154,7 @@ TINY_DRAFTERS: dict[str, DrafterConfig] = {
 @functools.cache
 def random_drafter(config: DrafterConfig, seed: int = 0, dtype: DTypeLike = jnp.float32) -> Drafter:
     """A drafter drawn as `random_target` draws.  Its token ordering is a random permutation that is not its own inverse."""
-    blank = abstract(Drafter, config, dtype)
+    blank = shape_only(Drafter, config, dtype)
     rng = np.random.default_rng([seed, 1])
     params = {}
     for name, leaf in named_params(blank).items():

@@ -1,4 +1,4 @@
-"""Measure a pair on held-out text:  python -m decoding.pairs.measure [DIR]   (the shipped pair unless DIR is given)
+"""Measure a pair on held-out text:  python -m decoding.shipped_pair.measure [DIR]   (the shipped pair unless DIR is given)
 
 Prints what the README says of the pair's quality: bits per byte, tokens per verify step of the live loop, clustered against
 dense head.  `gemma4-mtp bench` measures how fast it is.
@@ -13,14 +13,14 @@ import jax
 from flax import nnx
 from tokenizers import Tokenizer
 
-from decoding.generate import generate
-from decoding.pair import SHIPPED, load_pair
-from decoding.pairs import corpus
-from decoding.pairs.recipe import bits_per_byte
+from decoding.generation import generate
+from decoding.load import SHIPPED, load_pair
 from decoding.sampling import Sampling
+from decoding.shipped_pair import corpus
+from decoding.shipped_pair.recipe import bits_per_byte
 from drafter import Drafter
 from gemma4 import Gemma4
-from gemma4.storage import named_params, with_params
+from gemma4.checkpoints.params import named_params, with_params
 
 PROMPT_TOKENS, NEW_TOKENS, DRAFT_LENGTH = 48, 120, 4
 
@@ -30,15 +30,15 @@ def held_out_prompts(tokenizer: Tokenizer, chapters: list[str], length: int = PR
     return [[corpus.BOS, *encoding.ids[: length - 1]] for encoding in tokenizer.encode_batch(chapters)]
 
 
-def with_dense_head(drafter: Drafter) -> Drafter:
+def with_dense_head(draft_model: Drafter) -> Drafter:
     """The same weights, every token scored."""
-    config = dataclasses.replace(drafter.config, use_ordered_embeddings=False)
-    return with_params(nnx.eval_shape(lambda: Drafter(config, rngs=nnx.Rngs(0))), named_params(drafter))
+    config = dataclasses.replace(draft_model.config, use_ordered_embeddings=False)
+    return with_params(nnx.eval_shape(lambda: Drafter(config, rngs=nnx.Rngs(0))), named_params(draft_model))
 
 
 def live(
     target: Gemma4,
-    drafter: Drafter,
+    draft_model: Drafter,
     prompts: list[list[int]],
     temperature: float,
     acceptance: str = "token",
@@ -47,7 +47,7 @@ def live(
     """One live run of the speculative loop over all prompts at once, with exact acceptance."""
     run = generate(
         target,
-        drafter,
+        draft_model,
         prompts,
         max_new_tokens=NEW_TOKENS,
         draft_length=draft_length,
@@ -59,22 +59,22 @@ def live(
 
 
 def measure(directory: Path) -> dict:
-    target, drafter, tokenizer = load_pair(directory / "target", directory / "drafter")
+    target, draft_model, tokenizer = load_pair(directory / "target", directory / "drafter")
     chapters = json.loads((directory / "held_out.json").read_text(encoding="utf-8"))
     prompts = held_out_prompts(tokenizer, chapters)
     size = sum(file.stat().st_size for name in ("target", "drafter") for file in (directory / name).iterdir())
-    dense = with_dense_head(drafter)
+    dense = with_dense_head(draft_model)
     return {
         "megabytes": round(size / 1e6, 2),
         "parameters": {
             name: sum(value.size for value in named_params(model).values())
-            for name, model in (("target", target), ("drafter", drafter))
+            for name, model in (("target", target), ("drafter", draft_model))
         },
         "held_out_chapters": len(chapters),
         "bits_per_byte": bits_per_byte(target, tokenizer, chapters, 512),
-        "greedy": live(target, drafter, prompts, 0.0),
-        "temperature_1": live(target, drafter, prompts, 1.0),
-        "temperature_1_by_block": live(target, drafter, prompts, 1.0, "block"),
+        "greedy": live(target, draft_model, prompts, 0.0),
+        "temperature_1": live(target, draft_model, prompts, 1.0),
+        "temperature_1_by_block": live(target, draft_model, prompts, 1.0, "block"),
         "greedy_dense_head": live(target, dense, prompts, 0.0),
         "temperature_1_dense_head": live(target, dense, prompts, 1.0),
     }

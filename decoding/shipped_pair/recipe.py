@@ -1,4 +1,4 @@
-"""Make the shipped pair from nothing:  python -m decoding.pairs.recipe --out DIR   (about two hours on two cores)
+"""Make the shipped pair from nothing:  python -m decoding.shipped_pair.recipe --out DIR   (about two hours on two cores)
 
 Stages: tokenizer, target, text sampled from the target, drafter (one draft step, then four), export.  Every stage keeps
 what it has done under DIR, so the same command goes on after an interruption.  DIR/pair is replaced only if it is as the
@@ -21,17 +21,18 @@ import numpy as np
 from flax import nnx
 from tokenizers import Tokenizer
 
-import drafter as drafter_package
+import drafter
 import gemma4
-from decoding.generate import generate_autoregressive
-from decoding.pairs import corpus
+from decoding.generation import generate_autoregressive
 from decoding.sampling import Sampling
+from decoding.shipped_pair import corpus
 from drafter import Drafter
 from drafter.config import config_for
 from drafter.training import draft_loss, init_drafter, teach, trainable
 from gemma4 import Config, Gemma4
+from gemma4.checkpoints.directories import CheckpointError
+from gemma4.checkpoints.params import named_params, with_params
 from gemma4.config import interleave
-from gemma4.storage import CheckpointError, named_params, with_params
 from gemma4.training import Schedule, fit, held_out_nats, next_token_loss, windows
 
 EXPORTED = "exported.txt"  # under DIR: the digest of each pair that DIR/pair has been, one a line
@@ -41,7 +42,7 @@ class Recipe(NamedTuple):
     """Everything that decides what comes out."""
 
     target: Config
-    drafter: drafter_package.Config
+    draft_model: drafter.Config
     target_steps: int = 600
     target_batch: int = 4096  # tokens in one step
     lengthen: float = 0.7  # share of the steps after which windows are twice as long
@@ -171,7 +172,7 @@ def train_drafter(recipe: Recipe, target: Gemma4, stream: np.ndarray, out: Path)
     return with_params(blank, params)
 
 
-def export(target: Gemma4, drafter: Drafter, tokenizer: Tokenizer, text: corpus.Corpus, out: Path) -> None:
+def export(target: Gemma4, draft_model: Drafter, tokenizer: Tokenizer, text: corpus.Corpus, out: Path) -> None:
     """DIR/pair: what ships.  Written beside an older one, which it replaces once it is whole.
 
     Errors: as `check_replaceable`.
@@ -179,7 +180,7 @@ def export(target: Gemma4, drafter: Drafter, tokenizer: Tokenizer, text: corpus.
     pair = out / "pair"
     with tempfile.TemporaryDirectory(prefix=".pair.", dir=out) as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
-        write_pair(target, drafter, tokenizer, text, out, new)
+        write_pair(target, draft_model, tokenizer, text, out, new)
         check_replaceable(out)  # once more: training takes hours
         with (out / EXPORTED).open("a") as lines:  # before the pair has its name, so that none is without its line
             lines.write(digest(new) + "\n")
@@ -189,11 +190,11 @@ def export(target: Gemma4, drafter: Drafter, tokenizer: Tokenizer, text: corpus.
 
 
 def write_pair(
-    target: Gemma4, drafter: Drafter, tokenizer: Tokenizer, text: corpus.Corpus, out: Path, pair: Path
+    target: Gemma4, draft_model: Drafter, tokenizer: Tokenizer, text: corpus.Corpus, out: Path, pair: Path
 ) -> None:
     """16-bit weights in Hugging Face layout, the tokenizer, the held-out chapters, and the curves of all stages."""
     gemma4.export_hf(target, pair / "target", dtype=jnp.bfloat16)
-    drafter_package.export_hf(drafter, pair / "drafter", dtype=jnp.bfloat16)
+    drafter.export_hf(draft_model, pair / "drafter", dtype=jnp.bfloat16)
     tokenizer.save(str(pair / "target" / "tokenizer.json"))
     (pair / "held_out.json").write_text(json.dumps(text.held_out, indent=0), encoding="utf-8")
     logs = [out / name / "log.jsonl" for name in ("target", "drafter-1", "drafter")]
@@ -238,7 +239,7 @@ def smoke_recipe() -> Recipe:
     )
     small = config_for(target, width=16, mlp=32, heads=target.num_attention_heads, clusters=(32, 8))
     return full._replace(
-        target=target, drafter=small, target_steps=60, target_batch=512, drafter_steps=(20, 20), drafter_batch=512,
+        target=target, draft_model=small, target_steps=60, target_batch=512, drafter_steps=(20, 20), drafter_batch=512,
         window=64, sampled_rows=8,
     )  # fmt: skip
 
@@ -252,13 +253,15 @@ def run(recipe: Recipe, out: Path, chapters: int | None = None) -> None:
     tokenizer = corpus.train_tokenizer(text.train, recipe.target.vocab_size)
     target = train_target(recipe, tokenizer, text, out)
     stream = training_stream(tokenizer, text)
-    drafter = train_drafter(recipe, target, stream, out)
-    export(target, drafter, tokenizer, text, out)
-    print(f"finished: {out / 'pair'} holds the pair; measure it with  python -m decoding.pairs.measure {out / 'pair'}")
+    draft_model = train_drafter(recipe, target, stream, out)
+    export(target, draft_model, tokenizer, text, out)
+    print(
+        f"finished: {out / 'pair'} holds the pair; measure it with  python -m decoding.shipped_pair.measure {out / 'pair'}"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m decoding.pairs.recipe", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m decoding.shipped_pair.recipe", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, logs and the finished pair")
     parser.add_argument("--smoke", action="store_true", help="a tiny model on a few chapters, in about a minute")
     args = parser.parse_args(arguments)

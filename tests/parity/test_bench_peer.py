@@ -8,8 +8,7 @@ from decoding.bench import peer as peer_module
 from decoding.bench.peer import Transformers, compare
 from decoding.bench.report import lines
 from decoding.bench.subject import Subject
-from tests.small_pair import restless
-from tests.tiny import TINY, TINY_DRAFTERS, random_drafter, random_target
+from tests.models import TINY, TINY_DRAFTERS, random_drafter, random_target, restless
 
 pytestmark = pytest.mark.slow
 

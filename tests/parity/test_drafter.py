@@ -17,19 +17,17 @@ import torch
 from jax.typing import DTypeLike
 from transformers import Gemma4AssistantForCausalLM
 
-import drafter as drafter_package
+import drafter
 import gemma4
 from decoding.oracle.adapters.hf_taps import drafter_taps
 from drafter import Drafter, SharedCache, share_cache
 from gemma4 import Gemma4, init_cache
 from gemma4.cache import LayerKV
+from gemma4.checkpoints.params import named_params, shape_only, with_params
 from gemma4.config import FULL, SLIDING
-from gemma4.storage import abstract, named_params, with_params
+from tests.models import CLUSTERED, TINY, TINY_DRAFTERS, VOCAB, WINDOW, random_drafter, random_target, random_tokens
 from tests.parity.bfloat16 import round_everywhere, share_equal
 from tests.parity.torch_models import torch_drafter, torch_target
-from tests.small_pair import CLUSTERED, TINY_DRAFTERS
-from tests.tiny import TINY, VOCAB, WINDOW, random_target, random_tokens
-from tests.tiny_pair import random_drafter
 
 LENGTHS = (WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3)  # committed tokens, one of these a row
 STEPS = 4
@@ -39,7 +37,7 @@ TOLERANCE = 2e-5  # of the largest magnitude of what is compared; for every quan
 
 class Case(NamedTuple):
     target: Gemma4
-    drafter: Drafter
+    draft_model: Drafter
     shared: SharedCache  # one row for each of LENGTHS; the longest has wrapped its ring
     hidden: np.ndarray  # [row, d]: the target's, at the last committed token
     prompts: np.ndarray
@@ -68,7 +66,10 @@ class Case(NamedTuple):
 
 @functools.cache
 def case(layout: str, dtype: DTypeLike = jnp.float32) -> Case:
-    target, drafter = random_target(TINY[layout], 3, dtype), random_drafter(TINY_DRAFTERS[layout], seed=4, dtype=dtype)
+    target, draft_model = (
+        random_target(TINY[layout], 3, dtype),
+        random_drafter(TINY_DRAFTERS[layout], seed=4, dtype=dtype),
+    )
     batch, longest, lengths = len(LENGTHS), -(-max(LENGTHS) // CHUNK) * CHUNK, np.array(LENGTHS)
     prompts, drafted = random_tokens(batch, longest), random_tokens(batch, STEPS)
     cache, hidden = init_cache(target.config, batch, longest, chunk=CHUNK + 1, dtype=dtype), []
@@ -77,22 +78,22 @@ def case(layout: str, dtype: DTypeLike = jnp.float32) -> Case:
         cache = gemma4.rollback(out.cache, jnp.clip(lengths, cache.length, cache.length + CHUNK))
         hidden.append(out.hidden)
     hidden = np.concatenate(hidden, axis=1)[np.arange(batch), lengths - 1]
-    return Case(target, drafter, share_cache(cache, target.config), hidden, prompts, drafted)
+    return Case(target, draft_model, share_cache(cache, target.config), hidden, prompts, drafted)
 
 
 @jax.jit
-def tapped_step(drafter: Drafter, embedding, hidden, shared: SharedCache):
+def tapped_step(draft_model: Drafter, embedding, hidden, shared: SharedCache):
     """`drafter.forward`, and all that its taps show."""
     taps = {}
     record = lambda name, value: taps.setdefault(name, value)
-    return *drafter_package.forward(drafter, embedding, hidden, shared, tap=record), taps
+    return *drafter.forward(draft_model, embedding, hidden, shared, tap=record), taps
 
 
 def our_steps(case: Case) -> list[tuple[np.ndarray, np.ndarray, dict]]:
     """(logits, chained hidden, taps) of each step, all rows at once."""
     hidden, out = jnp.asarray(case.hidden), []
     for step in range(STEPS):
-        logits, hidden, taps = tapped_step(case.drafter, case.embedding(step), hidden, case.shared)
+        logits, hidden, taps = tapped_step(case.draft_model, case.embedding(step), hidden, case.shared)
         out.append((np.asarray(logits), np.asarray(hidden), taps))
     return out
 
@@ -132,7 +133,7 @@ def test_steps_equal_transformers(layout):
     From step 2 on each side is fed the hidden row that it chained itself.
     """
     this = case(layout)
-    model, ours = torch_drafter(this.drafter), our_steps(this)
+    model, ours = torch_drafter(this.draft_model), our_steps(this)
     for row, n in enumerate(LENGTHS):
         hidden = torch.tensor(this.hidden[row])
         for step, (logits, chained, _) in enumerate(ours):
@@ -148,7 +149,7 @@ def test_steps_equal_transformers(layout):
 def test_sub_steps_equal_transformers(layout):
     """What the taps of the first step show: each within 2e-5 of its largest magnitude."""
     this = case(layout)
-    model, taps = torch_drafter(this.drafter), our_steps(this)[0][2]
+    model, taps = torch_drafter(this.draft_model), our_steps(this)[0][2]
     for row, n in enumerate(LENGTHS):
         seen = torch_taps(model, torch_embeds(this, row, 0, torch.tensor(this.hidden[row])), torch_inputs(this, row))
         assert len(seen) == 3 + 6 * len(model.model.layers)
@@ -165,12 +166,12 @@ def test_a_step_in_bfloat16(layout, tmp_path):
     The oracle is loaded in bfloat16: `.to(torch.bfloat16)` would round its RoPE frequencies too.
     """
     this = case(layout, jnp.bfloat16)
-    drafter_package.export_hf(this.drafter, tmp_path / "hf")
+    drafter.export_hf(this.draft_model, tmp_path / "hf")
     model = Gemma4AssistantForCausalLM.from_pretrained(
         tmp_path / "hf", dtype=torch.bfloat16, attn_implementation="eager"
     )
     step = round_everywhere(tapped_step.__wrapped__)
-    logits, _, ours = step(this.drafter, this.embedding(0), this.hidden, this.shared)
+    logits, _, ours = step(this.draft_model, this.embedding(0), this.hidden, this.shared)
     rows = [bfloat16_step(model, this, row) for row in range(len(LENGTHS))]
     theirs = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     reference = theirs.pop("logits")
@@ -218,7 +219,7 @@ def test_donors_are_the_layers_that_transformers_shares(layout):
                 assert_near(ours[:, held], theirs[0][:, held], f"{n} tokens, {kind}")
 
 
-@pytest.mark.parametrize("convention", drafter_package.config.CONVENTIONS)
+@pytest.mark.parametrize("convention", drafter.config.CONVENTIONS)
 @pytest.mark.parametrize("layout", TINY)
 def test_steps_equal_a_numpy_twin(layout, convention):
     """Both conventions against a float64 twin that is told position and rows in so many words (2e-5).
@@ -226,9 +227,9 @@ def test_steps_equal_a_numpy_twin(layout, convention):
     This is the only check of "vllm", and shows that the twin is right where transformers can be asked.
     """
     this = case(layout)
-    config = dataclasses.replace(this.drafter.config, convention=convention)
-    drafter = with_params(abstract(Drafter, config, jnp.float32), named_params(this.drafter))
-    ours = our_steps(this._replace(drafter=drafter))
+    config = dataclasses.replace(this.draft_model.config, convention=convention)
+    draft_model = with_params(shape_only(Drafter, config, jnp.float32), named_params(this.draft_model))
+    ours = our_steps(this._replace(draft_model=draft_model))
     for row, n in enumerate(LENGTHS):
         position, window_rows = {"transformers": (n, WINDOW + 1), "vllm": (n - 1, WINDOW)}[convention]
         first = {SLIDING: max(0, n - window_rows), FULL: 0}
@@ -236,16 +237,16 @@ def test_steps_equal_a_numpy_twin(layout, convention):
         hidden = np.float64(this.hidden[row])
         for step, (logits, chained, _) in enumerate(ours):
             embedding = np.float64(this.embedding(step)[row])
-            reference, hidden = twin_step(drafter, embedding, hidden, rows, position)
+            reference, hidden = twin_step(draft_model, embedding, hidden, rows, position)
             what = f"{n} tokens, step {step + 1}"
             assert_same_logits(logits[row], reference, layout in CLUSTERED, what)
             assert_near(chained[row], hidden, f"{what}: chained hidden")
 
 
-def twin_step(drafter: Drafter, embedding, hidden, rows: dict, position: int) -> tuple[np.ndarray, np.ndarray]:
+def twin_step(draft_model: Drafter, embedding, hidden, rows: dict, position: int) -> tuple[np.ndarray, np.ndarray]:
     """One draft step of one row, written out: `rows` holds just the keys and values that each layer type sees."""
-    config, text = drafter.config, drafter.config.text
-    weight = {name: np.float64(value) for name, value in named_params(drafter).items()}
+    config, text = draft_model.config, draft_model.config.text
+    weight = {name: np.float64(value) for name, value in named_params(draft_model).items()}
 
     def norm(x, name):
         return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + text.rms_norm_eps) * weight[f"{name}.weight"]
@@ -299,11 +300,11 @@ def test_each_row_of_a_ragged_batch_is_its_own_batch(layout):
 @pytest.mark.parametrize("layout", ["E2B", "12B"])
 def test_the_greedy_head_takes_the_argmax(layout):
     """`Drafter.argmax` is argmax of `Drafter.logits` and of transformers' logits, for either kind of head."""
-    drafter = random_drafter(TINY_DRAFTERS[layout], seed=4)
-    model, width = torch_drafter(drafter), drafter.config.text.hidden_size
+    draft_model = random_drafter(TINY_DRAFTERS[layout], seed=4)
+    model, width = torch_drafter(draft_model), draft_model.config.text.hidden_size
     normed = np.random.default_rng(0).normal(size=(32, width)).astype(np.float32)
-    heads = jax.jit(lambda drafter, normed: (drafter.argmax(normed), drafter.logits(normed)))
-    best, logits = map(np.asarray, heads(drafter, normed))
+    heads = jax.jit(lambda draft_model, normed: (draft_model.argmax(normed), draft_model.logits(normed)))
+    best, logits = map(np.asarray, heads(draft_model, normed))
     with torch.no_grad():
         rows = torch.tensor(normed)[None]
         is_clustered = layout in CLUSTERED

@@ -11,10 +11,8 @@ import pytest
 import torch
 
 import decoding
+from tests.models import TINY, TINY_DRAFTERS, VOCAB, random_drafter, random_target, random_tokens, restless
 from tests.parity.torch_models import torch_target
-from tests.small_pair import TINY_DRAFTERS, restless
-from tests.tiny import TINY, VOCAB, random_target, random_tokens
-from tests.tiny_pair import random_drafter
 
 LAYOUTS = list(TINY)
 PROMPTS_PER_LENGTH, NEW_TOKENS, DRAFT_LENGTH = 4, 24, 3
@@ -37,14 +35,14 @@ def torch_text(model, prompts: np.ndarray) -> list[np.ndarray]:
 def test_greedy_text_equals_transformers(layout, near_ties):
     """Both loops, float32.  A difference is excused only where the two best logits lie within 1e-4, and counted."""
     config = dataclasses.replace(TINY[layout], eos_token_ids=())
-    target, drafter = restless(random_target(config, seed=5)), random_drafter(TINY_DRAFTERS[layout], seed=6)
+    target, draft_model = restless(random_target(config, seed=5)), random_drafter(TINY_DRAFTERS[layout], seed=6)
     model, prompts, expected = torch_target(target), [], []
     for length in range(LAYOUTS.index(layout) + 1, 31, len(LAYOUTS)):
         tokens = random_tokens(PROMPTS_PER_LENGTH, length, seed=7)
         prompts += tokens.tolist()
         expected += torch_text(model, tokens)
     plain = decoding.generate_autoregressive(target, prompts, max_new_tokens=NEW_TOKENS)
-    speculative = decoding.generate(target, drafter, prompts, max_new_tokens=NEW_TOKENS, draft_length=DRAFT_LENGTH)
+    speculative = decoding.generate(target, draft_model, prompts, max_new_tokens=NEW_TOKENS, draft_length=DRAFT_LENGTH)
     for row, prompt in enumerate(prompts):
         for what, ours in (("autoregressive", plain), ("speculative", speculative)):
             near_ties.compare(target, prompt, ours.tokens[row], expected[row], f"{layout}, prompt {row}, {what}")

@@ -7,7 +7,7 @@ import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from decoding import Sampling
-from decoding.sampling import law
+from decoding.sampling import token_probs
 
 ROWS, VOCAB = 64, 50
 SETTINGS = [
@@ -34,7 +34,7 @@ def test_law_equals_the_warpers(sampling):
     """
     rng = np.random.default_rng(0)
     logits = np.concatenate([rng.normal(0, spread, (ROWS, VOCAB)) for spread in (0.5, 3, 9)]).astype(np.float32)
-    ours, theirs = np.asarray(jax.jit(law, static_argnums=1)(logits, sampling)), torch_law(logits, sampling)
+    ours, theirs = np.asarray(jax.jit(token_probs, static_argnums=1)(logits, sampling)), torch_law(logits, sampling)
     assert not (ours > 0)[theirs == 0].any() and (ours > 0)[theirs > 1e-30].all()
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-6)
 
@@ -47,7 +47,7 @@ def test_law_equals_the_warpers_where_logits_tie(sampling):
     the lowest ids.  Without top-p the tokens are the same, too: all that tie with the k-th stay.
     """
     logits = np.random.default_rng(0).integers(-3, 4, (ROWS, VOCAB)).astype(np.float32)
-    ours, theirs = np.asarray(jax.jit(law, static_argnums=1)(logits, sampling)), torch_law(logits, sampling)
+    ours, theirs = np.asarray(jax.jit(token_probs, static_argnums=1)(logits, sampling)), torch_law(logits, sampling)
     np.testing.assert_allclose(np.sort(ours), np.sort(theirs), rtol=0, atol=1e-6)
     if sampling.top_p == 1:
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)

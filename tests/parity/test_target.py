@@ -25,8 +25,8 @@ from decoding.oracle.adapters.hf_taps import target_taps
 from gemma4 import PRESETS, init_cache, rollback
 from gemma4.config import FULL, SLIDING
 from gemma4.functional import inverse_frequencies
+from tests.models import TINY, WINDOW, random_target, random_tokens
 from tests.parity.bfloat16 import round_everywhere, share_equal, share_equal_but_for_one
-from tests.tiny import TINY, WINDOW, random_target, random_tokens
 
 transformers.utils.logging.disable_progress_bar()
 

@@ -6,8 +6,8 @@ from transformers import Gemma4AssistantConfig, Gemma4AssistantForCausalLM, Gemm
 
 from drafter import Drafter
 from gemma4 import Gemma4
-from gemma4.checkpoint import hf_name
-from gemma4.storage import linear_weights, named_params
+from gemma4.checkpoints.params import linear_weights, named_params
+from gemma4.checkpoints.target import hf_name
 
 torch.set_num_threads(1)  # at these sizes a second thread only waits
 
@@ -19,11 +19,11 @@ def torch_target(target: Gemma4) -> Gemma4ForCausalLM:
     return _filled(model, {f"model.{hf_name(name)}": value for name, value in _tensors(target).items()})
 
 
-def torch_drafter(drafter: Drafter) -> Gemma4AssistantForCausalLM:
-    model = Gemma4AssistantForCausalLM(Gemma4AssistantConfig.from_dict(drafter.config.to_hf()))
+def torch_drafter(draft_model: Drafter) -> Gemma4AssistantForCausalLM:
+    model = Gemma4AssistantForCausalLM(Gemma4AssistantConfig.from_dict(draft_model.config.to_hf()))
     outside = ("pre_projection", "post_projection", "masked_embedding")
     name_of = lambda name: name if name.startswith(outside) else f"model.{name}"
-    return _filled(model, {name_of(name): value for name, value in _tensors(drafter).items()})
+    return _filled(model, {name_of(name): value for name, value in _tensors(draft_model).items()})
 
 
 def _tensors(module) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
 """Speculative greedy text is the target's greedy text, whatever is drafted, however texts and rounds end.
 
-Every test runs `decoding.generate` and checks after the prefill and after every round, row by row, that
+Every test runs `decoding.generation` and checks after the prefill and after every round, row by row, that
 cache.length == prompt + emitted - 1.  float32; a difference is excused only where the two best logits lie within 1e-4,
 and counted (`tests/near_ties.py`).
 """
@@ -12,25 +12,21 @@ import numpy as np
 import pytest
 
 import decoding
+from decoding.oracle.script import BY_ITSELF
 from drafter import Drafter
 from gemma4 import Gemma4
-from tests.small_pair import (
-    BY_ITSELF,
-    CONTEXT,
-    VOCAB,
-    WINDOW,
-    generate_scripted,
-    script_of,
-    small_drafter,
-    small_target,
-)
+from tests.models import SMALL_CONTEXT as CONTEXT
+from tests.models import SMALL_VOCAB as VOCAB
+from tests.models import SMALL_WINDOW as WINDOW
+from tests.models import small_drafter, small_target
+from tests.scripted import generate_scripted, script_of
 
 Prompts = list[list[int]]
 
 
 class Pair(NamedTuple):
     target: Gemma4
-    drafter: Drafter
+    draft_model: Drafter
     batches: tuple[Prompts, Prompts]  # ragged; first and last row of the first run alone, too
     new_tokens: int  # at least three windows
 
@@ -77,7 +73,7 @@ def generate(pair: Pair, script: np.ndarray, prompts: Prompts, **settings) -> de
         emitted.append(np.asarray(state.last.num_emitted))
         assert len(emitted) <= settings["max_new_tokens"], "a round emitted nothing"
 
-    out = generate_scripted(pair.target, pair.drafter, script, prompts, on_state=check, **settings)
+    out = generate_scripted(pair.target, pair.draft_model, script, prompts, on_state=check, **settings)
     assert np.sum(emitted, axis=0).tolist() == [len(text) for text in out.tokens]
     assert out.stats.emitted == sum(len(text) for text in out.tokens)
     return out
@@ -206,7 +202,7 @@ def test_eos_as_the_first_token():
     """The prefill's own token ends the text: no round runs."""
     this, pair = ending(), small_pair()
     for generated in (
-        decoding.generate(pair.target, pair.drafter, this.prompt, max_new_tokens=9, eos_ids=(this.text[0],)),
+        decoding.generate(pair.target, pair.draft_model, this.prompt, max_new_tokens=9, eos_ids=(this.text[0],)),
         decoding.generate_autoregressive(pair.target, this.prompt, max_new_tokens=9, eos_ids=(this.text[0],)),
     ):
         assert generated.tokens[0].tolist() == this.text[:1] and generated.stats.rounds == 0
@@ -237,4 +233,4 @@ def test_context_exactly_full(near_ties):
     for row in range(3):
         near_ties.compare(pair.target, prompt, out.tokens[row], text, f"full context, {list(PROPOSALS)[row]} drafts")
     with pytest.raises(ValueError, match=f"context of {CONTEXT}"):
-        decoding.generate(pair.target, pair.drafter, prompt, max_new_tokens=new_tokens + 1)
+        decoding.generate(pair.target, pair.draft_model, prompt, max_new_tokens=new_tokens + 1)

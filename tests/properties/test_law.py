@@ -14,9 +14,8 @@ import pytest
 import scipy.stats
 
 from decoding import Sampling
-from decoding.accept import accept, accept_greedy, decide
-from decoding.accept_block import accept_block, decide_block
-from decoding.compiled import compiler_options
+from decoding.fast.jit import compiler_options
+from decoding.oracle.known_bugs.mutant import Variant
 from decoding.oracle.law_check import (
     DRAFTERS,
     FULL,
@@ -36,15 +35,18 @@ from decoding.oracle.law_check import (
     target_law,
     total_variation,
 )
-from decoding.oracle.mutants.mutant import Variant
-from decoding.sampling import COLDEST, choose, law, pass_mark
+from decoding.sampling import MIN_TEMPERATURE, pass_mark, sample_from, token_probs
+from decoding.stages.accept import accept, accept_greedy, decide
+from decoding.stages.accept_block import accept_block, decide_block
 from gemma4.functional import argmax, softcap
 
 
 @functools.cache
 def law_of(which: str, sampling: Sampling) -> np.ndarray:
     """[prefix, token], float32: what the code works with."""
-    return np.asarray(jax.jit(law, static_argnums=1)(TARGET if which == "target" else DRAFTERS[which], sampling))
+    return np.asarray(
+        jax.jit(token_probs, static_argnums=1)(TARGET if which == "target" else DRAFTERS[which], sampling)
+    )
 
 
 def law_of_choose(probs: np.ndarray) -> np.ndarray:
@@ -56,7 +58,7 @@ def law_of_choose(probs: np.ndarray) -> np.ndarray:
 
 @jax.jit
 def choose_jit(rows, uniforms):
-    return choose(jnp.broadcast_to(rows, (*uniforms.shape, rows.shape[-1])), uniforms)
+    return sample_from(jnp.broadcast_to(rows, (*uniforms.shape, rows.shape[-1])), uniforms)
 
 
 DECIDERS = {"token": decide, "block": decide_block}
@@ -82,8 +84,8 @@ def test_a_round_emits_the_targets_law(gamma, setting, rule):
     """Total variation at most 1e-6, for drafters from identical to opposed; what is impossible never happens."""
     sampling, draft_sampling = SETTINGS[setting]
     target = law_of("target", sampling)
-    for drafter in DRAFTERS:
-        drafts = law_of(drafter, draft_sampling)
+    for draft_model in DRAFTERS:
+        drafts = law_of(draft_model, draft_sampling)
         joint = emitted_law(honest(target, drafts, rule=rule), gamma)
         reference = target_law(target, (), gamma + 1)
         assert abs(joint.sum() - 1) < 1e-9 and not joint[reference == 0].any()
@@ -140,7 +142,7 @@ def test_accept_greedy_is_accept_of_the_one_hot_law(rule):
     drafts, uniforms = rng.integers(0, VOCAB, (rows, gamma)), rng.integers(0, GRID, (rows, gamma + 1)) / GRID
     draft_probs = rng.dirichlet(np.ones(VOCAB), (rows, gamma)).astype(np.float32)
     drafts, uniforms = jnp.asarray(drafts, jnp.int32), jnp.asarray(uniforms, jnp.float32)
-    expected = DECIDERS[rule](law(jnp.asarray(logits), Sampling()), drafts, jnp.asarray(draft_probs), uniforms)
+    expected = DECIDERS[rule](token_probs(jnp.asarray(logits), Sampling()), drafts, jnp.asarray(draft_probs), uniforms)
     for ours, reference in zip(accept_greedy(jnp.asarray(logits), drafts), expected, strict=True):
         np.testing.assert_array_equal(ours, reference)
     assert set(np.asarray(expected.num_accepted).tolist()) == set(range(gamma + 1))
@@ -151,7 +153,7 @@ def test_accept_greedy_is_accept_of_the_one_hot_law(rule):
 
 def changed(rule: str, change: dict[str, str]) -> Decide:
     """How a rule decides with some of its text replaced."""
-    function = {"token": "decoding.accept.decide", "block": "decoding.accept_block.decide_block"}[rule]
+    function = {"token": "decoding.stages.accept.decide", "block": "decoding.stages.accept_block.decide_block"}[rule]
     return Variant(name="changed", what="", function=function, change=change).compiled()
 
 
@@ -221,9 +223,9 @@ def test_a_known_mistake_is_caught(mutant):
     assert distance > 1e-3
 
 
-def accepted_on_average(rule: str, drafter: str, gamma: int) -> float:
+def accepted_on_average(rule: str, draft_model: str, gamma: int) -> float:
     """The number of drafts, over all drafts and random numbers."""
-    round = honest(P(), law_of(drafter, FULL), rule=rule)
+    round = honest(P(), law_of(draft_model, FULL), rule=rule)
     this = tables(round, gamma)
     stops = steps_of(round.decide, *this).stops(round.by_block)
     drawn = np.prod(np.take_along_axis(this[2], this[1][..., None], axis=2)[..., 0], axis=1, dtype=np.float64)
@@ -232,8 +234,11 @@ def accepted_on_average(rule: str, drafter: str, gamma: int) -> float:
 
 def test_by_block_more_drafts_are_accepted():
     """On average, and by how much; as many for one draft, and for a drafter that is the target itself."""
-    for drafter in ("unrelated", "close", "opposed"):
-        gains = [accepted_on_average("block", drafter, g) / accepted_on_average("token", drafter, g) for g in (1, 2, 3)]
+    for draft_model in ("unrelated", "close", "opposed"):
+        gains = [
+            accepted_on_average("block", draft_model, g) / accepted_on_average("token", draft_model, g)
+            for g in (1, 2, 3)
+        ]
         print(f"{drafter}: {gains}")
         assert abs(gains[0] - 1) < 1e-6 and 1.005 < gains[1] < gains[2]
     for rule in DECIDERS:
@@ -252,7 +257,7 @@ def test_a_cut_on_one_side_alone_is_another_law():
 def test_law_edges():
     """Ties at the top-k edge all stay; a tiny top-p keeps the best token; greedy takes the lowest id of equals."""
     logits = jnp.array([[1.0, 3.0, 3.0, 0.0, -jnp.inf]])
-    of = lambda *sampling: np.asarray(law(logits, Sampling(*sampling)))[0]
+    of = lambda *sampling: np.asarray(token_probs(logits, Sampling(*sampling)))[0]
     np.testing.assert_array_equal(of(0.0), [0, 1, 0, 0, 0])
     np.testing.assert_array_equal(of(1.0, 1), [0, 0.5, 0.5, 0, 0])
     np.testing.assert_array_equal(of(1.0, 0, 1e-6), [0, 1, 0, 0, 0])
@@ -263,23 +268,23 @@ def test_law_edges():
 
 def test_law_by_hand():
     """The token that crosses top-p stays; top-p comes after the temperature and after top-k."""
-    of = lambda *sampling: np.asarray(law(jnp.log(jnp.array([0.2, 0.5, 0.3])), Sampling(*sampling)))
+    of = lambda *sampling: np.asarray(token_probs(jnp.log(jnp.array([0.2, 0.5, 0.3])), Sampling(*sampling)))
     np.testing.assert_allclose(of(1.0, 0, 0.6), [0, 0.625, 0.375], atol=1e-6)
     np.testing.assert_allclose(of(0.5, 0, 0.6), [0, 1, 0], atol=1e-6, err_msg="0.25 of 0.38 is more than 0.6")
     np.testing.assert_allclose(of(1.0, 2, 0.6), [0, 1, 0], atol=1e-6, err_msg="0.5 of 0.8 is more than 0.6")
-    assert law(jnp.zeros(4, jnp.bfloat16), Sampling(1.0)).dtype == jnp.float32
+    assert token_probs(jnp.zeros(4, jnp.bfloat16), Sampling(1.0)).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("temperature", [0.99 * COLDEST, 1e-17, 1e-40])
+@pytest.mark.parametrize("temperature", [0.99 * MIN_TEMPERATURE, 1e-17, 1e-40])
 def test_a_law_near_the_absolute_zero_is_the_greedy_one(temperature):
     sampling = Sampling(temperature).check()
     for _, probs, logits in behind_a_head(sampling):
-        np.testing.assert_array_equal(probs, law(logits, Sampling(0.0)))
+        np.testing.assert_array_equal(probs, token_probs(logits, Sampling(0.0)))
 
 
 def test_the_coldest_law_that_is_none():
     """Whichever way the logits were rounded, the law is one, and likeliest tokens are likeliest."""
-    for cold, probs, _ in behind_a_head(Sampling(COLDEST).check()):
+    for cold, probs, _ in behind_a_head(Sampling(MIN_TEMPERATURE).check()):
         np.testing.assert_allclose(probs.sum(axis=-1), 1, atol=1e-5)
         assert (jnp.take_along_axis(probs, cold[:, None], axis=-1)[:, 0] > 0.3).all()
 
@@ -289,7 +294,7 @@ def behind_a_head(sampling: Sampling):
 
     def run(hidden, table):
         logits = softcap(hidden @ table.T, 30.0)
-        return argmax(logits), law(logits, sampling), logits
+        return argmax(logits), token_probs(logits, sampling), logits
 
     run = jax.jit(run, compiler_options=compiler_options())
     for seed in range(10):
@@ -303,11 +308,11 @@ EDGES = np.array([0, 1, 2, GRID // 2, GRID - 2, GRID - 1]) / GRID
 def test_choose_takes_tokens_in_order_of_id():
     """u = 0 takes the first token that is possible, u = 1 - 2^-23 the last; weights need not sum to 1."""
     weights = jnp.array([0, 2, 0, 5, 1, 0], jnp.float32)
-    chosen = np.asarray(choose(jnp.tile(weights, (len(EDGES), 1)), jnp.asarray(EDGES, jnp.float32)))
+    chosen = np.asarray(sample_from(jnp.tile(weights, (len(EDGES), 1)), jnp.asarray(EDGES, jnp.float32)))
     np.testing.assert_array_equal(chosen, [1, 1, 1, 3, 4, 4])
     for token in range(6):
         certain = jnp.tile(jax.nn.one_hot(token, 6), (len(EDGES), 1))
-        np.testing.assert_array_equal(choose(certain, jnp.asarray(EDGES, jnp.float32)), token)
+        np.testing.assert_array_equal(sample_from(certain, jnp.asarray(EDGES, jnp.float32)), token)
 
 
 def in_one_block(probs, uniform):
@@ -319,13 +324,20 @@ def in_one_block(probs, uniform):
 def test_choose_draws_from_the_law(vocabulary):
     """Token by token to the grain of the uniforms, where blocks of tokens end and elsewhere."""
     logits = np.random.default_rng(vocabulary).normal(0, 1, vocabulary).astype(np.float32)
-    probs = np.float64(law(jnp.asarray(logits), Sampling(1.0)))
+    probs = np.float64(token_probs(jnp.asarray(logits), Sampling(1.0)))
     np.testing.assert_allclose(law_of_choose(probs[None])[0], probs / probs.sum(), rtol=0, atol=4 / GRID)
 
 
 @pytest.mark.parametrize(
     ("pick", "vocabulary"),
-    [(choose, 5), (choose, 512), (choose, 2048), (choose, 20_000), (in_one_block, 512), (in_one_block, 2048)],
+    [
+        (sample_from, 5),
+        (sample_from, 512),
+        (sample_from, 2048),
+        (sample_from, 20_000),
+        (in_one_block, 512),
+        (in_one_block, 2048),
+    ],
 )
 def test_choose_never_takes_an_impossible_token(pick, vocabulary):
     """At and beside every threshold of laws that are zero on seven tokens of eight, and at the extreme uniforms.
@@ -335,7 +347,7 @@ def test_choose_never_takes_an_impossible_token(pick, vocabulary):
     draw = jax.jit(jax.vmap(pick, in_axes=(None, 0)))
     for seed in range(4):
         logits = np.random.default_rng(seed).normal(0, 3, vocabulary).astype(np.float32)
-        probs = jax.jit(law, static_argnums=1)(logits, Sampling(1.0, top_k=max(2, vocabulary // 8)))
+        probs = jax.jit(token_probs, static_argnums=1)(logits, Sampling(1.0, top_k=max(2, vocabulary // 8)))
         sums = np.cumsum(np.float64(probs))[np.asarray(probs) > 0]
         near = np.floor(sums / sums[-1] * GRID)[:, None] + np.arange(-2, 3)
         uniforms = np.append(np.clip(near, 0, GRID - 1).reshape(-1)[: 5 * 600] / GRID, EDGES).astype(np.float32)

@@ -20,7 +20,11 @@ from decoding import DecodeState, Options, Sampling
 from drafter import Drafter, share_cache
 from drafter.config import CONVENTIONS, TRANSFORMERS
 from gemma4.cache import KVCache, LayerKV, slot_positions
-from tests.small_pair import CONTEXT, SMALL, VOCAB, WINDOW, script_of, scripted_step, small_drafter, small_target
+from tests.models import SMALL, small_drafter, small_target
+from tests.models import SMALL_CONTEXT as CONTEXT
+from tests.models import SMALL_VOCAB as VOCAB
+from tests.models import SMALL_WINDOW as WINDOW
+from tests.scripted import script_of, scripted_step
 
 LENGTHS = (WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW + 2)
 GAMMA, ROUNDS, NEW_TOKENS = 3, 8, 30
@@ -54,7 +58,7 @@ def case() -> Case:
 
 def fresh_state() -> DecodeState:
     """The state after a prefill in chunks of 8: the ring (15 slots) wraps in it, and short rows get chunks of pads."""
-    this, chunk = case(), mock.patch.object(importlib.import_module("decoding.prefill"), "LONGEST_CHUNK", 8)
+    this, chunk = case(), mock.patch.object(importlib.import_module("decoding.stages.prefill"), "LONGEST_CHUNK", 8)
     with chunk:
         state = decoding.prefill(
             this.target, this.prompts, max_new_tokens=NEW_TOKENS, draft_length=GAMMA, key=jax.random.key(0)
@@ -78,11 +82,11 @@ def poisoned(state: DecodeState, poison, convention: str) -> DecodeState:
 
 
 @jax.jit
-def look(target: gemma4.Gemma4, drafter: Drafter, state: DecodeState):
+def look(target: gemma4.Gemma4, draft_model: Drafter, state: DecodeState):
     """All that a round computes from the cache: drafts and their laws, the target's logits and hidden rows."""
     shared = share_cache(state.cache, target.config)
     drafting = {"draft_length": GAMMA, "sampling": Sampling(1.0)}
-    block = decoding.draft(target, drafter, state.token, state.hidden, shared, jax.random.key(3), **drafting)
+    block = decoding.draft(target, draft_model, state.token, state.hidden, shared, jax.random.key(3), **drafting)
     verdict = decoding.verify(target, state.cache, state.token, block.tokens)
     return block, verdict.logits, verdict.hidden
 
@@ -104,17 +108,17 @@ def test_poison_changes_nothing(convention, poison):
     Bit for bit: the drafts and their laws, the target's logits and hidden rows, and the rounds that follow.  The
     poisoned state is carried on, and poisoned anew after every round.
     """
-    this, drafter = case(), small_drafter(convention=convention)
+    this, draft_model = case(), small_drafter(convention=convention)
     script, accepted = jnp.asarray(this.script), []
     clean = fresh_state()
     dirty = poisoned(copied(clean), POISONS[poison], convention)
     for number in range(ROUNDS):
         what = f"before round {number + 1}, lengths {clean.cache.length}"
-        seen = look(this.target, drafter, clean)
+        seen = look(this.target, draft_model, clean)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(seen))
-        assert_equal(look(this.target, drafter, dirty), seen, what)
-        clean = scripted_step(this.target, drafter, script, clean, OPTIONS)
-        dirty = scripted_step(this.target, drafter, script, dirty, OPTIONS)
+        assert_equal(look(this.target, draft_model, dirty), seen, what)
+        clean = scripted_step(this.target, draft_model, script, clean, OPTIONS)
+        dirty = scripted_step(this.target, draft_model, script, dirty, OPTIONS)
         carried = lambda state: (state.last, state.token, state.hidden, state.emitted, state.cache.length)
         assert_equal(carried(dirty), carried(clean), what)
         accepted.append(np.asarray(clean.last.num_accepted))
@@ -136,7 +140,7 @@ def test_the_cache_is_that_of_a_fresh_prefill():
     The others: RoPE off in layers of one type, a row in the slot of another, a window off by one either way, position 0
     not seen, slots read for other positions than theirs, the hidden row of the token before.
     """
-    this, drafter = case(), small_drafter()
+    this, draft_model = case(), small_drafter()
     tokens = [prompt + text for prompt, text in zip(this.prompts, this.texts, strict=True)]
     whole = np.array(
         [np.resize(row, max(LENGTHS) + NEW_TOKENS) for row in tokens]
@@ -157,4 +161,4 @@ def test_the_cache_is_that_of_a_fresh_prefill():
                 on_host.hidden[row], fresh.hidden[row, length - 1], rtol=0, atol=2e-3, err_msg=what
             )
             assert whole[row, length] == on_host.token[row] == np.argmax(fresh.logits[row, length - 1]), what
-        state = scripted_step(this.target, drafter, jnp.asarray(this.script), state, OPTIONS)
+        state = scripted_step(this.target, draft_model, jnp.asarray(this.script), state, OPTIONS)

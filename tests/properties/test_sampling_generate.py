@@ -22,9 +22,10 @@ import scipy.stats
 import decoding
 import gemma4
 from decoding import Draft, Sampling
-from decoding.sampling import law
-from decoding.speculative import round_of
-from tests.small_pair import VOCAB, small_drafter, small_target
+from decoding.round import speculative_round
+from decoding.sampling import token_probs
+from tests.models import SMALL_VOCAB as VOCAB
+from tests.models import small_drafter, small_target
 
 ROWS, LEVEL = 4096, 1e-3
 PROMPT = [3, 14, 0, 7, 7, 2, 9, 1]
@@ -40,7 +41,7 @@ def true_law() -> np.ndarray:
     for length in range(NEW_TOKENS):
         prefixes = np.array([[*PROMPT, *prefix] for prefix in np.ndindex((VOCAB,) * length)])
         logits = gemma4.forward(small_target(), prefixes).logits[:, -1]
-        probs = np.float64(law(logits, SAMPLING))
+        probs = np.float64(token_probs(logits, SAMPLING))
         joint = joint[..., None] * (probs / probs.sum(axis=-1, keepdims=True)).reshape((VOCAB,) * (length + 1))
     return joint
 
@@ -100,20 +101,20 @@ def test_random_numbers_of_a_round_are_independent():
     Not every pair of laws shows that: where each token is accepted for all numbers that draw it or for none, it changes
     nothing.  This prompt is one where the statistic would be in the thousands.
     """
-    target, drafter, keys = small_target(), small_drafter(seed=13), jax.random.split(jax.random.key(2), 4 * ROWS)
+    target, draft_model, keys = small_target(), small_drafter(seed=13), jax.random.split(jax.random.key(2), 4 * ROWS)
     options = decoding.Options(1, SAMPLING, DRAFTING)
     prompt = [4, 9, 12, 6, 7, 15, 12, 15]
     state = decoding.prefill(target, [prompt], max_new_tokens=NEW_TOKENS, draft_length=1, key=jax.random.key(0))
     prefix = [*prompt, int(state.token[0])]
 
     def last_round(key, state):
-        last = round_of(target, drafter, state._replace(key=key), options).last
+        last = speculative_round(target, draft_model, state._replace(key=key), options).last
         return last.tokens[0], last.num_accepted[0]
 
     def statistic(tokens, prefixes) -> tuple[float, float]:
         """Chi-square, and its limit, of the tokens after each of the prefixes (with the law of each)."""
         kinds, index = np.unique(np.array(prefixes), axis=0, return_inverse=True)
-        probs = np.float64(law(gemma4.forward(target, kinds).logits[:, -1], SAMPLING))
+        probs = np.float64(token_probs(gemma4.forward(target, kinds).logits[:, -1], SAMPLING))
         expected = probs * np.bincount(index.ravel())[:, None]
         seen = np.zeros_like(expected)
         np.add.at(seen, (index.ravel(), tokens), 1)
@@ -139,15 +140,15 @@ def test_power():
 
 def test_greedy_drafts_accepted_as_if_drawn_are_caught():
     """Drafts by argmax, acceptance told their softmax, as transformers 5.22.2 and KerasHub 0.32 do: far off."""
-    speculative = importlib.import_module("decoding.speculative")
+    speculative = importlib.import_module("decoding.round")
 
     def mistaken_draft(*args, sampling, **settings) -> Draft:
         block = decoding.draft(*args, sampling=sampling, **settings)
         return block._replace(tokens=block.probs.argmax(axis=-1).astype(block.tokens.dtype))
 
-    importlib.import_module("decoding.compiled")._jitted.cache_clear()
+    importlib.import_module("decoding.fast.jit")._jitted.cache_clear()
     with mock.patch.object(speculative, "draft", mistaken_draft):
         statistic = chi_square(np.stack(sample(1, DRAFTING).tokens))
-    importlib.import_module("decoding.compiled")._jitted.cache_clear()
+    importlib.import_module("decoding.fast.jit")._jitted.cache_clear()
     print(f"chi-square {statistic:.1f}, limit {limit():.1f}")
     assert statistic > 3 * limit()

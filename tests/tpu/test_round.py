@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
+from decoding.options import Options
+from decoding.round import speculative_round
 from decoding.sampling import Sampling
-from decoding.speculative import Options, round_of
 from decoding.state import DecodeState, Round
 from drafter import Drafter
 from drafter.config import PRESETS as DRAFTERS
 from gemma4 import PRESETS, Gemma4, init_cache
+from gemma4.checkpoints.params import shape_only
 from gemma4.config import FULL, five_to_one
-from gemma4.storage import abstract
 
 GAMMA, CONTEXT = 4, 131_072
 SAMPLED = Options(GAMMA, Sampling(1.0, top_k=64, top_p=0.95), Sampling(1.0), acceptance="block")
@@ -27,7 +28,7 @@ LARGE = 2**24  # bytes: a weight of 12B or 31B, or the keys of a full layer
 def models(name: str, layers: int | None):
     """In bfloat16; of `layers` layers, that what a layer costs is told sooner."""
     config = PRESETS[name] if layers is None else dataclasses.replace(PRESETS[name], layer_types=five_to_one(layers))
-    return abstract(Gemma4, config, jnp.bfloat16), abstract(Drafter, DRAFTERS[name], jnp.bfloat16)
+    return shape_only(Gemma4, config, jnp.bfloat16), shape_only(Drafter, DRAFTERS[name], jnp.bfloat16)
 
 
 def state_of(target: Gemma4) -> DecodeState:
@@ -43,10 +44,10 @@ def state_of(target: Gemma4) -> DecodeState:
 
 def compiled_round(tpus, name: str, layers: int | None = None, options: Options = Options(GAMMA)):
     """And the target and the cache that it is for."""
-    target, drafter = models(name, layers)
+    target, draft_model = models(name, layers)
     on_one = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=SingleDeviceSharding(tpus[0]))
-    arguments = jax.tree.map(on_one, (target, drafter, state_of(target)))
-    step = jax.jit(functools.partial(round_of, options=options), donate_argnums=2)
+    arguments = jax.tree.map(on_one, (target, draft_model, state_of(target)))
+    step = jax.jit(functools.partial(speculative_round, options=options), donate_argnums=2)
     return step.trace(*arguments).lower(lowering_platforms=("tpu",)).compile(), target, arguments[-1].cache
 
 

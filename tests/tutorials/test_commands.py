@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from decoding.cli import make_parser
+from decoding.cli.main.main import make_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "tutorials").glob("*.md"))]

@@ -23,8 +23,8 @@ from transformers.generation import candidate_generator
 from transformers.generation.utils import _speculative_sampling
 from transformers.models.gemma4 import modeling_gemma4 as modeling
 
-from decoding.oracle.adapter import Decision, DraftBlock, Engine, SharedRows, Tensors
 from decoding.oracle.adapters.hf_taps import drafter_taps, target_taps
+from decoding.oracle.engine import Decision, DraftBlock, Engine, SharedRows, Tensors
 from decoding.oracle.script import BY_ITSELF
 from decoding.sampling import Sampling
 from drafter.config import TRANSFORMERS

@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import drafter as drafter_package
+import drafter
 import gemma4
 from decoding import Options, Sampling
-from decoding.emit import count_emitted
-from decoding.oracle.adapter import Decision, DraftBlock, Engine, SharedRows, Tensors
+from decoding.oracle.engine import Decision, DraftBlock, Engine, SharedRows, Tensors
 from decoding.oracle.law_check import GRID, count_until
 from decoding.oracle.modules import (
     accept,
@@ -34,6 +33,7 @@ from decoding.oracle.modules import (
 )
 from decoding.oracle.modules import rollback as rollback_module
 from decoding.oracle.script import scripted
+from decoding.stages.emit import count_emitted
 from drafter import Drafter, SharedCache
 from gemma4 import Gemma4, KVCache
 from gemma4.cache import LayerKV
@@ -50,8 +50,8 @@ class Written(NamedTuple):
 class Ours(Engine):
     """jit: compile whole forwards and rounds, not operation by operation: quicker, but blind to what is replaced later."""
 
-    def __init__(self, target: Gemma4, drafter: Drafter, *, jit: bool = False):
-        self.target, self.drafter, self.config = target, drafter, target.config
+    def __init__(self, target: Gemma4, draft_model: Drafter, *, jit: bool = False):
+        self.target, self.draft_model, self.config = target, draft_model, target.config
         self.is_jitted, self._jit = jit, jax.jit if jit else lambda function: function
         self._jit_outright = jax.jit if jit else by_operation  # of what holds compiled parts
         self._forward = self._jit(tapped(lambda *args, **taps: gemma4.forward(*args, **taps)))
@@ -69,7 +69,7 @@ class Ours(Engine):
         return arrays(taps)
 
     def prefill(self, prompts: Sequence[Sequence[int]], chunk: int, room: int) -> tuple[list[Tensors], Written]:
-        """As `decoding.prefill` does: chunks padded on the right, pads rolled back."""
+        """As `decoding.stages.prefill` does: chunks padded on the right, pads rolled back."""
         lengths = np.array([len(prompt) for prompt in prompts])
         padded_length = -(-int(lengths.max()) // chunk) * chunk
         # One slot more than a forward writes, for the oldest row that a drafter sees (see `decoding/prefill.py`).
@@ -106,7 +106,7 @@ class Ours(Engine):
     # -- the drafter -------------------------------------------------------------------------------------------------------
 
     def share(self, cache: Written) -> SharedCache:
-        return drafter_package.share_cache(cache.cache, self.config)
+        return drafter.share_cache(cache.cache, self.config)
 
     def shared_rows(self, shared: SharedCache) -> SharedRows:
         lengths = np.asarray(shared.length)
@@ -137,14 +137,14 @@ class Ours(Engine):
 
     def draft_step(self, shared: SharedCache, token: np.ndarray, hidden: np.ndarray) -> Tensors:
         embedding = self.target.embed_tokens(jnp.asarray(token))
-        _, taps = self._draft_step(self.drafter, embedding, jnp.asarray(hidden), shared)
+        _, taps = self._draft_step(self.draft_model, embedding, jnp.asarray(hidden), shared)
         # The step's one token has an axis of its own in all taps but the logits.
         return {name: value if name == "logits" else value[:, 0] for name, value in arrays(taps).items()}
 
     def draft(self, shared: SharedCache, token: np.ndarray, hidden: np.ndarray, draft_length: int) -> DraftBlock:
         run = self._jit_outright(lambda *args: draft.draft(*args, draft_length=draft_length))
         given = jnp.asarray(token), jnp.asarray(hidden), shared, jax.random.key(0)
-        block = run(self.target, self.drafter, *given)
+        block = run(self.target, self.draft_model, *given)
         return DraftBlock(np.asarray(block.tokens), np.asarray(block.probs))
 
     # -- acceptance --------------------------------------------------------------------------------------------------------
@@ -189,16 +189,16 @@ class Ours(Engine):
         options, out = Options(draft_length, eos_ids=eos_ids), []
 
         @self._jit_outright
-        def one_round(target, drafter, state, script):
+        def one_round(target, draft_model, state, script):
             seen = []
             with mock.patch.object(speculative, "draft", scripted(speculative.draft, script, seen.append)):
-                state = speculative.round_of(target, drafter, state, options)
+                state = speculative.round_of(target, draft_model, state, options)
             return state, seen.pop().tokens
 
         start = generate.start if self.is_jitted else by_operation(generate.start)
         state = start(self.target, prompts, max_new_tokens, options, None)
         while not np.asarray(state.done).all():
-            state, own_drafts = one_round(self.target, self.drafter, state, jnp.asarray(script))
+            state, own_drafts = one_round(self.target, self.draft_model, state, jnp.asarray(script))
             last = state.last
             out.append(
                 arrays(
@@ -245,7 +245,7 @@ def by_operation(function: Callable) -> Callable:
 
 def load(target_dir: Path, drafter_dir: Path, convention: str, *, jit: bool = True) -> Ours:
     """An adapter's entry: models from checkpoints in Hugging Face layout."""
-    engine = Ours(gemma4.load(target_dir), drafter_package.load(drafter_dir), jit=jit)
-    if engine.drafter.config.convention != convention:
+    engine = Ours(gemma4.load(target_dir), drafter.load(drafter_dir), jit=jit)
+    if engine.draft_model.config.convention != convention:
         raise ValueError(f"{drafter_dir}: config.json says {engine.drafter.config.convention!r}, not {convention!r}")
     return engine

@@ -4,7 +4,7 @@ Reading order: mutant, then any file for a stage or a part (rope, norms, ring, a
 Mutants stand beside the oracle, for the reference knows nothing of them.
 """
 
-from decoding.oracle.mutants import (
+from decoding.oracle.known_bugs import (
     acceptance,
     clustered,
     drafter_input,
@@ -22,8 +22,8 @@ from decoding.oracle.mutants import (
     window,
     wiring,
 )
-from decoding.oracle.mutants.catalogue import CLASSES, INEXPRESSIBLE, NOT_IN_TEXT, Inexpressible
-from decoding.oracle.mutants.mutant import Equivalent, Mutant, Seen, Variant
+from decoding.oracle.known_bugs.catalogue import CLASSES, INEXPRESSIBLE, NOT_IN_TEXT, Inexpressible
+from decoding.oracle.known_bugs.mutant import Equivalent, Mutant, Seen, Variant
 
 _FILES = (
     per_layer, rope, norms, kv_sharing, ring, window, moe, rows, hidden, wiring, drafter_input, clustered, stale,

@@ -1,6 +1,6 @@
 """Acceptance that does not keep the target's law."""
 
-from decoding.oracle.mutants.mutant import Mutant, Seen
+from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
 SOFT_LAW = (
     Seen("transformers", "https://github.com/huggingface/transformers/issues/47932"),
@@ -22,7 +22,7 @@ MUTANTS = (
         what="Greedy drafts are accepted as if drawn from softmax(draft logits).",
         seen_in=(*SOFT_LAW, Seen("keras-hub", "https://github.com/keras-team/keras-hub/pull/2735")),
         fix="A greedy draft comes from a one-hot law: q(x) = 1.",
-        function="decoding.draft._draw",
+        function="decoding.stages.draft._draw",
         change={
             "jax.nn.one_hot(token, drafter.config.text.vocab_size, dtype=jnp.float32)": "jax.nn.softmax("
             "drafter.logits(normed), axis=-1)"
@@ -37,7 +37,7 @@ MUTANTS = (
         what="At a temperature the drafts are argmax all the same, while acceptance is told the law with temperature.",
         seen_in=(*SOFT_LAW, *ONE_SIDE),
         fix="Draw from the law that acceptance is told, or tell it the law that was drawn from.",
-        function="decoding.draft._draw",
+        function="decoding.stages.draft._draw",
         change={"choose(probs, uniforms), probs": "jnp.argmax(probs, axis=-1).astype(jnp.int32), probs"},
     ),
     Mutant(
@@ -49,7 +49,7 @@ MUTANTS = (
         what="Drafts are drawn from the law rounded to bfloat16; acceptance is told the one in float32.",
         seen_in=(Seen("DeepSpec", "https://github.com/deepseek-ai/DeepSpec/issues/31"),),
         fix="Draw from the very array that acceptance is told.",
-        function="decoding.draft._draw",
+        function="decoding.stages.draft._draw",
         change={
             "choose(probs, uniforms), probs": "choose(probs.astype(jnp.bfloat16).astype(jnp.float32), uniforms), probs"
         },
@@ -63,7 +63,7 @@ MUTANTS = (
         what="Drafts are drawn after top-k and top-p; acceptance is told the law before them.",
         seen_in=ONE_SIDE,
         fix="Tell acceptance the law after all processors, on both sides.",
-        function="decoding.draft._draw",
+        function="decoding.stages.draft._draw",
         change={
             "choose(probs, uniforms), probs": "choose(probs, uniforms), "
             "law(drafter.logits(normed), Sampling(sampling.temperature))"
@@ -78,7 +78,7 @@ MUTANTS = (
         what="The residual is softmax(max(p - q, 0)), which gives every token some probability.",
         seen_in=(Seen("transformers", "https://github.com/huggingface/transformers/pull/28508"),),
         fix=RATIO,
-        function="decoding.accept.residual",
+        function="decoding.stages.accept.residual",
         change={"jnp.where(rest.sum(axis=-1, keepdims=True) > 0, rest, target_probs)": "jax.nn.softmax(rest, axis=-1)"},
     ),
     Mutant(
@@ -88,7 +88,7 @@ MUTANTS = (
         effect="wrong probabilities",
         what="After a rejection the next token is drawn from the target's law itself.",
         fix=RATIO,
-        function="decoding.accept.residual",
+        function="decoding.stages.accept.residual",
         change={"jnp.where(rest.sum(axis=-1, keepdims=True) > 0, rest, target_probs)": "target_probs"},
     ),
     Mutant(
@@ -98,7 +98,7 @@ MUTANTS = (
         effect="wrong probabilities",
         what="When all drafts were accepted, the last draft's law is still subtracted from the target's.",
         fix="After the last draft nothing was proposed: draw from the target's law.",
-        function="decoding.accept.with_none_last",
+        function="decoding.stages.accept.with_none_last",
         change={
             "jnp.pad(draft_probs, ((0, 0), (0, 1), (0, 0)))": "jnp.concatenate([draft_probs, draft_probs[:, -1:]], axis=1)"
         },
@@ -112,7 +112,7 @@ MUTANTS = (
         what="All rows keep as many drafts as the worst one, and draw a residual token at a place where they accepted.",
         seen_in=(Seen("keras-hub", "https://github.com/keras-team/keras-hub/pull/2735"),),
         fix="Count and draw for each row by itself.",
-        function="decoding.accept.decide",
+        function="decoding.stages.accept.decide",
         change={
             "count_leading(uniforms[:, :-1] * q < p)": "jnp.full(len(p), count_leading(uniforms[:, :-1] * q < p).min())"
         },
@@ -126,7 +126,7 @@ MUTANTS = (
         what="At a temperature, a draft is accepted if and only if it is the target's most likely token.",
         seen_in=(Seen("mlxcel", "https://github.com/lablup/mlxcel/issues/902"), *ONE_SIDE),
         fix=RATIO,
-        function="decoding.accept.decide",
+        function="decoding.stages.accept.decide",
         change={"uniforms[:, :-1] * q < p": "draft_tokens == argmax(target_probs[:, :-1])"},
     ),
     Mutant(
@@ -167,7 +167,7 @@ MUTANTS = (
         effect="wrong probabilities",
         what="Draft and target change places in the ratio: the papers use the letters p and q in opposite senses.",
         fix=RATIO,
-        function="decoding.accept.decide",
+        function="decoding.stages.accept.decide",
         change={"uniforms[:, :-1] * q < p": "uniforms[:, :-1] * p < q"},
     ),
     Mutant(
@@ -177,7 +177,7 @@ MUTANTS = (
         effect="wrong probabilities",
         what="All drafts of a round are judged by the same random number.",
         fix="One fresh uniform number for each draft.",
-        function="decoding.accept.decide",
+        function="decoding.stages.accept.decide",
         change={"uniforms[:, :-1] * q < p": "uniforms[:, :1] * q < p"},
     ),
     Mutant(
@@ -187,7 +187,7 @@ MUTANTS = (
         effect="wrong text",
         what="Agreeing drafts are counted wherever they stand, also behind a rejected one.",
         fix="Only the prefix before the first rejection counts.",
-        function="decoding.accept.decide",
+        function="decoding.stages.accept.decide",
         change={"count_leading(uniforms[:, :-1] * q < p)": "(uniforms[:, :-1] * q < p).sum(axis=1, dtype=jnp.int32)"},
     ),
     Mutant(
@@ -198,7 +198,7 @@ MUTANTS = (
         what="The token after a rejection is read one row late, where the target has already seen the rejected draft.",
         seen_in=(Seen("openvino.genai", "https://github.com/openvinotoolkit/openvino.genai/issues/4190"),),
         fix="Row num_accepted holds the target's view of the first rejected place.",
-        function="decoding.accept.accept_greedy",
+        function="decoding.stages.accept.accept_greedy",
         change={
             "jnp.take_along_axis(choices, num_accepted[:, None], axis=1)": "jnp.take_along_axis(choices, "
             "jnp.minimum(num_accepted[:, None] + 1, choices.shape[1] - 1), axis=1)"
@@ -212,7 +212,7 @@ MUTANTS = (
         what="A draft is accepted if it equals the target's own sample, and if not, another sample is drawn.",
         seen_in=(Seen("mlx-swift-lm", "https://github.com/ml-explore/mlx-swift-lm/pull/459"),),
         fix="Emit the sample that the draft was compared with; drawing afresh favours what was not drafted.",
-        function="decoding.accept.decide",
+        function="decoding.stages.accept.decide",
         change={
             "uniforms[:, :-1] * q < p": "draft_tokens == choose(target_probs[:, :-1], uniforms[:, :-1])",
             "choose(rest, ": "choose(at_stop(target_probs, num_accepted), ",
@@ -226,7 +226,7 @@ MUTANTS = (
         what="By block, the next token is drawn from max(p - q, 0), as if drafts had been judged one by one.",
         seen_in=(Seen("vllm-ascend", "https://github.com/vllm-project/vllm-ascend/issues/7807"),),
         fix="Draw from max(w p - q, 0), w the weight of the run that was accepted.",
-        function="decoding.accept_block.decide_block",
+        function="decoding.stages.accept_block.decide_block",
         change={"residual(at_stop(weighted, ": "residual(at_stop(target_probs, "},
     ),
     Mutant(
@@ -236,7 +236,7 @@ MUTANTS = (
         effect="wrong probabilities",
         what="By block, each run is accepted with its weight as probability, which is right for the longest alone.",
         fix="Accept a shorter run with probability s / (s + 1 - w), s the sum of max(w p - q, 0) after it.",
-        function="decoding.accept_block.decide_block",
+        function="decoding.stages.accept_block.decide_block",
         change={"(over + (1 - weights))[:, 1:] < over[:, 1:]": "1 < weights[:, 1:]"},
     ),
 )

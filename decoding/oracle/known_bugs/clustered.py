@@ -1,6 +1,6 @@
 """The clustered vocabulary head: which clusters, which tokens, and what the others get."""
 
-from decoding.oracle.mutants.mutant import Mutant, Seen
+from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
 LLAMA = Seen("llama.cpp", "https://github.com/ggml-org/llama.cpp/pull/24282")
 SGLANG = Seen("SGLang", "https://github.com/sgl-project/sglang/pull/24436")

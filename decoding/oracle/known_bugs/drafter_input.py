@@ -1,6 +1,6 @@
 """What the drafter is given: the embedding, its place beside the hidden row, and the position."""
 
-from decoding.oracle.mutants.mutant import Mutant, Seen
+from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
 CONSTANT = "One position for the whole round: nothing is written between its steps."
 
@@ -17,7 +17,7 @@ MUTANTS = (
             Seen("Rapid-MLX", "https://github.com/raullenchai/Rapid-MLX/commit/4c901fea"),
         ),
         fix="Give it what the target's own first layer gets: the scaled embedding.",
-        function="decoding.draft.draft",
+        function="decoding.stages.draft.draft",
         change={"target.embed_tokens(token)": "target.embed_tokens.weight[...][token]"},
     ),
     Mutant(
@@ -58,7 +58,7 @@ MUTANTS = (
             Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/commit/b325a670302734f4104c2d916677bc047f30543c"),
         ),
         fix=CONSTANT,
-        function="decoding.draft.draft",
+        function="decoding.stages.draft.draft",
         change={
             "token, hidden = newest": "token, hidden, i = newest",
             "hidden, shared)": "hidden, shared._replace(length=shared.length + i))",

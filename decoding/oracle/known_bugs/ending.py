@@ -1,6 +1,6 @@
 """How a run of accepted tokens ends: EOS inside it, the end of the budget, and what is counted."""
 
-from decoding.oracle.mutants.mutant import Mutant, Seen
+from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
 MUTANTS = (
     Mutant(
@@ -11,7 +11,7 @@ MUTANTS = (
         what="Only the last token of a run is compared with EOS: text goes on past one that was accepted inside.",
         seen_in=(Seen("transformers", "https://github.com/huggingface/transformers/issues/47912"),),
         fix="Cut the run after its first EOS, wherever that stands.",
-        function="decoding.emit.count_emitted",
+        function="decoding.stages.emit.count_emitted",
         change={"jnp.int32))  #": "jnp.int32)) & (places == num_tokens[:, None] - 1)  #"},
     ),
     Mutant(
@@ -22,7 +22,7 @@ MUTANTS = (
         what="A run that crosses the end of the budget is emitted whole.",
         seen_in=(Seen("transformers", "https://github.com/huggingface/transformers/pull/48002"),),
         fix="Cut the run where the budget ends.",
-        function="decoding.emit.count_emitted",
+        function="decoding.stages.emit.count_emitted",
         change={
             "jnp.minimum(jnp.minimum(num_tokens, first_eos + 1), room)": "jnp.minimum(num_tokens, first_eos + 1)",
             "(num_emitted == room)": "(num_emitted >= room)",
@@ -39,7 +39,7 @@ MUTANTS = (
             Seen("koboldcpp", "https://github.com/LostRuins/koboldcpp/issues/1276"),
         ),
         fix="The earlier of the two ends the run.",
-        function="decoding.emit.count_emitted",
+        function="decoding.stages.emit.count_emitted",
         change={
             "jnp.minimum(jnp.minimum(num_tokens, first_eos + 1), room)": "jnp.where(num_tokens >= room, room, "
             "jnp.minimum(num_tokens, first_eos + 1))"
@@ -56,7 +56,7 @@ MUTANTS = (
             Seen("openvino.genai", "https://github.com/openvinotoolkit/openvino.genai/pull/3293"),
         ),
         fix="Only emitted tokens end a row.",
-        function="decoding.emit.count_emitted",
+        function="decoding.stages.emit.count_emitted",
         change={"(first_eos < num_emitted)": "is_eos.any(axis=1)"},
     ),
 )

@@ -4,7 +4,7 @@ None of these is to be flagged.  The first group are the catalogue's false alarm
 do differently with every right.
 """
 
-from decoding.oracle.mutants.mutant import Equivalent, Seen
+from decoding.oracle.known_bugs.mutant import Equivalent, Seen
 
 FALSE_ALARMS = (
     Equivalent(
@@ -39,7 +39,7 @@ FALSE_ALARMS = (
             Seen("TensorRT-LLM", "https://github.com/NVIDIA/TensorRT-LLM/pull/15775"),
         ),
         tried_at="E2B/accept",
-        function="decoding.accept.decide",
+        function="decoding.stages.accept.decide",
         change={
             "uniforms[:, :-1] * q < p": "draft_tokens == choose(target_probs, uniforms)[:, :-1]",
             "choose(rest, uniforms[:, -1])": "jnp.take_along_axis(choose(target_probs, uniforms), num_accepted[:, None], "
@@ -112,7 +112,7 @@ FALSE_ALARMS = (
             Seen("llama.cpp", "https://github.com/ggml-org/llama.cpp/issues/25618"),
         ),
         tried_at="E2B/verify",
-        function="decoding.verify.verify",
+        function="decoding.stages.verify.verify",
         change={
             "hidden, cache = target(block, cache)": "rows = []\n    for place in range(block.shape[1]):\n"
             "        row, cache = target(block[:, place : place + 1], cache)\n        rows.append(row)\n"
@@ -195,14 +195,14 @@ REWRITINGS = (
         name="ratio-as-a-division",
         what="Acceptance compares u with p / q.",
         tried_at="E2B/accept",
-        function="decoding.accept.decide",
+        function="decoding.stages.accept.decide",
         change={"uniforms[:, :-1] * q < p": "uniforms[:, :-1] < p / q"},
     ),
     Equivalent(
         name="residual-renormalised",
         what="The residual is divided by its sum before the draw.",
         tried_at="E2B/accept",
-        function="decoding.accept.residual",
+        function="decoding.stages.accept.residual",
         change={
             "    return jnp.where(rest.sum(axis=-1, keepdims=True) > 0, rest, target_probs)": (
                 "    total = rest.sum(axis=-1, keepdims=True)\n"

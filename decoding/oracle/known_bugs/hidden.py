@@ -1,6 +1,6 @@
 """Which of the target's hidden rows the drafter is given, and what one draft step hands to the next."""
 
-from decoding.oracle.mutants.mutant import Mutant, Seen
+from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
 BEFORE_THE_NORM = (
     Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/commit/a9d7a0482adebc4963f0d8e99451a2acb93bb0b5"),
@@ -23,7 +23,7 @@ MUTANTS = (
         what="Verify hands on the last layer's output, before the target's final norm.",
         seen_in=BEFORE_THE_NORM,
         fix="Give the drafter the rows that the logits are computed from, after the final norm.",
-        function="decoding.verify.verify",
+        function="decoding.stages.verify.verify",
         change={
             """
     hidden, cache = target(block, cache)
@@ -44,7 +44,7 @@ MUTANTS = (
         what="Prefill hands on the last layer's output, before the target's final norm: the first round's drafts suffer.",
         seen_in=BEFORE_THE_NORM,
         fix="Give the drafter the rows that the logits are computed from, after the final norm.",
-        function="decoding.prefill._read_chunk",
+        function="decoding.stages.prefill._read_chunk",
         change={
             "last, cache = target(tokens, cache, only": "taps = {}\n"
             "    tap = lambda name, value: taps.setdefault(name, value)\n"
@@ -62,7 +62,7 @@ MUTANTS = (
         what="The first round is given hidden row 0 of the prefill (the BOS token's) instead of the last one.",
         seen_in=ROW_ZERO,
         fix="The hidden row of the last prompt token: the one that the first new token was predicted from.",
-        function="decoding.prefill._read_chunk",
+        function="decoding.stages.prefill._read_chunk",
         change={"jnp.maximum(kept - 1, 0)": "jnp.zeros_like(kept)"},
     ),
     Mutant(
@@ -74,7 +74,7 @@ MUTANTS = (
         what="The first round pairs the newest token with that token's own hidden row instead of the row before it.",
         seen_in=(Seen("keras-hub", "https://github.com/keras-team/keras-hub/pull/2735"),),
         fix="The hidden row of the last prompt token: the one that the first new token was predicted from.",
-        function="decoding.speculative.round_of",
+        function="decoding.round.round_of",
         change={
             "    block = draft(": """\
     own, _ = target(state.token[:, None], state.cache)
@@ -92,7 +92,7 @@ MUTANTS = (
         what="Every round hands on hidden row 0 of its block, however many drafts were accepted.",
         seen_in=ROW_ZERO,
         fix=ROW,
-        function="decoding.speculative.round_of",
+        function="decoding.round.round_of",
         change={"hidden=row_at(verified.hidden, num_emitted - 1, state.hidden)": "hidden=verified.hidden[:, 0]"},
     ),
     Mutant(
@@ -104,7 +104,7 @@ MUTANTS = (
         what="Every round hands on the last hidden row of its block, that of a draft which may have been rejected.",
         seen_in=ROW_ZERO,
         fix=ROW,
-        function="decoding.speculative.round_of",
+        function="decoding.round.round_of",
         change={"hidden=row_at(verified.hidden, num_emitted - 1, state.hidden)": "hidden=verified.hidden[:, -1]"},
     ),
     Mutant(
@@ -116,7 +116,7 @@ MUTANTS = (
         what="The hidden row is the one after the last accepted draft's: it belongs to the first rejected one.",
         seen_in=ROW_ZERO,
         fix=ROW,
-        function="decoding.speculative.round_of",
+        function="decoding.round.round_of",
         change={
             "row_at(verified.hidden, num_emitted - 1,": "row_at(verified.hidden, "
             "jax.numpy.minimum(num_emitted, verified.hidden.shape[1] - 1),"
@@ -129,7 +129,7 @@ MUTANTS = (
         effect="fewer accepted drafts",
         what="Rounds keep the hidden row of the prefill.",
         fix=ROW,
-        function="decoding.speculative.round_of",
+        function="decoding.round.round_of",
         change={"hidden=row_at(verified.hidden, num_emitted - 1, state.hidden)": "hidden=state.hidden"},
     ),
     Mutant(
@@ -155,7 +155,7 @@ MUTANTS = (
         effect="fewer accepted drafts",
         what="Every draft step is given the target's hidden row; what the step before it returned is thrown away.",
         fix="Feed post_projection's row to the next draft step.",
-        function="decoding.draft.draft",
+        function="decoding.stages.draft.draft",
         change={"normed, hidden = step(": "normed, _ = step("},
     ),
 )

@@ -1,6 +1,6 @@
 """Layers that read another layer's K/V: from where, in which state, and at which position."""
 
-from decoding.oracle.mutants.mutant import Mutant, Seen
+from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
 MUTANTS = (
     Mutant(

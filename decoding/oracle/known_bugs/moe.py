@@ -1,6 +1,6 @@
 """The mixture of experts: what the router and the experts are given, and how their outputs are weighted."""
 
-from decoding.oracle.mutants.mutant import Mutant, Seen
+from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
 MAXTEXT = Seen("MaxText", "https://github.com/AI-Hypercomputer/maxtext/commit/014fc4985")
 SILU = (

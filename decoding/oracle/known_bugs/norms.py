@@ -1,6 +1,6 @@
 """Norms, the layer scalar, the soft cap, V of K = V layers, and the attention scale."""
 
-from decoding.oracle.mutants.mutant import Mutant, Seen
+from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
 MLX_247 = Seen("mlx-swift-lm", "https://github.com/ml-explore/mlx-swift-lm/commit/24092487")
 MEGATRON_SOFTCAP = Seen("Megatron-Bridge", "https://github.com/NVIDIA-NeMo/Megatron-Bridge/issues/4610")

@@ -1,6 +1,6 @@
 """Embedding scale, and the per-layer inputs of E2B and E4B."""
 
-from decoding.oracle.mutants.mutant import Mutant, Seen
+from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
 SCALE = "sqrt(hidden_size) rounded to the dtype of the table, and no other."
 

@@ -1,6 +1,6 @@
 """The sliding ring: order, coordinates, and what it has forgotten."""
 
-from decoding.oracle.mutants.mutant import Mutant, Seen
+from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
 MUTANTS = (
     Mutant(

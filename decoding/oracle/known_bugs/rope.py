@@ -1,6 +1,6 @@
 """Rotary positions: which pairs turn, how fast, and by which angle."""
 
-from decoding.oracle.mutants.mutant import Mutant, Seen
+from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
 MUTANTS = (
     Mutant(

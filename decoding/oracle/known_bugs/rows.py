@@ -1,6 +1,6 @@
 """Batches whose rows have come to different lengths."""
 
-from decoding.oracle.mutants.mutant import Mutant, Seen
+from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
 UNEVEN = (
     Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/issues/1144"),

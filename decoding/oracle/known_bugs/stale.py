@@ -1,6 +1,6 @@
 """Rejected drafts that stay in sight: of the drafter, or of the target."""
 
-from decoding.oracle.mutants.mutant import Mutant, Seen
+from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
 BY_LENGTH = "With n committed tokens the drafter sees positions below n; the newest token's K/V does not exist yet."
 # Releases 5.17 to 5.22.2, `generation/candidate_generator.py`.
@@ -19,7 +19,7 @@ MUTANTS = (
             Seen("vllm-ascend", "https://github.com/vllm-project/vllm-ascend/pull/14883"),
         ),
         fix="Subtract the rejected drafts before every draft step, on the constant-position path too.",
-        function="decoding.speculative.round_of",
+        function="decoding.round.round_of",
         change={
             "share_cache(state.cache, target.config)": "share_cache(state.cache, target.config)\n"
             "    rejected = options.draft_length - state.last.num_accepted\n"
@@ -112,7 +112,7 @@ MUTANTS = (
         shows_at="E2B/rounds/round0/length",
         what="Only the accepted drafts are kept, not the token that verify was given before them.",
         fix="Keep num_accepted + 1 tokens of the block.",
-        function="decoding.speculative.round_of",
+        function="decoding.round.round_of",
         change={"state.cache.length, num_emitted)": "state.cache.length, num_emitted - 1)"},
     ),
     Mutant(

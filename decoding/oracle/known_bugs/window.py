@@ -1,6 +1,6 @@
 """Windows off by one, and masks that look both ways."""
 
-from decoding.oracle.mutants.mutant import Mutant, Seen
+from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
 DRAFTER_WINDOW = (Seen("mlxcel", "https://github.com/lablup/mlxcel/pull/202"),)
 

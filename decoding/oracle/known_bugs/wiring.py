@@ -1,6 +1,6 @@
 """Which of the target's layers the drafter reads, and whether it is asked at all."""
 
-from decoding.oracle.mutants.mutant import Mutant, Seen
+from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
 MUTANTS = (
     Mutant(
@@ -54,7 +54,7 @@ MUTANTS = (
             Seen("llama.cpp", "https://github.com/ggml-org/llama.cpp/issues/24758"),
         ),
         fix="Let errors through, and count rounds in which nothing was drafted.",
-        function="decoding.draft._draw",
+        function="decoding.stages.draft._draw",
         change={
             "token = drafter.argmax(normed)": "token = jnp.zeros(normed.shape[0], jnp.int32)",
         },

@@ -1,0 +1,533 @@
+"""The command: what it prints, what it refuses, and how it ends."""
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+
+import decoding
+import drafter
+from decoding.cli.main import generate, main
+from decoding.cli.main.console import Origin
+from decoding.shipped_pair.corpus import train_tokenizer
+from tests.models import SENTENCES, TINY, drafter_config, random_drafter
+
+ROOT = Path(__file__).parents[2]
+PROMPT = "In the beginning"
+LENGTH, GAMMA = 12, 2  # of every text here, so that steps compile once
+
+
+load_pair = functools.cache(decoding.load_pair)  # directories do not change here
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    """The tests' process keeps its JAX settings, and reads each pair once."""
+    monkeypatch.setattr(main, "keep_compiled_code", lambda: None)
+    monkeypatch.setattr(generate, "load_pair", load_pair)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Nothing is measured."""
+    monkeypatch.setattr(generate.Job, "measure", lambda self: generate.Figures(None, stages={}))
+
+
+@pytest.fixture
+def run(pair_dir, capsys):
+    """generate, on the tiny pair unless other directories are given: (exit code, standard output, standard error)."""
+
+    def run(*arguments, target=pair_dir / "target", draft_model=pair_dir / "drafter"):
+        directories = [f"--{name}={path}" for name, path in (("target", target), ("drafter", draft_model)) if path]
+        sizes = [f"--max-new-tokens={LENGTH}", f"--draft-length={GAMMA}"]
+        code = main.main(["generate", *directories, *sizes, *arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def expected_text(pair_dir, **settings) -> tuple[list[int], str]:
+    target, draft, tokenizer = load_pair(str(pair_dir / "target"), str(pair_dir / "drafter"), "float32")
+    prompt = [target.config.bos_token_id, *tokenizer.encode(PROMPT, add_special_tokens=False).ids]
+    settings = {"draft_length": GAMMA, "eos_ids": target.config.eos_token_ids, **settings}
+    tokens = decoding.generate(target, draft, prompt, max_new_tokens=LENGTH, **settings).tokens[0].tolist()
+    return tokens, tokenizer.decode(tokens)
+
+
+# -- what it prints ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_streamed_text_is_the_decoded_text(run, pair_dir, sampled, quick, monkeypatch):
+    monkeypatch.setattr(Origin.OWN, "opening", "")
+    monkeypatch.setattr(Origin.OWN, "closing", "")
+    monkeypatch.setattr("decoding.cli.main.console._harmless", lambda text: text)
+    options, settings = [], {}
+    if sampled:
+        options = ["--temperature=1", "--top-k=50", "--top-p=0.9", "--seed=3"]
+        settings = {"sampling": decoding.Sampling(1.0, 50, 0.9), "key": jax.random.key(3)}
+    _, text = expected_text(pair_dir, **settings)
+    code, out, err = run(PROMPT, *options)
+    assert (code, err) == (0, "")
+    assert out.split("\n\n(marks")[0] == PROMPT + text
+
+
+def test_acceptance_by_block_reaches_the_loop(run, monkeypatch, quick):
+    seen = []
+    generate = lambda *args, **settings: seen.append(settings["acceptance"]) or decoding.generate(*args, **settings)
+    monkeypatch.setattr(generate, "generate", generate)
+    assert run(PROMPT, "--temperature=1", "--acceptance=block")[0] == 0
+    assert set(seen) == {"block"}
+
+
+def test_convention_reaches_the_drafter(run, monkeypatch, quick):
+    seen = []
+    generate = lambda *args, **settings: seen.append(args[1].config.convention) or decoding.generate(*args, **settings)
+    monkeypatch.setattr(generate, "generate", generate)
+    assert [run(PROMPT, *options)[0] for options in ([], ["--convention=vllm"])] == [0, 0]
+    assert seen == ["transformers", "vllm"]
+
+
+@pytest.mark.parametrize("command", ["generate", "bench", "oracle"])
+def test_float32_is_multiplied_in_float32(command, monkeypatch):
+    """On a CPU it always is; so only the setting can be looked at."""
+    seen = []
+
+    def look(*args):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return main.OK
+
+    for module in (main, main.bench, main.oracle):
+        monkeypatch.setattr(module, "run", look)
+    monkeypatch.setattr(main, "prepare", look)
+    monkeypatch.setattr(main.bench, "prepare", look)
+    before = jax.config.jax_default_matmul_precision
+    jax.config.update("jax_default_matmul_precision", None)
+    try:
+        main.main(["oracle", "mutants"] if command == "oracle" else [command])
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
+    assert set(seen) == {"highest"}
+
+
+def test_text_is_out_before_anything_is_measured(run, capsys, monkeypatch):
+    seen = []
+
+    def measure(self):
+        seen.append(capsys.readouterr().out)
+        return generate.Figures(None, stages={})
+
+    monkeypatch.setattr(generate.Job, "measure", measure)
+    code, out, _ = run(PROMPT)
+    assert code == 0 and "tokens per round" in out
+    assert seen[0].startswith(PROMPT + "[") and seen[0].endswith("\n") and "tokens per round" not in seen[0]
+
+
+def test_legend_and_table(run):
+    code, out, err = run(PROMPT, "--show-rejected")
+    assert (code, err) == (0, "")
+    assert "{" in out.split("\n\n(marks")[0], "a random drafter is mostly wrong"
+    assert "(marks: drafted and accepted, [the target's own], {drafted and rejected})\n" in out
+    for row in ("tokens per round", "accepted, by draft position", "ms for each stage", "speculative", "speed-up"):
+        assert f"\n{row}  " in out
+    assert "not measured" not in out and "\x1b" not in out
+
+
+def test_colours_on_a_terminal(run, quick, monkeypatch):
+    monkeypatch.setattr(generate, "use_color", lambda out: True)
+    _, out, _ = run(PROMPT)
+    assert out.startswith(f"\x1b[2m{PROMPT}\x1b[0m\x1b[1;35m") and "(colours: \x1b[32m" in out
+    _, out, _ = run(PROMPT, "--no-color")
+    assert out.startswith(f"{PROMPT}[") and "\x1b" not in out
+
+
+def test_json(run, pair_dir):
+    began = time.perf_counter()
+    code, out, err = run(PROMPT, "--json", "--show-rejected")
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    result = json.loads(out)
+    assert list(result) == ["tokens", "text", "stats", "timings"]
+    assert (result["tokens"], result["text"]) == expected_text(pair_dir)
+    stats = result["stats"]
+    assert stats["emitted"] == len(result["tokens"]) and stats["drafted"] == GAMMA * stats["rounds"]
+    assert len(stats["acceptance_per_position"]) == GAMMA
+    timings = result["timings"]
+    keys = ["first_token_seconds", "speculative", "autoregressive", "speed_up", "stage_seconds"]
+    assert list(timings) == keys and 0 < timings["first_token_seconds"] < time.perf_counter() - began
+    assert list(timings["stage_seconds"]) == ["draft", "verify", "accept", "rollback"]
+    for speed in (timings["speculative"], timings["autoregressive"]):
+        assert speed["tokens_per_second"] > 0 and speed["seconds_per_round"] > 0
+
+
+def test_baseline(run, pair_dir):
+    tokens, text = expected_text(pair_dir)
+    code, out, _ = run(PROMPT, "--baseline", "--json", draft_model=None)
+    result = json.loads(out)
+    assert code == 0 and (result["tokens"], result["text"]) == (tokens, text)
+    assert result["timings"]["speculative"] is result["timings"]["speed_up"] is None
+    code, out, _ = run(PROMPT, "--baseline")
+    assert code == 0 and f"\nautoregressive: {LENGTH} tokens, " in out and "(marks" not in out
+
+
+def test_prompt_ids_are_taken_as_they_are(run, pair_dir, quick):
+    target, draft, _ = load_pair(str(pair_dir / "target"), str(pair_dir / "drafter"), "float32")
+    settings = {"max_new_tokens": LENGTH, "draft_length": GAMMA, "eos_ids": target.config.eos_token_ids}
+    _, out, _ = run("--prompt-ids= 7,19 300", "--json")
+    assert json.loads(out)["tokens"] == decoding.generate(target, draft, [7, 19, 300], **settings).tokens[0].tolist()
+
+
+def test_a_users_turn(run, pair_dir, tmp_path, quick, monkeypatch):
+    tokenizer = train_tokenizer(SENTENCES, 300)
+    tokenizer.add_tokens(["<|turn>", "<turn|>", "<|think|>", "<|channel>", "<channel|>"])
+    target, prompts = shutil.copytree(pair_dir / "target", tmp_path / "target"), []
+    tokenizer.save(str(target / "tokenizer.json"))
+    generate = lambda *args, **settings: prompts.append(args[2]) or decoding.generate(*args, **settings)
+    monkeypatch.setattr(generate, "generate", generate)
+    for mode in ("plain", "empty-thought", "thinking"):
+        code, out, _ = run("Hello", f"--chat={mode}", target=target)
+        assert code == 0 and out.startswith("Hello[")
+    plain = "<bos><|turn>user\nHello<turn|>\n<|turn>model\n"
+    expected = [
+        plain,
+        plain + "<|channel>thought\n<channel|>",
+        plain.replace("<bos>", "<bos><|turn>system\n<|think|>\n<turn|>\n"),
+    ]
+    assert [tokenizer.decode(prompt, skip_special_tokens=False) for prompt in prompts] == expected
+
+
+def test_without_a_tokenizer(run, pair_dir, tmp_path, quick):
+    target = shutil.copytree(pair_dir / "target", tmp_path / "target")
+    (target / "tokenizer.json").unlink()
+    code, out, _ = run("--prompt-ids=2,7", "--json", target=target)
+    assert code == 0 and json.loads(out)["text"] is None
+    tokens = json.loads(out)["tokens"]
+    _, out, _ = run("--prompt-ids=2,7", "--baseline", target=target)
+    assert out.startswith(" ".join(map(str, [2, 7, *tokens])) + " \n")
+
+
+def test_text_ends_at_the_targets_eos(run, pair_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "time_stages", lambda *args: {})
+    tokens, _ = expected_text(pair_dir)
+    target = shutil.copytree(pair_dir / "target", tmp_path / "target")
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, "eos_token_id": [1, tokens[0]]}))
+    code, out, _ = run(PROMPT, "--json", target=target)
+    result = json.loads(out)
+    assert code == 0 and result["tokens"] == tokens[:1]
+    assert result["timings"]["speculative"] is result["timings"]["autoregressive"] is None
+    code, out, _ = run(PROMPT, target=target)
+    assert code == 0 and out.count("not measured: the text ended with its first token") == 2
+
+
+def test_a_terminal_is_told_what_takes_its_time(run, quick, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    code, out, err = run(PROMPT, "--json")
+    assert code == 0 and json.loads(out)
+    assert err == "compiling (a later start is quicker) ...\r\x1b[Kmeasuring ...\r\x1b[K"
+
+
+def test_notices_are_gone_before_text_comes(run, quick, monkeypatch):
+    events = []
+
+    @contextlib.contextmanager
+    def notice(what):
+        events.append(what.split()[0])
+        yield
+        events.append("gone")
+
+    monkeypatch.setattr(generate, "notice", notice)
+    monkeypatch.setattr(generate.Printer, "prompt", lambda *args: events.append("prompt"))
+    monkeypatch.setattr(generate.Printer, "end", lambda *args: events.append("end"))
+    run(PROMPT)
+    assert events == ["compiling", "gone", "prompt", "end", "measuring", "gone"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"]])
+def test_help(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main.main(arguments)
+    out = capsys.readouterr().out
+    assert exit.value.code == 0
+    assert 'gemma4-mtp generate "In the beginning"' in out and max(map(len, out.splitlines())) <= 120
+    if "generate" in arguments:
+        for part in ("--draft-length N", "(64)", "bold magenta", "[the target's own]", "130 interrupted"):
+            assert part in out
+
+
+# -- what it refuses ---------------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "unknown option": (["x", "--frobnicate"], "unrecognized arguments: --frobnicate; `gemma4-mtp --help`"),
+    "shortened option": (["x", "--max", "3"], "unrecognized arguments: --max 3; "),
+    "no prompt": ([], "expected a prompt, either TEXT or --prompt-ids, got neither"),
+    "two prompts": (["x", "--prompt-ids=2"], "expected a prompt, either TEXT or --prompt-ids, got both"),
+    "a turn of ids": (["--prompt-ids=2", "--chat=plain"], "--chat: expected TEXT, what a user says, got --prompt-ids"),
+    "a turn for no chat": (
+        ["x", "--chat=plain"],
+        "--chat: the tokenizer has no token <|turn>: expected that of a Gemma 4",
+    ),
+    "empty text": ([""], "the prompt is empty: expected a text of at least one character"),
+    "empty ids": (["--prompt-ids= , "], "--prompt-ids: the prompt is empty: expected at least one token id"),
+    "text for ids": (
+        ["--prompt-ids=2,x"],
+        "--prompt-ids: expected token ids separated by commas, such as 2,17,94, got '2,x'",
+    ),
+    "id too large": (["--prompt-ids=2,320"], "token id 320 is out of range: this model's vocabulary is 0..319"),
+    "id negative": (["--prompt-ids=-1"], "token id -1 is out of range: this model's vocabulary is 0..319"),
+    "id enormous": (["--prompt-ids=99999999999999999999"], "--prompt-ids: expected token ids separated by commas"),
+    "bytes that are no text": (["\udcff"], "TEXT: expected UTF-8, got bytes that are not"),
+    "past the context": (
+        ["--prompt-ids=2,7", "--max-new-tokens=127"],
+        "the prompt has 2 tokens, and 127 new ones go past this model's context of 128: shorten the prompt, or ask for "
+        "at most 126 new tokens",
+    ),
+    "no new tokens": (["x", "--max-new-tokens=0"], "max_new_tokens: expected at least 1, got 0"),
+    "nothing drafted": (["x", "--draft-length=0"], "draft_length: expected 1 to 32 tokens a round, got 0"),
+    "too much drafted": (["x", "--draft-length=33"], "draft_length: expected 1 to 32 tokens a round, got 33"),
+    "no number": (["x", "--draft-length=four"], "argument --draft-length: invalid int value: 'four'"),
+    "negative temperature": (
+        ["x", "--temperature=-0.5"],
+        "temperature: expected a number from 0 (greedy) up, got -0.5",
+    ),
+    "temperature nan": (
+        ["x", "--temperature=nan"],
+        "temperature: expected a number from 0 (greedy) up, got nan",
+    ),
+    "top_p 0": (["x", "--top-p=0"], "top_p: expected a share of probability from 1e-30 to 1, got 0"),
+    "top_p of less than float32": (
+        ["x", "--top-p=1e-40"],
+        "top_p: expected a share of probability from 1e-30 to 1, got 1e-40",
+    ),
+    "top_p above 1": (["x", "--top-p=1.5"], "top_p: expected a share of probability from 1e-30 to 1, got 1.5"),
+    "top_k negative": (["x", "--top-k=-1"], "top_k: expected a number of tokens, or 0 for all, got -1"),
+    "seed negative": (["x", "--seed=-1"], "--seed: expected a number in 0..4294967295, got -1"),
+    "seed past 32 bits": (["x", f"--seed={2**32}"], "--seed: expected a number in 0..4294967295, got 4294967296"),
+    "dtype": (["x", "--dtype=int8"], "argument --dtype: invalid choice: 'int8' (choose from "),
+}
+
+
+def assert_refused(result, message: str) -> None:
+    code, out, err = result
+    assert (code, out) == (2, "")
+    assert err.startswith("gemma4-mtp: error: ") and err.count("\n") == 1 and err.endswith("\n")
+    assert message in err
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_arguments(case, run):
+    arguments, message = REFUSED[case]
+    assert_refused(run(*arguments), message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND; "),
+        (["In the beginning"], "invalid choice: 'In the beginning'"),
+        (["generate", "x", "--target=DIR"], "--target needs --drafter: name both directories, or add --baseline"),
+        (["generate", "x", "--drafter=DIR"], "--drafter needs --target: name both directories, or neither"),
+        (["generate", "x", "--drafter=DIR", "--baseline"], "--drafter needs --target"),
+    ],
+)
+def test_bad_commands(arguments, message, capsys):
+    assert_refused((main.main(arguments), *capsys.readouterr()), message)
+
+
+def truncate(directory: Path) -> None:
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def lacking(directory: Path) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, directory / "model.safetensors")
+
+
+def other_architecture(directory: Path) -> None:
+    (directory / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 8}))
+
+
+def wrong_kinds(directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    nested = config.get("text_config", config)
+    nested["num_attention_heads"] = "four"
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def no_object(directory: Path) -> None:
+    (directory / "config.json").write_text("[1, 2]")
+
+
+DAMAGE = {
+    "no directory": (shutil.rmtree, "no such directory"),
+    "no configuration": (lambda directory: (directory / "config.json").unlink(), "config.json: missing"),
+    "no weights": (
+        lambda directory: (directory / "model.safetensors").unlink(),
+        "no weights; expected model.safetensors",
+    ),
+    "missing tensor": (lacking, "the tensors do not fit config.json; are both files of the same model? 1 missing: "),
+    "truncated weights": (truncate, "not a whole safetensors file"),
+    "other architecture": (other_architecture, "model_type: expected one of gemma4"),
+    "wrong kinds": (wrong_kinds, "num_attention_heads must be a whole number in 1..2147483646, got 'four'"),
+    "not an object": (no_object, "expected a JSON object, got a list"),
+}
+
+
+@pytest.mark.parametrize("half", ["target", "drafter"])
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damaged_directories(case, half, run, pair_dir, tmp_path):
+    damage, message = DAMAGE[case]
+    directory = shutil.copytree(pair_dir / half, tmp_path / half)
+    damage(directory)
+    result = run(PROMPT, **{half: directory})
+    assert_refused(result, message)
+    assert str(directory) in result[2]
+
+
+def test_pair_that_does_not_fit(run, tmp_path):
+    drafter.export_hf(random_drafter(drafter_config(TINY["12B"], clustered=False)), tmp_path / "drafter")
+    assert_refused(
+        run(PROMPT, draft_model=tmp_path / "drafter"), "drafter and target do not fit (vocab_size: drafter 64, "
+    )
+
+
+def test_directories_the_wrong_way_round(run, pair_dir):
+    swapped = run(PROMPT, target=pair_dir / "drafter", draft_model=pair_dir / "target")
+    assert_refused(swapped, "got 'gemma4_assistant'; this is not the configuration of a Gemma 4 target")
+
+
+def test_text_without_a_tokenizer(run, pair_dir, tmp_path):
+    target = shutil.copytree(pair_dir / "target", tmp_path / "target")
+    (target / "tokenizer.json").unlink()
+    assert_refused(run(PROMPT, target=target), "no tokenizer.json, so TEXT cannot be read; give --prompt-ids")
+
+
+@pytest.mark.parametrize("command", ["generate", "bench", "oracle"])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Backend 'bogus'\nis not known"), AssertionError()], ids=lambda error: type(error).__name__
+)
+def test_no_device(command, error, capsys, monkeypatch):
+    """JAX 0.10.2 raises the first for a name that it does not know, the second for cuda without its plugin."""
+
+    def devices():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "bogus")
+    reason = " (Backend 'bogus' is not known)" * bool(str(error))
+    result = (main.main(["oracle", "mutants"] if command == "oracle" else [command]), *capsys.readouterr())
+    assert_refused(result, f"JAX_PLATFORMS=bogus: JAX finds no such device here{reason}; unset it, or set it to cpu")
+
+
+# -- how it ends -------------------------------------------------------------------------------------------------------
+
+
+def test_interrupt_is_quiet(run, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "prepare", interrupt)
+    assert run(PROMPT) == (130, "", "")
+
+
+def test_bug_keeps_its_traceback(run, monkeypatch):
+    def bug(*args):
+        raise ValueError("not a mistake of the user's")
+
+    monkeypatch.setattr(main, "run", bug)
+    with pytest.raises(ValueError, match="not a mistake"):
+        run(PROMPT)
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_closed_stream(name, run, quick, monkeypatch):
+    """`>&-` and `2>&-`: what would stand there is lost, and nothing else changes."""
+    monkeypatch.setattr(sys, name, None)
+    code, out, err = run(PROMPT)
+    getattr(sys, name).close()
+    assert (code, err) == (0, "") and bool(out) == (name == "stderr")
+
+
+@pytest.mark.parametrize("arguments", [[PROMPT], [PROMPT, "--json"], ["--help"]], ids=["text", "json", "help"])
+def test_full_disk(arguments, run, quick, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert_refused(
+            run(*arguments), "standard output (or a file that was being written): no space left on the device; "
+        )
+
+
+def test_standard_error_is_full(run, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert run("x", "--draft-length=0") == (2, "", "")
+
+
+def start(pair_dir, cache: Path, *arguments, platforms: str = "cpu", **settings) -> subprocess.Popen:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": platforms}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    command = [sys.executable, "-m", *arguments, "--target", pair_dir / "target", "--drafter", pair_dir / "drafter"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # A run of the tests in the background hands on an ignored SIGINT, and the command respects that.
+    settings = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **settings}
+    return subprocess.Popen(command, env=environment, **pipes, **settings)
+
+
+@pytest.mark.slow
+def test_real_processes(pair_dir, tmp_path):
+    arguments = ("generate", PROMPT, f"--max-new-tokens={LENGTH}", "--baseline")
+    (tmp_path / "a file").touch()
+    for module, cache in (("decoding", tmp_path / "cache"), ("gemma4", tmp_path / "a file")):
+        out, err = start(pair_dir, cache, module, *arguments).communicate(timeout=120)
+        assert (out[: len(PROMPT)], err) == (PROMPT.encode(), b""), "a cache directory that cannot be made is no error"
+    assert any((tmp_path / "cache" / "gemma4-mtp").iterdir()), "compiled code is kept"
+
+    interrupted = start(pair_dir, tmp_path / "cache", "gemma4", *arguments)
+    assert interrupted.stdout.read(1) == PROMPT[:1].encode()
+    interrupted.send_signal(signal.SIGINT)
+    assert interrupted.communicate(timeout=120)[1] == b"" and interrupted.returncode == 130
+
+    no_device = start(pair_dir, tmp_path / "cache", "gemma4", *arguments, platforms="bogus")
+    out, err = no_device.communicate(timeout=120)
+    assert_refused(
+        (no_device.returncode, out.decode(), err.decode()), "JAX_PLATFORMS=bogus: JAX finds no such device here ("
+    )
+
+    reader_gone = start(pair_dir, tmp_path / "cache", "decoding", *arguments)
+    reader_gone.stdout.close()
+    assert reader_gone.stderr.read() == b"" and reader_gone.wait(timeout=120) == 141
+    reader_gone.stderr.close()
+
+
+def prepared(pair_dir, *arguments, target=None) -> generate.Job:
+    directories = [f"--target={target or pair_dir / 'target'}", f"--drafter={pair_dir / 'drafter'}"]
+    return generate.prepare(main.make_parser().parse_args(["generate", PROMPT, *directories, *arguments]))
+
+
+@pytest.mark.parametrize("how", [[], ["--baseline"]], ids=["speculative", "baseline"])
+def test_dtype_reaches_the_models(pair_dir, how):
+    ready = prepared(pair_dir, "--dtype=bfloat16", *how)
+    assert {model.embed_tokens.weight.dtype.name for model in (ready.target, ready.draft_model) if model} == {
+        "bfloat16"
+    }
+
+
+def test_a_tokenizer_that_would_add_a_second_bos(pair_dir, tmp_path):
+    target = shutil.copytree(pair_dir / "target", tmp_path / "target")
+    tokenizer = Tokenizer.from_file(str(target / "tokenizer.json"))
+    tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    tokenizer.save(str(target / "tokenizer.json"))
+    assert prepared(pair_dir, target=target).prompt == prepared(pair_dir).prompt

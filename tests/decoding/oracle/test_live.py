@@ -1,0 +1,300 @@
+"""Live checks: our own adapter agrees, wrong engines are shown where they are wrong, unfit adapters are refused."""
+
+import functools
+import re
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gemma4
+from decoding.cli.main import main
+from decoding.oracle import golden, live
+from decoding.oracle.adapters import ours
+from decoding.oracle.compare import Report, Status
+from decoding.oracle.engine import FUNCTIONS, DraftBlock, Engine, OracleError
+from decoding.oracle.known_bugs import MUTANTS
+from decoding.oracle.law_check import SETTINGS, TOLERANCE, distances
+from tests.oracle.conftest import CASE, STAGES
+
+QUICK = ("forward", "draft", "emit")
+
+
+@pytest.fixture(scope="module")
+def dump(dump_dir) -> golden.Dump:
+    return golden.read_dump(dump_dir)
+
+
+@pytest.fixture
+def check(dump, monkeypatch):
+    """The report on an adapter whose engine is of `kind`; or whose `load` is `kind`."""
+
+    def check(kind=ours.Ours, stages=QUICK, dump=dump, **settings) -> Report:
+        module = types.ModuleType("an_adapter")
+        module.load = lambda *args: from_ours(kind, ours.load(*args)) if isinstance(kind, type) else kind(*args)
+        monkeypatch.setitem(sys.modules, "an_adapter", module)
+        monkeypatch.setattr(live, "distances", lambda engine: {})
+        return live.check_adapter(dump, "an_adapter:load", stages=stages, **settings)
+
+    return check
+
+
+def from_ours(kind: type[ours.Ours], engine: ours.Ours) -> ours.Ours:
+    return kind(engine.target, engine.draft_model)
+
+
+def differing(report: Report) -> list[str]:
+    return [result.name for result in report.results if result.status is Status.DIFFERS]
+
+
+def test_ours_offers_everything():
+    assert vars(ours.Ours).keys() >= set(FUNCTIONS) and issubclass(ours.Ours, Engine)
+
+
+def test_ours_agrees(dump):
+    seen = []
+    report = live.check_adapter(dump, "decoding.oracle.adapters.ours:load", on_stage=seen.append)
+    assert report.agrees and not report.notes
+    assert seen == [*(f"{CASE}/{stage}" for stage in STAGES), *live.LAWS.values()]
+    assert {result.name for result in report.results if result.case == "acceptance"} == {
+        f"{law}/{setting}" for law in live.LAWS.values() for setting in SETTINGS
+    }
+    worst = max(result.units for result in report.results if result.units is not None)
+    assert worst <= 0.5, "the law is off by the grid alone, all else by nothing"
+
+
+# -- wrong engines: the stage that is wrong is shown, and no other -------------------------------------------------------
+
+
+class DoubleHidden(ours.Ours):
+    def draft_step(self, shared, token, hidden):
+        return super().draft_step(shared, token, 2 * hidden)
+
+
+class ToldSoftmax(ours.Ours):
+    def draft(self, *args):
+        block = super().draft(*args)
+        return DraftBlock(block.tokens, np.full_like(block.told, 1 / block.told.shape[-1]))
+
+
+class LateEnd(ours.Ours):
+    def emitted(self, tokens, num_tokens, room, eos_ids):
+        return super().emitted(tokens, num_tokens, room, ())
+
+
+class NoCap(ours.Ours):
+    def forward(self, tokens):
+        out = super().forward(tokens)
+        return out | {"logits": np.arctanh(out["logits"] / 30) * 30}
+
+
+@pytest.mark.parametrize(
+    "kind, first, stages",
+    [
+        (DoubleHidden, "draft/step0/pre_projection", {"draft"}),
+        (ToldSoftmax, "draft/block/told", {"draft"}),
+        (LateEnd, "emit/num_emitted", {"emit"}),
+        (NoCap, "forward/logits", {"forward"}),
+    ],
+)
+def test_a_wrong_engine_is_shown_where_it_is_wrong(check, kind, first, stages):
+    report = check(kind)
+    assert not report.agrees and {name.split("/")[1] for name in differing(report)} == stages
+    assert report.first_divergence(CASE).name == f"{CASE}/{first}"
+
+
+def test_the_law_of_an_engine_that_tells_another_law_than_it_draws_from(dump):
+    """Greedy drafts told as softmax of their logits, as in transformers 5.22.2 and KerasHub 0.32: sampled text is biased."""
+
+    class Greedy(ours.Ours):
+        def draft_laws(self, logits, settings):
+            certain = np.eye(logits.shape[-1], dtype=np.float32)[logits.argmax(axis=-1)]
+            return certain, self.law(logits, settings._replace(temperature=settings.temperature or 1.0))
+
+    engine = ours.load(dump.directory / CASE / "target", dump.directory / CASE / "drafter", "transformers")
+    found = distances(Greedy(engine.target, engine.draft_model), drafters=("unrelated",))
+    assert found["plain"] > 0.01 and found["greedy drafts"] > 0.01
+    assert found["both greedy"] <= TOLERANCE, "greedy text does not depend on it"
+
+
+def test_the_law_of_an_engine_that_judges_one_by_one_and_says_by_block(dump):
+    class OneByOne(ours.Ours):
+        def accept_block(self, *args):
+            return self.accept(*args)
+
+    engine = ours.load(dump.directory / CASE / "target", dump.directory / CASE / "drafter", "transformers")
+    assert (
+        distances(OneByOne(engine.target, engine.draft_model), by_block=True, drafters=("unrelated",))["plain"] > 0.01
+    )
+    with MUTANTS["block-residual-without-the-weight"].apply():  # one rule's acceptance with the other's residual
+        assert distances(from_ours(ours.Ours, engine), by_block=True, drafters=("close",))["plain"] > 1000 * TOLERANCE
+
+
+# -- what an adapter may leave out ---------------------------------------------------------------------------------------
+
+
+class NoEmission(ours.Ours):
+    def emitted(self, *args):
+        raise NotImplementedError("the loop is elsewhere")
+
+
+def test_a_function_that_is_not_offered_counts_as_missing_unless_it_was_not_asked_for(check):
+    report = check(NoEmission)
+    assert report.notes == (f"{CASE}/emit: not offered (the loop is elsewhere)",)
+    assert not report.agrees and [r.name for r in report.results if r.status is Status.MISSING] == [
+        f"{CASE}/emit/num_emitted",
+        f"{CASE}/emit/done",
+    ]
+    assert check(NoEmission, stages=("forward",)).agrees
+
+
+def test_the_adapter_on_the_page(dump, monkeypatch):
+    """Its one function is checked; the others count as not offered, and nothing else is missing."""
+    page = (Path(__file__).parents[2] / "tutorials" / "oracle_format.md").read_text(encoding="utf-8")
+    (source,) = re.findall("```python\n(.*?)```", page, re.DOTALL)
+    my_engine = types.SimpleNamespace(load=lambda directory: functools.partial(both_outputs, gemma4.load(directory)))
+    module = types.ModuleType("mine")
+    module.my_engine = my_engine
+    exec(source, vars(module))
+    monkeypatch.setitem(sys.modules, "mine", module)
+    report = live.check_adapter(dump, "mine:load", stages=("forward",))
+    assert report.agrees and not report.notes
+    assert [r.name for r in report.results if r.status is Status.AGREES] == [
+        f"{CASE}/forward/hidden",
+        f"{CASE}/forward/logits",
+    ]
+    report = live.check_adapter(dump, "mine:load", stages=("forward", "rope", "emit"))
+    assert report.notes == (f"{CASE}/rope: not offered", f"{CASE}/emit: not offered") and not report.agrees
+
+
+def both_outputs(target, tokens):
+    out = gemma4.forward(target, tokens)
+    return np.asarray(out.logits), np.asarray(out.hidden)
+
+
+def test_a_convention_that_is_refused_is_noted(check):
+    def load(*args):
+        raise NotImplementedError("another convention")
+
+    with pytest.raises(OracleError, match="offers nothing.*another convention"):
+        check(load)
+
+
+class NoAcceptance(ours.Ours):
+    def accept(self, *args):
+        raise NotImplementedError("acceptance is elsewhere")
+
+
+def test_the_law_of_an_engine_that_offers_no_acceptance_is_noted(dump, monkeypatch):
+    module = types.ModuleType("an_adapter")
+    module.load = lambda *args: from_ours(NoAcceptance, ours.load(*args))
+    monkeypatch.setitem(sys.modules, "an_adapter", module)
+    report = live.check_adapter(dump, "an_adapter:load", stages=("accept", "emit"))
+    assert report.notes == tuple(
+        f"{what}: not offered (acceptance is elsewhere)" for what in (f"{CASE}/accept", live.LAWS["accept"])
+    )
+
+
+class OtherName(ours.Ours):
+    def forward(self, tokens):
+        taps = super().forward(tokens)
+        return {"logitz": taps["logits"], "hidden": taps["hidden"]}
+
+
+def test_a_tap_that_the_dump_does_not_have_is_noted(check):
+    report = check(OtherName, stages=("forward",))
+    assert report.notes == (f"{CASE}/forward: not compared, for the dump does not have it: logitz",)
+    assert [r.name for r in report.results if r.status is Status.MISSING] == [f"{CASE}/forward/logits"]
+
+
+class ExtraRound(ours.Ours):
+    def rounds(self, prompts, *args):
+        of_rows = lambda *shape: np.zeros((len(prompts), *shape), np.int32)
+        sizes = {"own_drafts": (4,), "tokens": (5,), "num_emitted": (), "hidden": (24,), "length": ()}
+        return [{name: of_rows(*size) for name, size in sizes.items()}] * 2
+
+
+def test_a_round_too_many_is_an_error(check, dump):
+    entry = dump.entries[f"{CASE}/emit/done"]._replace(name=f"{CASE}/rounds/round0/length")
+    with pytest.raises(OracleError, match="no tensor 12B/rounds/.*nearest: 12B/rounds/round0/length"):
+        check(ExtraRound, dump=dump._replace(entries={entry.name: entry}), stages=("rounds",))
+
+
+class AllTaps(ours.Ours):
+    def verify(self, cache, token, drafts):
+        before = cache.cache.length
+        taps, after = self._extend(cache.cache, np.concatenate([token[:, None], drafts], axis=1))
+        return taps, ours.Written(after, before)
+
+
+def test_verify_may_show_every_tap(check, tmp_path):
+    golden.dump(tmp_path / "dump", [CASE], ["verify"])
+    report = check(AllTaps, dump=golden.read_dump(tmp_path / "dump"), stages=("verify",))
+    assert report.agrees and not report.notes and len(report.results) == 2
+
+
+# -- unfit adapters: one error -------------------------------------------------------------------------------------------
+
+
+class Raises(ours.Ours):
+    def forward(self, tokens):
+        raise KeyError("lm_head")
+
+
+class WrongShape(ours.Ours):
+    def forward(self, tokens):
+        return {"logits": super().forward(tokens)["logits"][0], "hidden": super().forward(tokens)["hidden"]}
+
+
+class NotANumber(ours.Ours):
+    def forward(self, tokens):
+        return {name: value * np.float32(np.nan) for name, value in super().forward(tokens).items()}
+
+
+class Leaves(ours.Ours):
+    def forward(self, tokens):
+        sys.exit(0)
+
+
+def lacks_two(*args):
+    engine = types.SimpleNamespace(**{name: None for name in FUNCTIONS})
+    for name in set(FUNCTIONS) - {"share", "accept"}:
+        setattr(engine, name, lambda *args: None)
+    return engine
+
+
+def cannot_open(*args):
+    raise gemma4.CheckpointError("no weights here")
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        (Raises, r"12B, stage forward failed at .*test_live.py:\d+ \(KeyError: 'lm_head'\)"),
+        (WrongShape, r"12B/forward/logits has shape \[19, 64\], expected \[4, 19, 64\]"),
+        (NotANumber, "is NaN at"),
+        (Leaves, r"12B, stage forward failed at .*test_live.py:\d+ \(SystemExit: 0\)"),
+        (lacks_two, "lacks share, accept"),
+        (cannot_open, "load failed at .*no weights here"),
+    ],
+)
+def test_an_unfit_adapter_is_refused(check, kind, message):
+    with pytest.raises(OracleError, match=message):
+        check(kind)
+
+
+def test_the_command_runs_an_adapter_from_the_working_directory(dump_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(main, "keep_compiled_code", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    source = "from decoding.oracle.adapters.ours import load\ndef broken(*args): raise OSError('disk')\n"
+    (tmp_path / "leaves_for_the_oracle.py").write_text("raise SystemExit(0)\n")
+    (tmp_path / "mine_for_the_oracle.py").write_text(source)
+    arguments = ["oracle", "check", str(dump_dir), "--stage", "rope", "--stage", "emit", "--adapter"]
+    assert main.main([*arguments, "mine_for_the_oracle:load"]) == 0
+    assert "agrees: " in capsys.readouterr().out
+    assert main.main([*arguments, "mine_for_the_oracle:broken"]) == 2
+    assert "disk" in capsys.readouterr().err
+    assert main.main([*arguments, "leaves_for_the_oracle:load"]) == 2
+    assert "cannot import leaves_for_the_oracle (SystemExit: 0)" in capsys.readouterr().err
