@@ -125,9 +125,9 @@ def generate_autoregressive(
 
 def collect(rounds: Iterator[Round], on_round: OnRound | None = None) -> Generation:
     """What all rounds emitted, row by row, and the counts of what happened."""
-    stats, rows = Stats(), None
-    for last in rounds:
-        if rows is None:
+    stats, rows = Stats(), []
+    for number, last in enumerate(rounds):
+        if number == 0:
             rows = [[] for _ in last.num_emitted]
             stats.add_prefill(last)
         else:

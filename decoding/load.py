@@ -76,6 +76,6 @@ def _read_tokenizer(file: Path, config: gemma4.Config) -> Tokenizer | None:
         raise CheckpointError(
             f"{file}: has {size} tokens, but the target {config.vocab_size}; use the tokenizer made for this target"
         )
-    tokenizer.no_truncation()  # a file may ask for either, and then prompts would be cut or padded
+    tokenizer.no_truncation()  # a file may ask for either, and then prompts would be truncated or padded
     tokenizer.no_padding()
     return tokenizer

@@ -2,6 +2,8 @@
 
 import dataclasses
 import operator
+from collections.abc import Sequence
+from typing import Any
 
 from decoding.sampling import REFERENCE, Kernels, Sampling
 
@@ -26,7 +28,7 @@ class Options:
     draft_length: int = 4
     sampling: Sampling = Sampling()
     draft_sampling: Sampling | None = None
-    eos_ids: tuple[int, ...] = ()
+    eos_ids: Sequence[int] = ()  # kept as a tuple
     acceptance: str = "token"
     kernels: Kernels = REFERENCE
 
@@ -46,7 +48,7 @@ class Options:
             )
 
 
-def whole_number(name: str, value: object, least: int | None = None) -> int:
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
     """Errors: ValueError unless `value` is a whole number, of at least `least` if that is given."""
     try:
         number = operator.index(value)
@@ -57,7 +59,7 @@ def whole_number(name: str, value: object, least: int | None = None) -> int:
     return number
 
 
-def _token_ids(name: str, value: object) -> tuple[int, ...]:
+def _token_ids(name: str, value: Any) -> tuple[int, ...]:
     try:
         ids = tuple(map(operator.index, value))
     except TypeError:

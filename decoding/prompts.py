@@ -1,6 +1,7 @@
 """Prompts as users give them: one or several, of different lengths, checked before anything runs."""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from gemma4.model import check_tokens
 Prompts = Sequence[int] | Sequence[Sequence[int]]
 
 
-def validate_key(key: object) -> PRNGKeyArray:
+def validate_key(key: Any) -> PRNGKeyArray:
     """The key itself; key 0 for None.  Errors: ValueError for anything else."""
     if key is None:
         return jax.random.key(0)
@@ -47,17 +48,17 @@ def validate_prompts(config: Config, prompt_tokens: object, max_new_tokens: int)
     return [row.tolist() for row in rows]
 
 
-def _rows(prompt_tokens: object) -> tuple[list[np.ndarray], bool]:
+def _rows(prompt_tokens: Any) -> tuple[list[np.ndarray], bool]:
     """1-D arrays of whatever was given, and whether it was a batch."""
     try:
         if isinstance(prompt_tokens, (str, bytes, Set, Mapping)) or not isinstance(prompt_tokens, Iterable):
             raise ValueError
-        items = prompt_tokens if hasattr(prompt_tokens, "shape") else list(prompt_tokens)
+        items: Any = prompt_tokens if hasattr(prompt_tokens, "shape") else list(prompt_tokens)
         is_batch = len(items) > 0 and all(np.ndim(item) == 1 for item in items)
         rows = [np.asarray(row) for row in (items if is_batch else [items])]
         if any(row.ndim != 1 for row in rows):
             raise ValueError
-    except (TypeError, ValueError):  # NumPy's, too, where rows are no rows
+    except (TypeError, ValueError):  # NumPy's, too, for ragged or nested input
         raise ValueError(
             "prompt_tokens: expected the token ids of a prompt, such as [2, 17, 94], or a list of such prompts, got "
             f"{prompt_tokens!r:.80}"

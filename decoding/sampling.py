@@ -104,10 +104,10 @@ def token_probs(
 ) -> Float[Array, "*batch v"]:
     """The distribution that a token is drawn from, float32, summing to 1.
 
-    Greedy puts everything on the argmax (the lowest id among equals).  Tokens cut by top-k or top-p, and those whose logit
+    Greedy puts everything on the argmax (the lowest id among equals).  Tokens outside top-k or top-p, and those whose logit
     is -inf, have probability exactly 0; the rest is renormalised.
-    Source: the cuts of transformers 5.22.2's logits warpers (ties at the top-k cut are all kept).  Their order is
-    temperature, top-k, top-p; the first two commute.
+    Source: transformers 5.22.2's logits warpers (logits equal to the k-th highest are all kept).  Their order is temperature,
+    top-k, top-p; the first two commute.
     """
     if sampling.is_greedy:
         return jax.nn.one_hot(kernels.argmax(logits), logits.shape[-1], dtype=jnp.float32)

@@ -19,7 +19,7 @@ class Stats:
     drafted: int = 0  # tokens proposed
     accepted: int = 0  # of them emitted
     emitted: int = 0  # tokens of text in all, the prefill's token included
-    prompts: int = 0  # rows; each got its first token from the prefill, outside any round
+    prompts: int = 0  # rows; the first token of each comes from the prefill, outside any round
     reached: list[int] = dataclasses.field(default_factory=list)  # per draft position: rounds in which it was accepted
 
     def add_prefill(self, last: Round) -> None:
@@ -39,12 +39,12 @@ class Stats:
 
     @property
     def tokens_per_round(self) -> float:
-        """Tokens that one verify step yields, the target's own counted in: 1 .. gamma + 1."""
+        """Tokens that one verify step yields, the target's own included: 1 .. gamma + 1."""
         return (self.emitted - self.prompts) / self.rounds if self.rounds else 0.0
 
     @property
     def acceptance_per_position(self) -> list[float]:
-        """Share of rounds in which draft 1, 2, .. gamma was accepted (which needs all before it accepted)."""
+        """Acceptance rate of draft 1, 2, .. gamma: the share of rounds in which it and all drafts before it were accepted."""
         return [count / self.rounds for count in self.reached] if self.rounds else []
 
     def as_dict(self) -> dict:

@@ -20,9 +20,9 @@ from gemma4.checkpoints import orbax, safetensors
 from gemma4.checkpoints.directories import CheckpointError, new_directory, read_config, write_config
 from gemma4.checkpoints.params import check_model, float_dtype, shape_only
 
-TIED = "lm_head.weight"  # the embedding table again, in files that hold it at all
-OUTSIDE = ("pre_projection", "post_projection", "masked_embedding")  # in a file, all else lies under `model.`
-# What `generate` of transformers reads beside an assistant: how many tokens to draft, and never to change that number.
+HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"  # in a file that has both, they are equal
+OUTSIDE = ("pre_projection", "post_projection", "masked_embedding")  # without the prefix `model.` in a file
+# transformers' `generate` reads these beside an assistant: how many tokens to draft, and that the number is constant.
 GENERATION_CONFIG = {"num_assistant_tokens": 4, "num_assistant_tokens_schedule": "constant", "is_assistant": True}
 
 
@@ -50,7 +50,9 @@ def load(
     if (directory / orbax.FOLDER).is_dir():
         draft_model = orbax.load_orbax(blank, directory / orbax.FOLDER, mesh)
     else:
-        tensors = {key: tensor for key, tensor in safetensors.read_tensors(directory).items() if key != TIED}
+        tensors = safetensors.read_tensors(directory)
+        if (head := tensors.pop(HEAD, None)) is not None:
+            safetensors.check_tied(head, tensors.get(TABLE))
         draft_model = safetensors.load_weights(blank, tensors, directory, mesh, rename=hf_name)
     if config.use_ordered_embeddings:
         _check_ordering(np.asarray(draft_model.masked_embedding.token_ordering[...]), directory)
@@ -89,7 +91,7 @@ def hf_name(name: str) -> str:
 
 
 def _check_ordering(ordering: np.ndarray, source: Path) -> None:
-    """Errors: CheckpointError unless each token is in exactly one place; else some could never be drafted, silently."""
+    """Errors: CheckpointError unless each token is in exactly one cluster; otherwise some could never be drafted."""
     counts = np.bincount(ordering[(ordering >= 0) & (ordering < ordering.size)], minlength=ordering.size)
     if (wrong := np.flatnonzero(counts != 1)).size:
         raise CheckpointError(

@@ -87,9 +87,9 @@ def best_candidate(
 def cluster_vocabulary(table: Float[np.ndarray, "v d"], num_centroids: int, *, sweeps: int = 10) -> Clusters:
     """Group the rows of an embedding table into `num_centroids` clusters of exactly v / num_centroids tokens.
 
-    Balanced k-means.  Start: split the vocabulary in two along its principal direction, and each part again, in proportion to the
-    clusters it will hold.  Then iterate: centroids are the means of their tokens; tokens with the most to lose choose their
-    nearest centroid first, and a full cluster sends the rest to their next choice.  Deterministic.
+    Balanced k-means.  Start: split the vocabulary in two along its principal direction, and each part again, in proportion to
+    the clusters it will hold.  Then iterate: centroids are the means of their tokens; tokens with the most to lose choose
+    their nearest centroid first, and a full cluster sends the rest to their next choice.  Deterministic.
     sweeps: maximum number of k-means iterations, counting the initial assignment.
     Errors: ValueError unless num_centroids divides the number of rows.
     """
@@ -112,7 +112,8 @@ def cluster_vocabulary(table: Float[np.ndarray, "v d"], num_centroids: int, *, s
     return Clusters(jnp.asarray(_means(table, best, num_centroids)), jnp.asarray(ordering, jnp.int32))
 
 
-def _bisect(table, tokens, clusters, assignment):
+def _bisect(table: np.ndarray, tokens: np.ndarray, clusters: range, assignment: np.ndarray) -> None:
+    """Write the clusters of `tokens` into `assignment`."""
     if len(clusters) == 1:
         assignment[tokens] = clusters[0]
         return
@@ -125,13 +126,13 @@ def _bisect(table, tokens, clusters, assignment):
     _bisect(table, order[cut:], clusters[half:], assignment)
 
 
-def _means(table, assignment, num_centroids):
+def _means(table: np.ndarray, assignment: np.ndarray, num_centroids: int) -> np.ndarray:
     sums = np.zeros((num_centroids, table.shape[1]), np.float32)
     np.add.at(sums, assignment, table)
     return sums * (num_centroids / len(table))
 
 
-def _assign(table, centroids):
+def _assign(table: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """Assign tokens so that every cluster is exactly full.
 
     Unassigned tokens choose their nearest open cluster, round by round, and each cluster keeps those with the most to lose.

@@ -11,7 +11,7 @@ TRANSFORMERS = "transformers"
 VLLM = "vllm"
 CONVENTIONS = (TRANSFORMERS, VLLM)
 
-# What a text model may have and no drafter has: engines part there (the soft cap: transformers leaves it out, vLLM does not).
+# What no released drafter has.  Engines differ there: with a soft cap, transformers would leave it out and vLLM would not.
 NOT_IN_A_DRAFTER = {
     "hidden_size_per_layer_input": 0,
     "use_double_wide_mlp": False,
@@ -25,8 +25,8 @@ class Config:
     """`text` describes the drafter's own layers: all of them share K/V, so they own none and read the target's.
 
     convention: with n tokens in the target's cache and the token to continue from at index n,
-        "transformers" (5.22.2, also KerasHub and mlx-swift-lm) stands at position n and sees the last window + 1 rows in
-        sliding layers; "vllm" (also SGLang, Ollama, tpu-inference) stands at n - 1 and sees the last window rows.
+        "transformers" (5.22.2, also KerasHub and mlx-swift-lm) drafts at position n and sees the last window + 1 positions in
+        sliding layers; "vllm" (also SGLang, Ollama, tpu-inference) drafts at n - 1 and sees the last window positions.
         Google's documentation does not say which one the released drafters were trained with.
     """
 
@@ -50,16 +50,16 @@ class Config:
                 raise ValueError(f"{name}: expected {expected} as in every released drafter, got {value}")
         if self.use_ordered_embeddings and self.text.vocab_size % self.num_centroids:
             raise ValueError(
-                f"{self.text.vocab_size} tokens do not divide into {self.num_centroids} clusters of one size"
+                f"num_centroids: expected a divisor of the {self.text.vocab_size} tokens, got {self.num_centroids}"
             )
         if self.use_ordered_embeddings and not 0 < self.centroid_intermediate_top_k <= self.num_centroids:
             raise ValueError(
-                f"centroid_intermediate_top_k must lie in 1..{self.num_centroids}, got {self.centroid_intermediate_top_k}"
+                f"centroid_intermediate_top_k: expected 1 to {self.num_centroids}, got {self.centroid_intermediate_top_k}"
             )
 
     def check_fits(self, target: gemma4_config.Config) -> None:
         """Errors: ValueError that names what differs, unless this drafter can read `target`'s cache and embeddings."""
-        pairs = {
+        pairs: dict[str, tuple[object, object]] = {
             "backbone_hidden_size / hidden_size": (self.backbone_hidden_size, target.hidden_size),
             "vocab_size": (self.text.vocab_size, target.vocab_size),
             "sliding_window": (self.text.sliding_window, target.sliding_window),

@@ -1,7 +1,7 @@
 """The same numbers sooner: the drafter's head as a CPU reads it fastest.  Nothing here is needed to understand the drafter.
 
-`for_backend(draft_model)` gives a drafter its twins, as `gemma4.fast` gives a target its own; `tests/fast` holds them against the
-reference.
+`for_backend(draft_model)` gives a drafter its twins, as `gemma4.fast` gives a target its own; `tests/fast` holds them against
+the reference.
 """
 
 import jax
@@ -38,14 +38,15 @@ class FastDrafter(Drafter):
         return super().argmax(normed) if self.config.use_ordered_embeddings else argmax(self.dense_logits(normed))
 
     def _candidates(self, normed: Float[Array, "b d"]) -> tuple[Int[Array, "b c"], Float[Array, "b c"]]:
+        assert self.blocks is not None
         return candidates_in_blocks(normed, self.blocks[...], *self.masked_embedding.clusters())
 
 
 def for_backend(draft_model: Drafter, backend: str | None = None) -> Drafter:
-    """The same drafter with the twins that suit `backend` (that on which JAX runs, unless given).  As `gemma4.fast.for_backend`.
+    """The same drafter with the twins that suit `backend` (that on which JAX runs, unless given); as `gemma4.fast.for_backend`.
 
-    The copies of the table are for CPUs alone.  They take 134 MB for E2B in bfloat16; and on a GPU, where reads run side by
-    side, a loop over clusters would make them wait for each other.
+    The copies of the table are for CPUs alone.  They take 134 MB for E2B in bfloat16.  On a GPU, which reads in parallel, a
+    loop over clusters would be slower.
     """
     backend = backend or this_backend()
     table, blocks, transposed_table = draft_model.embed_tokens.weight[...], None, None
@@ -79,10 +80,10 @@ def candidates_in_blocks(
     """The tokens of the best clusters, and their logits (float32), in a loop that reads each block where it is, uncopied."""
     clusters, tokens = best_clusters(hidden, centroids, token_ordering, top_k)
 
-    def of_row(row_and_clusters):
+    def of_row(row_and_clusters: tuple[Array, Array]) -> Array:
         row, clusters = row_and_clusters
 
-        def of_cluster(cluster):
+        def of_cluster(cluster: Array) -> Array:
             # XLA on CPU multiplies bfloat16 as float32.  The barrier keeps it from converting all blocks before the loop.
             # A row times a block: for the other order it would copy the block first.
             now, cluster = jax.lax.optimization_barrier((blocks, cluster))

@@ -149,6 +149,8 @@ def step(
 
 
 @jax.jit
-def _forward(draft_model, embedding, hidden, shared):
+def _forward(
+    draft_model: Drafter, embedding: jax.Array, hidden: jax.Array, shared: SharedCache
+) -> tuple[jax.Array, jax.Array]:
     normed, chained = step(draft_model, embedding, hidden, shared)
     return draft_model.logits(normed), chained

@@ -1,12 +1,13 @@
 """Train a drafter for a frozen target.
 
-Nearly every position of a text is an anchor: at t the drafter stands as in a round whose newest token is t, with tokens
-0 .. t-1 committed, sees only their K/V rows, and drafts `steps` tokens.  All anchors train in parallel, since a mask hides
-later rows from each.  In step k the drafter is fed its own hidden row of step k-1 and the text's token; the target's law at
-that token is what it should match (cross-entropy, which is Kullback-Leibler up to a constant).
+Nearly every position of a text is an anchor: at t the drafter is in a round whose newest token is t, with tokens 0 .. t-1
+committed; it sees only their K/V and drafts `steps` tokens.  All anchors train in parallel, because a mask hides later K/V from
+each.  In step k the drafter reads its own hidden state of step k-1 and the text's token, and learns the target's distribution
+after that token (cross-entropy, which is Kullback-Leibler divergence up to a constant).
 
-Alignment, for an anchor at index t: step 1 gets the embedding of token t and the target's hidden row t-1, and learns the
-target's law of token t+1 (row t); step k gets the embedding of token t+k-1 and its own hidden row, and learns row t+k-1.
+Alignment, for an anchor at index t: step 1 gets the embedding of token t and the target's hidden state t-1, and learns the
+target's distribution of token t+1 (position t); step k gets the embedding of token t+k-1 and its own hidden state, and learns
+position t+k-1.
 """
 
 from typing import NamedTuple
@@ -27,7 +28,7 @@ from gemma4.model import Gemma4
 
 
 class Teacher(NamedTuple):
-    """What the frozen target says about a batch of texts, at positions 0..t-1."""
+    """The frozen target's outputs for a batch of texts, at positions 0..t-1."""
 
     embedding: Float[Array, "b t backbone"]
     hidden: Float[Array, "b t backbone"]
@@ -45,14 +46,14 @@ def teach(target: Gemma4, tokens: Int[Array, "b t"]) -> Teacher:
 def unroll(
     draft_model: Drafter, teacher: Teacher, steps: int
 ) -> list[tuple[Float[Array, "b a d"], Float[Array, "b a v"]]]:
-    """For each draft step, the rows that the drafter's head reads at every anchor, and the laws that it should match.
+    """For each draft step, the states that the drafter's head reads at every anchor, and the distributions to learn.
 
     Errors: ValueError unless 1 <= steps < t, which leaves an anchor.
     """
     batch, time, _ = teacher.hidden.shape
     if not 1 <= steps < time:
         raise ValueError(f"steps: expected 1 or more, and fewer than the text's {time} tokens, got {steps}")
-    anchors = time - steps  # t = 1 .. time - steps: the last one's last step learns the last row
+    anchors = time - steps  # t = 1 .. time - steps: the last anchor's last step learns the last position
     lengths = jnp.broadcast_to(jnp.arange(1, anchors + 1), (batch, anchors))
     positions = jnp.broadcast_to(jnp.arange(time), (batch, time))
     inputs = draft_model.attention_inputs(lengths, {kind: positions for kind in teacher.donors})
@@ -64,12 +65,12 @@ def unroll(
 
 
 def draft_loss(draft_model: Drafter, teacher: Teacher, steps: int) -> Float[Array, ""]:
-    """Mean cross-entropy in nats, over anchors and steps, of the head against the target's law.
+    """Mean cross-entropy in nats, over anchors and steps, of the head against the target's distribution.
 
-    With a clustered head also the centroids' against the law's mass in each cluster; that part trains centroids only, so
-    the head stays what it would be without clusters.  Errors: as `unroll`.
+    With a clustered head, also that of the centroids against the probability of each cluster.  That part trains the centroids
+    alone, so that the head is trained as without clusters.  Errors: as `unroll`.
     """
-    total = 0.0
+    total = jnp.zeros(())
     for normed, probs in unroll(draft_model, teacher, steps):
         total += cross_entropy(probs, draft_model.dense_logits(normed))
         if draft_model.config.use_ordered_embeddings:
@@ -84,10 +85,10 @@ def cross_entropy(probs: Float[Array, "*batch v"], logits: Float[Array, "*batch 
 
 
 def init_drafter(config: Config, target: Gemma4, seed: int = 0) -> Drafter:
-    """A drafter to start from: its head is the target's, projected on the directions that carry most of it.
+    """A drafter to start from: its head is the target's, projected onto its principal components.
 
-    Principal components of the target's table times its final norm (what the target's head really multiplies); clusters,
-    if any, are built from the same rows.  Errors: ValueError if the two do not fit each other.
+    Components of the target's table times its final norm, which is what the target's head multiplies; clusters, if any, are
+    built from the same table rows.  Errors: ValueError if the two do not fit each other.
     """
     config.check_fits(target.config)
     draft_model = Drafter(config, rngs=nnx.Rngs(seed))

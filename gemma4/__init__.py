@@ -6,6 +6,8 @@ from gemma4.checkpoints.target import export_hf, load, save
 from gemma4.config import PRESETS, Config
 from gemma4.model import Gemma4, Output, forward
 
+__version__ = "0.2.0"  # `pyproject.toml` reads it here
+
 __all__ = [
     "PRESETS",
     "CheckpointError",

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.core import Tracer
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -142,7 +143,7 @@ def check_room(config: Config, cache: KVCache, batch: int, time: int) -> None:
                 f"{time} tokens in one forward, but this cache takes at most {chunk} at a time; "
                 f"feed them in chunks, or build the cache with init_cache(..., chunk={time})"
             )
-    if isinstance(cache.length, jax.core.Tracer) or not capacities:
+    if isinstance(cache.length, Tracer) or not capacities:
         return
     longest, capacity = int(np.asarray(cache.length).max()), min(capacities)
     if (needed := longest + time) > capacity:

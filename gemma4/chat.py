@@ -2,12 +2,13 @@
 
     <bos><|turn>user⏎Hello<turn|>⏎<|turn>model⏎
 
-Source: what reports and other engines' tests show of the chat templates of 2026-07-09; the released files themselves were not
-at hand.  They differ in one thing: where no thinking is asked for, 26B-A4B's and 31B's go on with an empty thought,
-<|channel>thought⏎<channel|>, and E2B's and E4B's do not (12B's is unknown to us).  Tools and images are left out.
+Source: the chat templates of 2026-07-09, as public reports and other engines' tests quote them.  They differ in one point:
+without thinking, those of 26B-A4B and 31B end with an empty thought, <|channel>thought⏎<channel|>, and those of E2B and E4B do
+not (12B's is unknown here).  Tools and images are left out.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -21,20 +22,19 @@ def chat(
 ) -> list[int]:
     """The ids of a conversation up to where the model's next turn begins.
 
-    turns:         (role, text), a role being "system" (first, if at all), "user" or "model"; the last is a user's, for the
-                   model to answer.
+    turns:         (role, text) pairs; a role is "system" (only first), "user" or "model"; the last turn is the user's.
     thinking:      ask for a thought before the answer: <|think|> opens the system turn.
-    empty_thought: end with an empty thought instead, as 26B-A4B and 31B want it.
-    Errors:        ValueError for what are no such pairs, for another role, for turns that the model cannot answer, for text
-                   that holds a control token or another that the tokenizer marks special, and for a tokenizer that lacks
-                   the control tokens, cuts or pads.
+    empty_thought: end with an empty thought instead, as the templates of 26B-A4B and 31B do.
+    Errors:        ValueError for anything but such pairs, for another role, for a last turn that is not the user's, for text
+                   that holds a control token or another special token, and for a tokenizer that lacks the control tokens,
+                   truncates or pads.
     """
     turns = check_turns(turns)
     if thinking and empty_thought:
         raise ValueError("thinking and empty_thought: expected one of them or none, got both")
     if tokenizer.truncation or tokenizer.padding:
         raise ValueError(
-            "the tokenizer cuts or pads: expected one that does neither; call its no_truncation() and no_padding()"
+            "the tokenizer truncates or pads: expected one that does neither; call its no_truncation() and no_padding()"
         )
     control = {name: _control_id(tokenizer, name) for name in (BOS, TURN, END_OF_TURN, THINK, THOUGHT, END_OF_THOUGHT)}
     special = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
@@ -60,7 +60,7 @@ def chat(
     return ids + [control[THOUGHT], *plain("thought\n", "model"), control[END_OF_THOUGHT]] * empty_thought
 
 
-def check_turns(turns: object) -> list[tuple[str, str]]:
+def check_turns(turns: Any) -> list[tuple[str, str]]:
     """The turns of a conversation that the model can answer.  Errors: ValueError for anything else."""
     is_pair = lambda turn: isinstance(turn, (tuple, list)) and [isinstance(part, str) for part in turn] == [True, True]
     are_many = isinstance(turns, Iterable) and not isinstance(turns, (str, bytes, Mapping))

@@ -92,7 +92,7 @@ class Config:
         return self.num_hidden_layers - self.num_kv_shared_layers
 
     @property
-    def kv_source(self) -> tuple[int | None, ...]:
+    def kv_source(self) -> tuple[int | Any, ...]:
         """For each layer, the layer whose K/V it reads: itself, or the last owner of the same type (shared K/V).
 
         None where this stack holds no owner of that type: a drafter, whose layers all read the target's cache.
@@ -141,9 +141,9 @@ class Config:
 
 
 def check_layer_types(types: Sequence[Any]) -> None:
-    # transformers turns a last layer of the other type into a full one, with no more than a warning.
+    # transformers makes a sliding last layer a full one, with only a warning.
     if not types or any(kind not in (SLIDING, FULL) for kind in types) or types[-1] != FULL:
-        raise ValueError(f"layer_types must hold {SLIDING} and {FULL}, and end with the latter, got {tuple(types)}")
+        raise ValueError(f"layer_types: expected {SLIDING} and {FULL}, the last one full, got {tuple(types)!r:.200}")
 
 
 def interleave(sliding: int, layers: int) -> tuple[str, ...]:

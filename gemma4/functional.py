@@ -59,7 +59,10 @@ def rope_cos_sin(
 def apply_rope(
     x: Float[Array, "b t heads h"], cos_sin: tuple[Float[Array, "b t pairs"], Float[Array, "b t pairs"]]
 ) -> Float[Array, "b t heads h"]:
-    """Rotate each pair (x[i], x[i + h/2]) by its angle.  Source: Su et al. 2021 (arXiv 2104.09864), eq. 34, split-half pairs."""
+    """RoPE: rotate each pair (x[i], x[i + h/2]) by its angle.
+
+    Source: Su et al. 2021 (arXiv 2104.09864), eq. 34, with split-half pairs as in transformers.
+    """
     cos, sin = (part[:, :, None, :].astype(x.dtype) for part in cos_sin)
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

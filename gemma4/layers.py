@@ -101,6 +101,7 @@ class Attention(nnx.Module):
         query = tap("query", apply_rope(self.q_norm(self._heads(self.q_proj(x))), inputs.cos_sin))
         if self.owns_kv:
             kv = self.write_kv(x, kv, inputs, tap)
+        assert kv is not None, "a layer that owns no K/V needs those that it shares"
         out = tap(
             "attention", self.attend(query, kv, inputs.mask).astype(query.dtype)
         )  # a cache may have another dtype
@@ -116,16 +117,21 @@ class Attention(nnx.Module):
     ) -> LayerKV:
         """The K/V of these tokens, after those that `kv` holds."""
         key, value = self._key_value(x, inputs, tap)
-        return LayerKV.of(key, value) if kv is None else write(kv, key, value, inputs.start)
+        if kv is None:
+            return LayerKV.of(key, value)
+        assert inputs.start is not None
+        return write(kv, key, value, inputs.start)
 
-    def _key_value(self, x, inputs, tap):
+    def _key_value(
+        self, x: Float[Array, "b t d"], inputs: AttentionInputs, tap: Tap
+    ) -> tuple[Float[Array, "b t k h"], Float[Array, "b t k h"]]:
         raw_key = self._heads(self.k_proj(x))
         raw_value = raw_key if self.k_eq_v else self._heads(self.v_proj(x))  # V gets neither k_norm nor RoPE
         key = tap("key", apply_rope(self.k_norm(raw_key), inputs.cos_sin))
         value = tap("value", rms_norm(raw_value, None, self.eps))
         return key, value
 
-    def _heads(self, x):
+    def _heads(self, x: Float[Array, "b t packed"]) -> Float[Array, "b t heads h"]:
         return rearrange(x, "b t (heads h) -> b t heads h", h=self.head_dim)
 
 

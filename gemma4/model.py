@@ -4,12 +4,13 @@ Reads `functional.py`, `cache.py`, `layers.py`, `per_layer_embeddings.py` and `m
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -37,6 +38,10 @@ class Gemma4(nnx.Module):
         self.layers = nnx.List([DecoderLayer(config, layer, rngs=rngs, dtype=dtype) for layer in range(depth)])
         self.norm = RMSNorm(width, config.rms_norm_eps, dtype=dtype)
 
+    @overload
+    def __call__(self, tokens: jax.Array, cache: None = None, tap: Tap = no_tap) -> tuple[jax.Array, None]: ...
+    @overload
+    def __call__(self, tokens: jax.Array, cache: KVCache, tap: Tap = no_tap) -> tuple[jax.Array, KVCache]: ...
     def __call__(
         self, tokens: Int[Array, "b t"], cache: KVCache | None = None, tap: Tap = no_tap
     ) -> tuple[Float[Array, "b t d"], KVCache | None]:
@@ -54,7 +59,7 @@ class Gemma4(nnx.Module):
                 kv = kvs[source]
             else:
                 kv = cache.layers[i] if cache else None
-            per_layer_input = per_layer_inputs[:, :, i] if has_ple else None
+            per_layer_input = None if per_layer_inputs is None else per_layer_inputs[:, :, i]
             with jax.named_scope(f"layers.{i}"):  # its name in a profile
                 x, kv = layer(x, per_layer_input, kv, inputs[config.layer_types[i]], scoped(tap, f"layers.{i}"))
             kvs.append(kv)
@@ -137,11 +142,12 @@ class DecoderLayer(nnx.Module):
         x = tap("after_mlp", x + self.post_feedforward_layernorm(update))
 
         if self.has_per_layer_input:
+            assert per_layer_input is not None
             gated = gelu(self.per_layer_input_gate(x)) * per_layer_input
             x = x + self.post_per_layer_input_norm(tap("per_layer_projection", self.per_layer_projection(gated)))
         return tap("output", x * self.layer_scalar[...]), kv  # the scalar multiplies the residual stream, too
 
-    def _mixture(self, residual, tap):
+    def _mixture(self, residual: Float[Array, "b t d"], tap: Tap) -> Float[Array, "b t d"]:
         weights, experts = self.router(residual, tap)  # the router sees the raw residual, the experts a normed one
         out = tap("experts", self.experts(self.pre_feedforward_layernorm_2(residual), weights, experts))
         return self.post_feedforward_layernorm_2(out)
@@ -178,9 +184,9 @@ def _forward(target: Gemma4, tokens: jax.Array, cache: KVCache | None) -> Output
     return Output(target.logits(hidden), hidden, cache)
 
 
-def check_tokens(config: Config, tokens) -> jax.Array:
+def check_tokens(config: Config, tokens: ArrayLike | Sequence[Sequence[int]]) -> jax.Array:
     """Token ids as int32 [b, t].  Errors: ValueError unless they are integers in 0..vocab-1, at least one a row."""
-    if isinstance(tokens, jax.core.Tracer):
+    if isinstance(tokens, Tracer):
         return tokens
     array = np.asarray(tokens)
     if array.ndim != 2 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):

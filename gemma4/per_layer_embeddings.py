@@ -1,7 +1,7 @@
 """Per-layer embeddings (PLE) of E2B and E4B: an extra input vector for each layer and token.
 
-A second table has a row for every token, cut into one vector a layer.  To it comes a projection of the token's embedding, and
-each decoder layer gates its vector and adds it to the residual stream (`DecoderLayer` in `model.py`).
+A second table holds one vector for every token and layer.  The per-layer input is that vector plus a projection of the token's
+embedding, over sqrt(2).  Each decoder layer gates its input and adds it to the residual stream (`DecoderLayer` in `model.py`).
 
 Source: `get_per_layer_inputs` and `project_per_layer_inputs`, transformers 5.22.2.
 """

@@ -1,20 +1,21 @@
-"""Train a decoder from nothing: the loss, the optimizer, and a resumable loop, for any loss (`decoding/pairs/recipe.py` trains
-the drafter with it, too).
+"""Train a decoder from nothing: the loss, the optimizer, and a resumable loop that takes any loss.
 
-Needs nothing beyond what Flax brings: Optax for the optimizer, Rich for the progress bar; Orbax keeps the checkpoints.
+`decoding/shipped_pair/recipe.py` trains the target and the drafter with it.  Optax has the optimizer, Rich the progress bar,
+and Orbax writes the checkpoints.
 """
 
 import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 from rich.progress import Progress
 
@@ -33,25 +34,28 @@ class Schedule(NamedTuple):
     decay: float = 0.6
     weight_decay: float = 0.1
 
-    def scale(self, step: jax.Array) -> jax.Array:
+    def scale(self, step: ArrayLike) -> jax.Array:
         return jnp.minimum((step + 1) / self.warmup, jnp.clip((self.steps - step) / (self.decay * self.steps), 0, 1))
 
 
 def next_token_loss(target: Gemma4, tokens: Int[Array, "b t"]) -> Float[Array, ""]:
-    """Mean cross-entropy of each token given those before it, in nats.  Errors: ValueError unless there are two or more."""
+    """Mean cross-entropy of each token given those before it, in nats.  Errors: ValueError for fewer than two tokens a row."""
     if tokens.shape[1] < 2:
-        raise ValueError(f"tokens: expected two or more a row, the first of which is given, got {list(tokens.shape)}")
+        raise ValueError(
+            f"tokens: expected two or more a row, because the first predicts the second, got {list(tokens.shape)}"
+        )
     hidden, _ = target(tokens[:, :-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(target.logits(hidden), tokens[:, 1:])
     return losses.mean()
 
 
 def make_optimizer(schedule: Schedule, params: Params) -> optax.GradientTransformation:
-    """Muon on matrices, with updates scaled to AdamW's size, and AdamW on everything else.
+    """Muon for matrices, with updates scaled to the size of AdamW's, and AdamW for everything else.
 
     Source: Jordan et al. 2024 (Muon), the scaling of Liu et al. 2025 (arXiv 2502.16982), as in `optax.contrib.muon`.
     """
     is_matrix = {name: value.ndim == 2 and "embed" not in name for name, value in params.items()}
+    dimensions: Any = {name: optax.contrib.MuonDimensionNumbers() if is_matrix[name] else None for name in params}
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.contrib.muon(
@@ -60,9 +64,7 @@ def make_optimizer(schedule: Schedule, params: Params) -> optax.GradientTransfor
             weight_decay=schedule.weight_decay,
             adam_b2=0.95,
             consistent_rms=0.2,
-            muon_weight_dimension_numbers={
-                name: optax.contrib.MuonDimensionNumbers() if matrix else None for name, matrix in is_matrix.items()
-            },
+            muon_weight_dimension_numbers=dimensions,
         ),
     )
 
@@ -81,26 +83,27 @@ def fit(
 ) -> Params:
     """Minimise `loss(params, batch)` over `schedule.steps` steps and return the trained parameters.  `params` stay as they are.
 
-    Resumable: `batch_at(step)` must depend on the step alone; parameters and optimizer state are kept under
-    `directory`/checkpoints every `save_every` steps and after the last, and a second call with the same arguments goes on
-    from there.  The curve is appended to `directory`/log.jsonl, one JSON object a line: step, loss in nats, wall seconds,
-    evaluations.
-    Errors: FloatingPointError at a step whose loss, or what it makes of the parameters, is not finite; the last checkpoint
-            stays as it is.  ValueError if the checkpoint is of a step past the schedule's last.
+    Resumable: `batch_at(step)` must depend on the step alone.  Parameters and optimizer state are saved under
+    `directory`/checkpoints every `save_every` steps and after the last one, and a second call with the same arguments resumes
+    there.  Every `evaluate_every` steps it appends one JSON object to `directory`/log.jsonl: step, mean loss in nats, seconds,
+    and what `evaluate` returns.
+    Errors: FloatingPointError if a step's loss or its new parameters are not finite; the last checkpoint stays as it is.
+            ValueError if the checkpoint is of a later step than the schedule's last.
     """
     optimizer = make_optimizer(schedule, params)
 
     @jax.jit(donate_argnums=(0, 1))
-    def step_fn(params, state, batch):
+    def step_fn(params: Params, state: optax.OptState, batch: Any) -> tuple[Params, optax.OptState, jax.Array]:
         value, gradients = jax.value_and_grad(loss)(params, batch)
         updates, state = optimizer.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state, value
+        params = cast(Params, optax.apply_updates(params, updates))
+        return params, state, value
 
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / "log.jsonl"
     options = ocp.CheckpointManagerOptions(max_to_keep=1, save_interval_steps=save_every)
     with ocp.CheckpointManager((directory / "checkpoints").absolute(), options=options) as manager, Progress() as bar:
-        carry = jax.tree.map(jnp.copy, params), optimizer.init(params)  # a step donates what it is given
+        carry = jax.tree.map(jnp.copy, params), optimizer.init(params)  # copied, because a step donates its arguments
         carry, first = _resumed(carry, manager, schedule.steps)
         _drop_lines_past(first, log)
         task = bar.add_task(label, total=schedule.steps, completed=first)
@@ -119,27 +122,27 @@ def fit(
                 with log.open("a") as lines:
                     lines.write(json.dumps({"run": label, **entry}) + "\n")
                 bar.console.print(label, entry)
-            # After its line: what resumes from here does not write that again.
+            # After the line in the log, because a run that resumes here does not write that line again.
             manager.save(done, args=ocp.args.StandardSave(carry), force=done == schedule.steps)
         manager.wait_until_finished()
     return carry[0]
 
 
 def _resumed(carry: Any, manager: ocp.CheckpointManager, steps: int) -> tuple[Any, int]:
-    """What the last checkpoint holds, and its step; `carry` itself and 0 if there is none."""
+    """The contents of the last checkpoint, and its step; `carry` itself and 0 if there is none."""
     first = manager.latest_step()
     if first is None:
         return carry, 0
     if first > steps:
         raise ValueError(
-            f"{manager.directory}: holds step {first}, past the {steps} that are asked for; "
+            f"{manager.directory}: holds step {first}, past the {steps} steps of this schedule; "
             f"ask for {first} or more, or give another directory"
         )
     return manager.restore(first, args=ocp.args.StandardRestore(carry)), first
 
 
 def _drop_lines_past(step: int, log: Path) -> None:
-    """Steps past a checkpoint are taken again and write their lines again; a line that was cut off goes, too."""
+    """Remove the lines of steps after a checkpoint, which run again and write them again, and a line that is incomplete."""
     if log.exists():
         lines = log.read_text().splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
@@ -164,7 +167,7 @@ def _diverged(label: str, step: int, loss: jax.Array, manager: ocp.CheckpointMan
 
 
 def windows(tokens: np.ndarray, length: int, batch: int, bos: int, seed: int) -> Callable[[int], np.ndarray]:
-    """batch_at: for each step, `batch` random windows of one stream of ids, each opened by BOS: int32 [batch, length + 1].
+    """batch_at(step): `batch` random windows of one stream of ids, each with BOS in front: int32 [batch, length + 1].
 
     Errors: ValueError if the stream is shorter than one window.
     """
@@ -182,7 +185,7 @@ def windows(tokens: np.ndarray, length: int, batch: int, bos: int, seed: int) ->
 
 
 def held_out_nats(target: Gemma4, documents: Iterable[np.ndarray], length: int, bos: int, batch: int = 8) -> float:
-    """Total nats of all tokens of `documents`, read in windows of `length`, each opened by BOS and blind to the one before."""
+    """Total nats of all tokens of `documents`, read in separate windows of `length` tokens, each with BOS in front."""
     rows = []
     for document in documents:
         for start in range(0, len(document), length):

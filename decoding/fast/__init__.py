@@ -12,6 +12,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from typing import overload
 
 import drafter.fast
 import gemma4.fast
@@ -31,10 +32,15 @@ KERNELS = Kernels(argmax, top_k_mask, top_p_mask, sample_from)
 LOOPS = ("streamed", "on_device")
 
 
+@overload
+def for_backend(model: Gemma4, backend: str | None = None) -> Gemma4: ...
+@overload
+def for_backend(model: Drafter, backend: str | None = None) -> Drafter: ...
 def for_backend(model: Gemma4 | Drafter, backend: str | None = None) -> Gemma4 | Drafter:
     """The same model with the twins that suit `backend` (that on which JAX runs, unless given)."""
-    of_package = drafter.fast if isinstance(model, Drafter) else gemma4.fast
-    return of_package.for_backend(model, backend)
+    if isinstance(model, Drafter):
+        return drafter.fast.for_backend(model, backend)
+    return gemma4.fast.for_backend(model, backend)
 
 
 def with_kernels(options: Options) -> Options:

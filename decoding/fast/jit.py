@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax import nnx
 
 from decoding.options import Options
 from decoding.state import DecodeState
@@ -17,16 +18,16 @@ from gemma4.fast import this_backend
 RoundFn = Callable[..., DecodeState]  # (*models, state, options) -> state
 
 
-def jit_flat(function: Callable, options: Options, *models) -> Callable[[Any], Any]:
-    """state -> function(*models, state, options), jitted, with the state donated.  Compiled once per structure of the models."""
+def jit_flat(function: Callable, options: Options, *models: nnx.Module) -> Callable[[Any], Any]:
+    """state -> function(*models, state, options), jitted, with the state donated.  Compiled once per structure of models."""
     weights, structure = jax.tree.flatten(models)
     run = _jitted(function, options, structure)
     return lambda state: run(weights, state)
 
 
 @functools.lru_cache(maxsize=64)
-def _jitted(function: Callable, options: Options, structure: jax.tree_util.PyTreeDef) -> Callable:
-    def run(weights, state):
+def _jitted(function: Callable, options: Options, structure: Any) -> Callable:
+    def run(weights: list[jax.Array], state: Any) -> Any:
         return function(*jax.tree.unflatten(structure, weights), state, options)
 
     return jax.jit(run, donate_argnames="state", compiler_options=compiler_options())
@@ -34,7 +35,7 @@ def _jitted(function: Callable, options: Options, structure: jax.tree_util.PyTre
 
 @functools.cache
 def compiler_options(backend: str | None = None) -> dict[str, str]:
-    """On CPU, XLA's products without YNNPACK, which packs the weights anew at every call for products of a few rows."""
+    """On CPU, XLA's products without YNNPACK, which repacks the weights at every call for products of a few rows."""
     if (backend or this_backend()) != "cpu":
         return {}
     without_ynnpack = {"xla_cpu_experimental_ynn_fusion_type": ""}

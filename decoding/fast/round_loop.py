@@ -6,11 +6,12 @@ Both are one program: rounds until every row is done, or until as many ran as th
 import functools
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Bool, Int
 
 from decoding.fast.jit import RoundFn, jit_flat
@@ -21,6 +22,9 @@ MAX_DELAY_SECONDS = 0.025  # for which a streamed round may be held back
 MAX_ROUNDS_PER_CALL = 8  # when streamed
 
 
+Carry = tuple[DecodeState, Round, jax.Array]  # the state, the rounds so far, how many
+
+
 class RoundLog(NamedTuple):
     """What a call did, readable after the state is donated to the next call."""
 
@@ -29,7 +33,7 @@ class RoundLog(NamedTuple):
     done: Bool[Array, " b"]
 
 
-def rounds_streamed(state: DecodeState, round_fn: RoundFn, options: Options, *models) -> Iterator[Round]:
+def rounds_streamed(state: DecodeState, round_fn: RoundFn, options: Options, *models: nnx.Module) -> Iterator[Round]:
     """As `generation.speculative_rounds`, but several rounds run in a call if they are short (25 ms together at most).
 
     That amortises the cost of a call, about a millisecond.  The next call starts before the results of the one before it are
@@ -53,11 +57,10 @@ def rounds_streamed(state: DecodeState, round_fn: RoundFn, options: Options, *mo
         log = next_log
 
 
-def rounds_on_device(state: DecodeState, round_fn: RoundFn, options: Options, *models) -> Iterator[Round]:
+def rounds_on_device(state: DecodeState, round_fn: RoundFn, options: Options, *models: nnx.Module) -> Iterator[Round]:
     """The same rounds, by one call that returns when every row is done."""
-    limit = (
-        -(-int(state.budget.max()) // 128) * 128
-    )  # a round emits at least one token; few sizes mean few compilations
+    # A round emits at least one token.  Rounded up, because each size is compiled.
+    limit = -(-int(state.budget.max()) // 128) * 128
     run = jit_flat(_rounds(round_fn, limit), options, *models)
     yield jax.device_get(state.last)
     _, log = run((state, np.int32(limit)))
@@ -77,14 +80,14 @@ def _rounds(round_fn: RoundFn, log_size: int) -> Callable[..., tuple[DecodeState
     A call past the end finds all rows done and returns at once.
     """
 
-    def run(*args):
+    def run(*args: Any) -> tuple[DecodeState, RoundLog]:
         *models, (state, limit), options = args
 
-        def is_due(carry):
+        def is_due(carry: Carry) -> jax.Array:
             state, _, count = carry
             return (count < limit) & ~state.done.all()
 
-        def one_round(carry):
+        def one_round(carry: Carry) -> Carry:
             state, log, count = carry
             state = round_fn(*models, state, options)
             return state, jax.tree.map(lambda rows, row: rows.at[count].set(row), log, state.last), count + 1

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import jax
 import numpy as np
+from flax import nnx
 
 from decoding.fast.jit import RoundFn
 from decoding.fast.round_loop import rounds_on_device
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 
 def rounds_in_threads(
-    state: DecodeState, round_fn: RoundFn, options: Options, *models, threads: int
+    state: DecodeState, round_fn: RoundFn, options: Options, *models: nnx.Module, threads: int
 ) -> Iterator[Round]:
     """As `rounds_on_device`, over `threads` threads.  Finished rows emit nothing until all rows are done."""
     yield jax.device_get(state.last)

@@ -44,7 +44,7 @@ def _threshold(
 ) -> UInt32[Array, "*batch 1"]:
     """The highest number for which `keys >= number` still reaches enough; 0 if nothing does."""
 
-    def with_bit(i, found):
+    def with_bit(i: Array, found: Array) -> Array:
         higher = found | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
         return jnp.where(reaches(keys >= higher), higher, found)
 

@@ -1,5 +1,5 @@
-"""Stage 3: rejection sampling.  Keep the longest prefix of the draft that leaves the target's distribution exact, and add one
-token of the target's own: a correction after a rejection, the bonus token after full acceptance.
+"""Stage 3: rejection sampling.  Keep the longest prefix of the draft that leaves the target's distribution exact (lossless),
+and add one token of the target's own: a correction after a rejection, the bonus token after full acceptance.
 
 Speculative sampling, Leviathan et al. 2023 (arXiv 2211.17192), algorithm 1; their p is target_probs here, their q draft_probs
 (Chen et al. 2023, arXiv 2302.01318, swap the letters).  Drafts are judged one by one; `accept_block.py` judges them together

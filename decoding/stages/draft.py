@@ -17,7 +17,7 @@ class Draft(NamedTuple):
     tokens: Int[Array, "b gamma"]
     probs: Float[
         Array, "b gamma v"
-    ]  # the distribution that each token was drawn from: one-hot if it was taken greedily
+    ]  # the distribution that each token was drawn from; one-hot if it was taken greedily
 
 
 # Jitted for callers outside a jitted round, where a scan would be compiled at every call.
@@ -57,7 +57,13 @@ def draft(
     return jax.tree.map(lambda steps: jnp.moveaxis(steps, 0, 1), drafted)
 
 
-def _draw(draft_model, normed, sampling, uniforms, kernels=REFERENCE):
+def _draw(
+    draft_model: Drafter,
+    normed: Float[Array, "b d"],
+    sampling: Sampling,
+    uniforms: Float[Array, " b"],
+    kernels: Kernels = REFERENCE,
+) -> tuple[Int[Array, " b"], Float[Array, "b v"]]:
     if sampling.is_greedy:  # a clustered head finds its best token without writing down the others' logits
         token = draft_model.argmax(normed)
         return token, jax.nn.one_hot(token, draft_model.config.text.vocab_size, dtype=jnp.float32)

@@ -1,5 +1,7 @@
 """Stage 4: which tokens a round emits.  A text is cut after its first EOS and at the end of its budget."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
@@ -20,7 +22,7 @@ def count_emitted(
     num_tokens: Int[Array, " b"],
     room: Int[Array, " b"],
     done: Bool[Array, " b"],
-    eos_ids: tuple[int, ...],
+    eos_ids: Sequence[int],
 ) -> tuple[Int[Array, " b"], Bool[Array, " b"]]:
     """How many of a round's first `num_tokens` tokens are emitted, and which rows are done after them.
 

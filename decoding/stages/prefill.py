@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from decoding.options import MAX_DRAFT_LENGTH, Options, whole_number
@@ -53,7 +54,7 @@ def prefill(
     for start in range(0, padded.shape[1], chunk):
         tokens = jnp.asarray(padded[:, start : start + chunk])
         hidden, cache = _read_chunk(target, cache, tokens, jnp.asarray(lengths), hidden)
-    if not isinstance(hidden, jax.core.Tracer) and not jnp.isfinite(hidden).all():
+    if not isinstance(hidden, Tracer) and not jnp.isfinite(hidden).all():
         raise ValueError(
             f"the target's hidden states of the prompt are not finite in {hidden.dtype}: float16 overflows, so load the "
             "target as float32 or bfloat16; in these, look for damaged weights"
@@ -89,7 +90,14 @@ def _read_chunk(
 
 
 @functools.partial(jax.jit, static_argnames="options", donate_argnames="cache")
-def _first_token(target, cache, hidden, key, max_new_tokens, options) -> DecodeState:
+def _first_token(
+    target: Gemma4,
+    cache: KVCache,
+    hidden: Float[Array, "b d"],
+    key: jax.Array,
+    max_new_tokens: int | Int[Array, ""],
+    options: Options,
+) -> DecodeState:
     key, sample_key = jax.random.split(key)
     zeros = jnp.zeros(hidden.shape[0], jnp.int32)
     uniforms = jax.random.uniform(sample_key, zeros.shape)

@@ -4,8 +4,8 @@ Such a checkpoint is the folder that Orbax wrote.  It has no `config.json`; the 
 For a model of another size, put its `config.json` (Hugging Face layout) into the folder.
 
 Source: google-deepmind/gemma 4.0.1, `gm/nn/gemma4` (`_modules.py`, `_moe.py`), a Flax Linen model of E2B, E4B, 26B-A4B and
-31B.  The table was checked by running that model and this one on the same random trees, a small one of each of the four layouts, in
-float32: logits are equal within 2e-5 of the largest.
+31B.  The table was checked by running that model and this one on the same random trees, a small one of each of the four
+layouts, in float32: logits are equal within 2e-5 of the largest.
 
 One difference is outside the table: 4.0.1 gives the router the residual after `pre_ffw_norm`.  Later commits (58650904) give
 it the raw residual, as transformers and this project do.  26B-A4B is equal when both see the same input.
@@ -46,7 +46,7 @@ from gemma4.model import Gemma4
 # Axes: v vocabulary, d width of the model, l layers, p width of the per-layer inputs, n query heads, k KV heads, h head size,
 # f width of the MLP, e experts, m width of an expert, pair: key and value, or gate and up.  RMSNorm's scale multiplies as it
 # is there, too: nothing is added to it.
-Table = Mapping[str, tuple[str, ...]]
+Table = dict[str, tuple[str, ...]]
 
 EMBEDDING = "embedder/input_embedding"
 WHOLE: Table = {
@@ -141,9 +141,9 @@ def _config(directory: Path, tensors: Mapping[str, jax.ShapeDtypeStruct]) -> tup
         return PRESETS[name], f"{name}, whose embedding table has this size; if it is another model, {put}"
     expected = ", ".join(f"{list(shape)} ({name})" for shape, name in sizes.items())
     raise CheckpointError(
-        f"{directory}: a tree of tensors without config.json, so the shape of {EMBEDDING} must tell which model it is: expected "
-        f"{expected}, got {'no such tensor' if embedding is None else list(embedding)}; if it is another model in the layout "
-        f"of google-deepmind/gemma, {put}"
+        f"{directory}: a tree of tensors without config.json, so the shape of {EMBEDDING} must tell which model it is: "
+        f"expected {expected}, got {'no such tensor' if embedding is None else list(embedding)}; if it is another model in the "
+        f"layout of google-deepmind/gemma, {put}"
     )
 
 

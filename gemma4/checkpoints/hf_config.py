@@ -14,7 +14,7 @@ from gemma4.config import FULL, SLIDING, Config, check_layer_types, five_to_one
 
 TEXT_MODEL_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
 
-# Positions and sizes meet in int32 arithmetic, where a drafter's window is one larger than this; the formulas are in float32.
+# Positions and sizes are int32, and a drafter's window is one larger than the field; the formulas are in float32.
 LARGEST = 2**31 - 2
 FLOAT32 = [float(bound) for bound in (np.finfo(np.float32).tiny, np.finfo(np.float32).max)]
 
@@ -35,7 +35,7 @@ def read_target(config: Mapping[str, Any]) -> Config:
             f"model_type: expected one of {', '.join(TEXT_MODEL_TYPES)}, got {outer_type or model_type!r}; "
             "this is not the configuration of a Gemma 4 target"
         )
-    # The released files name more end tokens outside text_config than inside; the outer ones, if there are any, end a text.
+    # The released files name more end tokens outside text_config than inside; the outer ones apply if there are any.
     outside = config if config.get("eos_token_id") is not None else text
     ends = outside.get("eos_token_id", 1)
     read = read_text({**text, "eos_token_id": ends}, config)
@@ -53,7 +53,7 @@ def read_text(text: Mapping[str, Any], outer: Mapping[str, Any]) -> Config:
     outer: the whole file, which is `text` itself in a plain one.
     """
     _refuse_unsupported(text)
-    _refuse_unsupported(outer)  # transformers goes by the tie_word_embeddings that stands here
+    _refuse_unsupported(outer)  # transformers reads tie_word_embeddings from the outer level
     fields = {}
     for field in dataclasses.fields(Config):
         value = text.get(field.name)
@@ -69,8 +69,8 @@ def read_text(text: Mapping[str, Any], outer: Mapping[str, Any]) -> Config:
     rope = _rope(text)
     fields["sliding_rope_theta"] = rope[SLIDING].get("rope_theta", 10_000.0)
     fields["full_rope_theta"] = rope[FULL].get("rope_theta", 1_000_000.0)
-    # A file that leaves the factor out means the released value, not 1.0 (mlx-lm #1114 took 1.0, and so does transformers
-    # 5.22.2, with a warning, where only the entry stands in the file and not the factor).
+    # A file without the factor means the released value, not 1.0.  (mlx-lm #1114 took 1.0; so does transformers 5.22.2, with a
+    # warning, if the file has the entry for full layers but not the factor.)
     fields["partial_rotary_factor"] = rope[FULL].get("partial_rotary_factor", 0.25)
     for field in dataclasses.fields(Config):
         check_kind(field, fields.get(field.name, field.default))
@@ -78,11 +78,11 @@ def read_text(text: Mapping[str, Any], outer: Mapping[str, Any]) -> Config:
 
 
 def with_end_tokens(config: Config, generation: Mapping[str, Any]) -> Config:
-    """The same, but that texts end as `generation_config.json` says, if it does: the file that transformers' `generate` heeds.
+    """`config` with the end tokens of `generation_config.json`, if it names any; transformers' `generate` reads them there.
 
-    An empty list says that none ends a text, as in config.json.
-    Errors: ValueError that names the field, for an id outside the vocabulary, too.  One that config.json names as well may lie
-            there, for transformers copies it.
+    An empty list means that no token ends a text, as in config.json.
+    Errors: ValueError that names the field, also for an id outside the vocabulary (unless config.json has it, too, because
+            transformers copies it).
     """
     if generation.get("eos_token_id") is None:
         return config
@@ -140,7 +140,7 @@ _TOKEN_IDS = {"bos_token_id", "pad_token_id", "eos_token_ids"}
 
 def check_kind(field: dataclasses.Field, value: Any) -> None:
     """A JSON file may hold anything: refuse here what would fail later without naming the field."""
-    if value is None and field.type in (int | None, float | None):
+    if field.type in (int | None, float | None) and value is None:
         return
     if field.type is bool and not isinstance(value, bool):
         raise ValueError(f"{field.name} must be true or false, got {value!r}")

@@ -6,6 +6,7 @@ Orbax is imported when it is needed: that takes longer than reading a small mode
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,10 @@ def save_orbax(module: nnx.Module, path: Path) -> None:
 
 
 def load_orbax(blank: Module, path: Path, mesh: Mesh | None = None) -> Module:
-    """The module that `blank` describes, from what `save_orbax` wrote, in the dtypes of `blank`.  Mesh and errors: as `safetensors.load_weights`."""
+    """The module that `blank` describes, from what `save_orbax` wrote, in the dtypes of `blank`.
+
+    Mesh and errors: as `safetensors.load_weights`.
+    """
     expected = named_params(blank)
     shardings = shardings_on(expected, mesh, SingleDeviceSharding(jax.devices()[0]))
     check_tensors(shapes(expected), shapes(orbax_tensors(path)), path)
@@ -67,11 +71,11 @@ def orbax_tensors(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def read_orbax(
-    path: Path, wanted: Mapping[str, Leaf], shardings: Mapping[str, Sharding] | None = None
-) -> dict[str, jax.Array | np.ndarray]:
+    path: Path, wanted: Mapping[str, Leaf], shardings: Mapping[str, Sharding | None] | None = None
+) -> dict[str, Any]:
     """The tensors that `wanted` names as `orbax_tensors` does, in its dtypes; no others are read.
 
-    shardings: where each is put; None leaves all on the host, as NumPy arrays.
+    shardings: the sharding of each jax.Array; None leaves all on the host, as NumPy arrays.
     Errors:    CheckpointError if the folder is damaged, and for a number that the wanted dtype does not reach.
     """
     tensors = _restored(path, wanted, shardings)
@@ -85,8 +89,8 @@ def read_orbax(
 
 
 def _restored(
-    path: Path, wanted: Mapping[str, Leaf], shardings: Mapping[str, Sharding] | None = None
-) -> dict[str, jax.Array | np.ndarray]:
+    path: Path, wanted: Mapping[str, Leaf], shardings: Mapping[str, Sharding | None] | None = None
+) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
     if shardings is None:

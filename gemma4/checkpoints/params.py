@@ -19,11 +19,11 @@ from gemma4.layers import Linear
 from gemma4.sharding import shardings
 
 Module = TypeVar("Module", bound=nnx.Module)
-Leaf = jax.Array | jax.ShapeDtypeStruct
+Leaf = jax.Array | jax.ShapeDtypeStruct  # the latter in a module of `shape_only`
 
 
-def named_params(module: nnx.Module) -> dict[str, Leaf]:
-    """The parameters of a module by path."""
+def named_params(module: nnx.Module) -> dict[str, Any]:
+    """The parameters of a module by path; each is a `Leaf`."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
 
 
@@ -32,7 +32,7 @@ def with_params(module: Module, params: Mapping[str, Any]) -> Module:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: params.get(_name(path), leaf), module)
 
 
-def _name(path) -> str:
+def _name(path: jax.tree_util.KeyPath) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
@@ -87,7 +87,7 @@ def shardings_on(
     params: Mapping[str, Leaf], mesh: Mesh | None, otherwise: Sharding | None = None
 ) -> dict[str, Sharding | None]:
     """The sharding of each parameter; without a mesh it is `otherwise`, where None leaves the choice to JAX."""
-    return dict.fromkeys(params, otherwise) if mesh is None else shardings(params, mesh)
+    return dict.fromkeys(params, otherwise) if mesh is None else dict(shardings(params, mesh))
 
 
 def shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,7 @@
-"""Tensors in safetensors files, in and out.  Linear weights are [out, in] there and [in, out] here; all else is stored alike."""
+"""Tensors in safetensors files, in and out.
+
+Linear weights are [out, in] there and [in, out] here; everything else is stored alike.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -76,6 +79,22 @@ def _open(file: Path) -> dict[str, StoredTensor]:
             f"{file}: not a whole safetensors file ({error}); fetch it again (a few bytes only: a Git LFS pointer)"
         ) from error
     return {key: StoredTensor(file, key, tuple(s.get_shape()), s.get_dtype(), handle) for key, s in slices.items()}
+
+
+def check_tied(head: StoredTensor, table: StoredTensor | None, rows: int = 8192) -> None:
+    """Errors: CheckpointError unless the vocabulary head is the embedding table again, to the number."""
+    if table is None:
+        return  # the missing table is reported with all that is missing
+    is_equal = head.shape == table.shape
+    for start in range(0, head.shape[0], rows) if is_equal else ():
+        some = slice(start, min(start + rows, head.shape[0]))
+        parts = [np.asarray(tensor.handle.get_slice(tensor.key)[some], np.float32) for tensor in (head, table)]
+        is_equal = is_equal and np.array_equal(*parts, equal_nan=True)
+    if not is_equal:
+        raise CheckpointError(
+            f"{head.file}: {head.key} {list(head.shape)} differs from {table.key} {list(table.shape)}: expected the embedding "
+            "table again (a tied head), as in every released Gemma 4; a checkpoint with a head of its own is not supported"
+        )
 
 
 def load_weights(

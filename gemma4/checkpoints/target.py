@@ -27,7 +27,8 @@ from gemma4.model import Gemma4
 
 # Multimodal files call the decoder model.language_model (or language_model.model), text-only ones model, or nothing.
 PREFIX = re.compile(r"^(model\.language_model\.|language_model\.model\.|language_model\.|model\.)")
-OTHER = ("lm_head", "vision_tower", "audio_tower", "embed_vision", "embed_audio", "multi_modal_projector")
+OTHER = ("vision_tower", "audio_tower", "embed_vision", "vision_embedder", "embed_audio", "multi_modal_projector")
+HEAD, TABLE = "lm_head.weight", "embed_tokens.weight"  # in a file that has both, they are equal
 KV_WEIGHT = re.compile(r"layers\.(\d+)\.self_attn\.[kv]_(proj|norm)\.weight")
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,8 @@ def _load(directory: Path, dtype: Any, mesh: Mesh | None) -> tuple[Gemma4, LoadR
     if (directory / orbax.FOLDER).is_dir():
         return orbax.load_orbax(blank, directory / orbax.FOLDER, mesh), LoadReport(tuple(named_params(blank)))
     tensors, report = _text_tensors(safetensors.read_tensors(directory), config)
+    if (head := tensors.pop(HEAD, None)) is not None:
+        safetensors.check_tied(head, tensors.get(TABLE))
     return safetensors.load_weights(blank, tensors, directory, mesh, rename=hf_name), report
 
 
@@ -113,7 +116,7 @@ def hf_name(name: str) -> str:
 
 
 def _text_tensors(tensors: dict[str, StoredTensor], config: Config) -> tuple[dict[str, StoredTensor], LoadReport]:
-    """The text decoder's tensors by name without prefix; the report says which others the file holds."""
+    """The text decoder's tensors, and the head if there is one, by name without prefix; the report names the others."""
     kept, unused_kv, other = {}, [], []
     for key, tensor in tensors.items():
         name = PREFIX.sub("", key)
@@ -126,4 +129,6 @@ def _text_tensors(tensors: dict[str, StoredTensor], config: Config) -> tuple[dic
             raise CheckpointError(f"{tensor.file}: {key} and {kept[name].key} are both {name}; remove one")
         else:
             kept[name] = tensor
-    return kept, LoadReport(tuple(tensor.key for tensor in kept.values()), tuple(unused_kv), tuple(other))
+    loaded = tuple(tensor.key for name, tensor in kept.items() if name != HEAD)
+    other += [tensor.key for name, tensor in kept.items() if name == HEAD]
+    return kept, LoadReport(loaded, tuple(unused_kv), tuple(other))

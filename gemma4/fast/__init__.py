@@ -3,15 +3,16 @@
 `for_backend(model)` gives a model its twins, and only this file asks which machine it is.  A twin is a subclass of the
 reference's module that holds the same weights and overrides one method; `tests/fast` holds each against the reference.
 
-    attention.py         the twin of Attention
-    attention_scores.py  the scores of few queries
-    long_attention.py    long caches, read in blocks (online softmax, as in FlashAttention)
-    per_layer_embeddings.py  inputs of some layers alone
-    experts.py           each token's own experts only
-    target.py            the twin of Gemma4: a transposed head; prefill that runs the upper layers for one token alone
-    argmax.py            two plain reductions
-    memoize.py           arrays that are computed from weights once
-    twin.py              how a twin is made
+    attention.py             the twin of Attention
+    attention_scores.py      the scores of few queries
+    long_attention.py        long caches, read in blocks (online softmax, as in FlashAttention)
+    per_layer_embeddings.py  the inputs of some layers alone
+    experts.py               each token's own experts only
+    target.py                the twin of Gemma4: a transposed head; prefill that runs the upper layers for one token alone
+    argmax.py                two plain reductions
+    linear.py                linear maps for training
+    memoize.py               arrays that are computed from weights once
+    twin.py                  how a twin is made
 """
 
 import copy
@@ -33,8 +34,8 @@ def this_backend() -> str:
 def for_backend(target: Gemma4, backend: str | None = None) -> Gemma4:
     """The same target with the twins that suit `backend` (that on which JAX runs, unless given).
 
-    Weights are shared, and beside them stand a few arrays that are computed from them once.  Made to be run; not to be saved
-    (`gemma4.save` refuses it) or trained.
+    It shares all weights, and holds a few arrays that are computed from them once.  It is made to run, not to be saved
+    (`gemma4.save` refuses it) or trained (see `linear.py`).
     """
     backend = backend or this_backend()
     twin = target_twin(target, backend)

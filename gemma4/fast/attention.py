@@ -10,7 +10,7 @@ from gemma4.fast.attention_scores import scores
 from gemma4.fast.long_attention import attention_in_blocks, is_long
 from gemma4.fast.twin import twin_of
 from gemma4.functional import attention
-from gemma4.layers import Attention, no_tap
+from gemma4.layers import Attention, AttentionInputs, Tap, no_tap
 
 
 class FastAttention(Attention):
@@ -26,14 +26,17 @@ class FastAttention(Attention):
         scores_of = functools.partial(scores, backend=self.backend)
         return attention(query, kv.key, kv.value, mask, scores_of)
 
-    def write_kv(self, x, kv, inputs, tap=no_tap):
-        return (
-            kv if inputs.start is None else super().write_kv(x, kv, inputs, tap)
-        )  # None: `hidden_at` has written them
+    def write_kv(
+        self, x: Float[Array, "b t d"], kv: LayerKV | None, inputs: AttentionInputs, tap: Tap = no_tap
+    ) -> LayerKV:
+        if inputs.start is None:  # `FastGemma4.hidden_at` has written them
+            assert kv is not None
+            return kv
+        return super().write_kv(x, kv, inputs, tap)
 
-    def _heads(self, x):
-        # The barrier keeps XLA from fusing the split into the product before it, for which a TPU would re-lay the weights out
-        # at every call.
+    def _heads(self, x: Float[Array, "b t packed"]) -> Float[Array, "b t heads h"]:
+        # The barrier stops XLA from fusing the split into the product before it, for which it would transpose the weights on a
+        # TPU at every call.
         return super()._heads(jax.lax.optimization_barrier(x))
 
 

@@ -31,7 +31,13 @@ def experts_twin(module: Experts, backend: str) -> SparseExperts:
 
 
 @jax.custom_vjp
-def experts_sparse(gate_up_proj, down_proj, x, weights, experts):
+def experts_sparse(
+    gate_up_proj: Float[Array, "e twice d"],
+    down_proj: Float[Array, "e d f"],
+    x: Float[Array, "b t d"],
+    weights: Float[Array, "b t top_k"],
+    experts: Int[Array, "b t top_k"],
+) -> Float[Array, "b t d"]:
     """As `moe.experts_dense`, one visit of a token to an expert after the other.
 
     Visits are sorted by expert, so that all but the first of an expert find its weights in the processor's cache.
@@ -40,7 +46,7 @@ def experts_sparse(gate_up_proj, down_proj, x, weights, experts):
     tokens = rearrange(x, "b t d -> (b t) d")
     order = jnp.argsort(experts.reshape(-1))
 
-    def visit(total, choice):
+    def visit(total: Array, choice: tuple[Array, Array, Array]) -> tuple[Array, None]:
         token, expert, weight = choice
         # A row times a matrix: for the other order XLA copies the expert's weights first, on CPU.
         out = gated(tokens[token] @ gate_up_proj[expert].T) @ down_proj[expert].T

@@ -33,7 +33,7 @@ def attention_in_blocks(
     backend: str = "cpu",
     block: int | None = None,
 ) -> Float[Array, "b t n h"]:
-    """As `functional.attention`, except that sums run in another order and probabilities are rounded before they are normalised.
+    """As `functional.attention`, but sums run in another order, and probabilities are rounded before they are normalised.
 
     block: keys at a time; what suits `backend` unless given.
     Has no gradient: the number of blocks is known only when it runs.
@@ -44,7 +44,7 @@ def attention_in_blocks(
     group = query.shape[2] // key.shape[1]
     last_seen = jnp.where(mask.any(axis=(0, 1)), jnp.arange(slots), 0).max()
 
-    def one_block(i, carry):
+    def one_block(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         running_max, total, out = carry  # of each query: highest score so far; sum of exp(score - max); that of values
         start = jnp.minimum(i * block, slots - block)  # the last block may begin within the one before it
         keys, values, visible = (jax.lax.dynamic_slice_in_dim(x, start, block, axis=2) for x in (key, value, mask))

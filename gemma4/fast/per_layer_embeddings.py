@@ -19,5 +19,5 @@ class FastPerLayerEmbeddings(PerLayerEmbeddings):
         identity = self._layers(self.embed_tokens_per_layer(tokens))[:, :, layers]
         return scaled(context + identity, 2**-0.5)
 
-    def _layers(self, x):
+    def _layers(self, x: Float[Array, "b t packed"]) -> Float[Array, "b t layers p"]:
         return super()._layers(jax.lax.optimization_barrier(x))  # as in `FastAttention._heads`

@@ -1,4 +1,4 @@
-"""The twin of `Gemma4`: a vocabulary head that is transposed once, and a prefill that does not run what nobody reads."""
+"""The twin of `Gemma4`: a vocabulary head that is transposed once, and a prefill without the states that nothing reads."""
 
 from typing import Any
 
@@ -19,6 +19,7 @@ class FastGemma4(Gemma4):
     """A twin of `model.Gemma4`."""
 
     transposed_table: nnx.Variable | None  # [d, v] on a CPU, None elsewhere
+    per_layer_inputs: FastPerLayerEmbeddings
 
     def logits(self, hidden: Float[Array, "*batch d"]) -> Float[Array, "*batch v"]:
         # A single hidden state reads the table as fast as it is stored.
@@ -58,9 +59,13 @@ class FastGemma4(Gemma4):
             x, kv = self.layers[i](x, per_layer_inputs[i], kv, inputs[config.layer_types[i]])
             kvs.append(kv)
 
-        return self.norm(x)[:, 0], self.updated(cache, kvs, tokens.shape[1])
+        updated = self.updated(cache, kvs, tokens.shape[1])
+        assert updated is not None
+        return self.norm(x)[:, 0], updated
 
-    def _per_layer_inputs(self, tokens, x, layers: slice) -> list[Array | None]:
+    def _per_layer_inputs(
+        self, tokens: Int[Array, "b t"], x: Float[Array, "b t d"], layers: slice
+    ) -> list[Float[Array, "b t p"] | None]:
         if not self.config.hidden_size_per_layer_input:
             return [None] * (layers.stop - layers.start)
         return list(jnp.moveaxis(self.per_layer_inputs.of_layers(tokens, x, layers), 2, 0))

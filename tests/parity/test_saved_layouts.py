@@ -1,0 +1,124 @@
+"""Checkpoints as transformers' `save_pretrained` writes them: every layout, with its vision and audio parts."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import (
+    Gemma4AssistantConfig,
+    Gemma4AssistantForCausalLM,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
+)
+from transformers.models.gemma4_unified.configuration_gemma4_unified import Gemma4UnifiedConfig
+from transformers.models.gemma4_unified.modeling_gemma4_unified import Gemma4UnifiedForConditionalGeneration
+
+import drafter
+import gemma4
+from drafter.hf_config import drafter_json
+from gemma4.checkpoints.hf_config import target_json
+from gemma4.checkpoints.target import load_with_report
+from tests.models import CLUSTERED, TINY, TINY_DRAFTERS, random_drafter, random_target, random_tokens
+
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "global_head_dim": 8,
+    "patch_size": 4,
+    "position_embedding_size": 16,
+}
+AUDIO = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "output_proj_dims": 24,
+    "subsampling_conv_channels": [8, 4],
+}
+UNIFIED_VISION = {
+    "mm_embed_dim": 24,
+    "mm_posemb_size": 8,
+    "model_patch_size": 12,
+    "patch_size": 4,
+    "num_soft_tokens": 4,
+    "output_proj_dims": 24,
+}
+UNIFIED_AUDIO = {"audio_embed_dim": 8, "audio_samples_per_token": 8, "hidden_size": 8, "output_proj_dims": 8}
+
+
+def multimodal(layout: str) -> torch.nn.Module:
+    """A tiny model of the layout, with the parts that the released one has, in random weights."""
+    torch.manual_seed(0)
+    text = target_json(TINY[layout])
+    if layout == "12B":
+        text["model_type"] = "gemma4_unified_text"
+        config = Gemma4UnifiedConfig(text_config=text, vision_config=UNIFIED_VISION, audio_config=UNIFIED_AUDIO)
+        return Gemma4UnifiedForConditionalGeneration(config).eval()
+    audio = AUDIO if layout in ("E2B", "E4B") else None
+    config = Gemma4Config(text_config=text, vision_config=VISION, audio_config=audio)
+    config.text_config._experts_implementation = "eager"
+    return Gemma4ForConditionalGeneration(config).eval()
+
+
+@pytest.mark.parametrize("layout", TINY)
+def test_a_target_with_all_of_its_parts(layout, tmp_path):
+    model = multimodal(layout)
+    model.save_pretrained(tmp_path)
+    target, report = load_with_report(tmp_path)
+    parts = {name.removeprefix("model.").split(".")[0] for name in report.other}
+    assert (
+        parts
+        == {
+            "E2B": {"vision_tower", "audio_tower", "embed_vision", "embed_audio"},
+            "E4B": {"vision_tower", "audio_tower", "embed_vision", "embed_audio"},
+            "12B": {"vision_embedder", "embed_vision", "embed_audio"},
+            "26B-A4B": {"vision_tower", "embed_vision"},
+            "31B": {"vision_tower", "embed_vision"},
+        }[layout]
+    )
+    tokens = random_tokens(2, 11)
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(gemma4.forward(target, tokens).logits, expected, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("layout", TINY)
+def test_an_assistant(layout, tmp_path):
+    torch.manual_seed(0)
+    config = Gemma4AssistantConfig.from_dict(drafter_json(TINY_DRAFTERS[layout]))
+    model = Gemma4AssistantForCausalLM(config)
+    if layout in CLUSTERED:
+        model.masked_embedding.token_ordering.copy_(torch.randperm(config.text_config.vocab_size))
+    model.save_pretrained(tmp_path)
+    loaded = drafter.load(tmp_path)
+    assert loaded.config == TINY_DRAFTERS[layout]
+    assert jnp.isfinite(loaded.embed_tokens.weight[...]).all()
+
+
+# -- a vocabulary head of its own --------------------------------------------------------------------------------------
+
+
+def with_head(directory, change: float):
+    """A checkpoint whose file has an lm_head.weight: the embedding table plus `change` in its last number."""
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    head = tensors["model.embed_tokens.weight"].copy()
+    head[-1, -1] += change
+    save_file(tensors | {"lm_head.weight": head}, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("change", [0.0, 1e-3])
+def test_a_head_in_the_file_is_the_embedding_table(change, tmp_path):
+    gemma4.export_hf(random_target(TINY["31B"]), tmp_path / "target")
+    drafter.export_hf(random_drafter(TINY_DRAFTERS["31B"]), tmp_path / "drafter")
+    for package, name in ((gemma4, "target"), (drafter, "drafter")):
+        with_head(tmp_path / name, change)
+        if change == 0:
+            package.load(tmp_path / name)
+        else:
+            with pytest.raises(gemma4.CheckpointError, match=r"lm_head\.weight .* differs from model\.embed_tokens"):
+                package.load(tmp_path / name)
