@@ -5,7 +5,6 @@ This file knows the names of a drafter's tensors; `gemma4/checkpoints` reads and
 """
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,7 @@ def export_hf(draft_model: Drafter, directory: str | os.PathLike, dtype: Any = N
     dtype = float_dtype(draft_model.embed_tokens.weight.dtype if dtype is None else dtype)
     with new_directory(directory) as scratch:
         write_config(scratch, {**drafter_json(draft_model.config), "dtype": dtype.name})
-        (scratch / "generation_config.json").write_text(json.dumps(GENERATION_CONFIG, indent=2) + "\n")
+        write_config(scratch, GENERATION_CONFIG, "generation_config.json")
         safetensors.write_safetensors(draft_model, scratch / safetensors.WEIGHTS, dtype, rename=hf_name)
 
 

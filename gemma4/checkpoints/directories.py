@@ -3,11 +3,15 @@
 import contextlib
 import json
 import os
+import re
 import shutil
+import socket
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+MAX_JSON_BYTES = 2**26  # an index of 31B's tensors has 0.1 MB
 
 
 class CheckpointError(ValueError):
@@ -18,10 +22,32 @@ def read_config(directory: Path, parse: Callable[[dict[str, Any]], Any]) -> Any:
     """config.json through `parse`.  Errors: CheckpointError if absent, not JSON, or refused by `parse` (ValueError)."""
     file = directory / "config.json"
     if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such directory; give a local one with config.json and weights")
-    if not file.is_file():
-        raise CheckpointError(f"{file}: missing; a checkpoint directory has config.json beside its weights")
+        found = (
+            "no such directory" if not os.path.lexists(directory) else f"expected a directory, got {kind_of(directory)}"
+        )
+        raise CheckpointError(f"{directory}: {found}; give a local one with config.json and weights")
+    check_file(file, "a checkpoint directory has config.json beside its weights")
     return parsed(file, parse)
+
+
+def check_file(file: Path, if_missing: str) -> None:
+    """Errors: CheckpointError unless `file` is a regular file or a link to one.  (Reading a FIFO or a device may never end.)"""
+    if not os.path.lexists(file):
+        raise CheckpointError(f"{file}: missing; {if_missing}")
+    if not file.is_file():
+        raise CheckpointError(f"{file}: expected a file, got {kind_of(file)}; fetch it again")
+
+
+def kind_of(path: Path) -> str:
+    """What something that is not the expected file or directory is, in words."""
+    kinds = {
+        "a link to nothing": not path.exists(),
+        "a directory": path.is_dir(),
+        "a file": path.is_file(),
+        "a FIFO": path.is_fifo(),
+        "a socket": path.is_socket(),
+    }
+    return next((kind for kind, applies in kinds.items() if applies), "a device")
 
 
 def parsed(file: Path, parse: Callable[[dict[str, Any]], Any]) -> Any:
@@ -34,15 +60,20 @@ def parsed(file: Path, parse: Callable[[dict[str, Any]], Any]) -> Any:
         raise CheckpointError(f"{file}: {error}") from error
 
 
-def write_config(directory: Path, config: dict[str, Any]) -> None:
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+def write_config(directory: Path, config: dict[str, Any], name: str = "config.json") -> None:
+    (directory / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(file: Path) -> dict[str, Any]:
+    """Errors: CheckpointError if the file is larger than any such file is, not UTF-8, or not a JSON object."""
+    if (size := file.stat().st_size) > MAX_JSON_BYTES:
+        raise CheckpointError(
+            f"{file}: expected at most {MAX_JSON_BYTES:,} bytes of JSON, got {size:,}; fetch the file again"
+        )
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # the latter for a hundred thousand brackets
-        raise CheckpointError(f"{file}: not valid JSON ({error}); fetch the file again") from error
+        raise CheckpointError(f"{file}: not valid JSON ({error!s:.200}); fetch the file again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: expected a JSON object, got a {type(content).__name__}")
     return content
@@ -52,25 +83,83 @@ def read_json(file: Path) -> dict[str, Any]:
 def new_directory(directory: str | os.PathLike) -> Iterator[Path]:
     """A temporary sibling that takes the name `directory` if the block succeeds, and is removed if it fails.
 
-    Missing parents are made, and removed with it.  A signal that ends the process without an exception (SIGTERM, by default)
-    leaves the sibling behind: `.NAME.` and 32 digits.  A library does not install signal handlers.
+    Before the rename all files are on the disk, with the permissions of the user's umask.  Missing parents are made, and
+    removed with the sibling.  A process that is killed leaves its sibling behind; the next save to `directory` removes it.
 
-    Errors: CheckpointError if `directory` exists and is not an empty directory: nothing is ever overwritten.
+    Errors: CheckpointError if `directory` exists and is not an empty directory (nothing is ever overwritten), if another
+            process writes it meanwhile, and if it cannot be written, for example on a full disk.
     """
-    directory = Path(directory).resolve()
+    directory = Path(directory).expanduser().resolve()
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise CheckpointError(f"{directory}: exists and is not empty; give a new directory, or remove this one first")
-    scratch = directory.parent / f".{directory.name}.{uuid.uuid4().hex}"
+    scratch = directory.parent / f"{_scratch_prefix(directory)}{os.getpid()}.{uuid.uuid4().hex}"
     new_parents = [parent for parent in scratch.parents if not parent.exists()]  # the deepest first
     try:
         scratch.mkdir(parents=True)
+        _remove_abandoned(directory)
         yield scratch
-        if directory.exists():
-            directory.rmdir()  # empty, as checked above
-        scratch.rename(directory)
-    except BaseException:
+        _sync(scratch)
+        _rename(scratch, directory)
+    except BaseException as error:
         shutil.rmtree(scratch, ignore_errors=True)
         for parent in new_parents:
             with contextlib.suppress(OSError):  # never made, or somebody has put something there since
                 parent.rmdir()
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            raise CheckpointError(
+                f"{directory}: cannot be written ({reason}); make room there, or give another place"
+            ) from error
+        raise
+
+
+def _scratch_prefix(directory: Path) -> str:
+    """Names the host, because a process number means nothing on another one."""
+    return f".{directory.name}.{socket.gethostname()[:32]}."
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Siblings of `new_directory` whose process has ended."""
+    pattern = re.compile(re.escape(_scratch_prefix(directory)) + r"(\d+)\.[0-9a-f]{32}")
+    for path in directory.parent.iterdir():
+        if (found := pattern.fullmatch(path.name)) and not _is_running(int(found[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # os.kill would end the process
+        return True
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
+
+
+def _sync(scratch: Path) -> None:
+    """All files on the disk, readable for those for whom the umask makes new files readable."""
+    mode = scratch.stat().st_mode & 0o666
+    for path in [*scratch.rglob("*"), scratch]:
+        if path.is_file():
+            path.chmod(mode)
+        if path.is_file() or os.name == "posix":  # elsewhere a directory cannot be opened
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def _rename(scratch: Path, directory: Path) -> None:
+    try:
+        if directory.exists():
+            directory.rmdir()
+        scratch.rename(directory)
+    except OSError as error:
+        if directory.exists():
+            raise CheckpointError(
+                f"{directory}: another process wrote it meanwhile; give a new directory, or remove this one first"
+            ) from error
         raise

@@ -16,6 +16,7 @@ TEXT_MODEL_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_t
 
 # Positions and sizes are int32, and a drafter's window is one larger than the field; the formulas are in float32.
 LARGEST = 2**31 - 2
+MAX_LAYERS = 1000  # more cannot be compiled
 FLOAT32 = [float(bound) for bound in (np.finfo(np.float32).tiny, np.finfo(np.float32).max)]
 
 
@@ -158,9 +159,9 @@ def check_kind(field: dataclasses.Field, value: Any) -> None:
         _check_count(field.name, value, least=0 if field.name in _MAY_BE_ZERO else 1)
 
 
-def _check_count(name: str, value: Any, least: int = 1) -> None:
-    if not (_is_whole(value) and least <= value <= LARGEST):
-        raise ValueError(f"{name} must be a whole number in {least}..{LARGEST}, got {value!r:.80}")
+def _check_count(name: str, value: Any, least: int = 1, most: int = LARGEST) -> None:
+    if not (_is_whole(value) and least <= value <= most):
+        raise ValueError(f"{name} must be a whole number in {least}..{most}, got {value!r:.80}")
 
 
 def _is_whole(value: Any) -> bool:
@@ -168,6 +169,13 @@ def _is_whole(value: Any) -> bool:
 
 
 def _refuse_unsupported(text: Mapping[str, Any]) -> None:
+    for name in ("quantization_config", "quantization", "compression_config"):  # the second is MLX's name
+        if text.get(name):
+            method = text[name].get("quant_method", "") if isinstance(text[name], Mapping) else text[name]
+            raise ValueError(
+                f"{name}: expected none, got {str(method) or 'one'!s:.40}: quantised checkpoints are not supported; take the "
+                "original in bfloat16"
+            )
     expected = {
         "hidden_activation": (None, "gelu_pytorch_tanh"),
         "attention_bias": (None, False),
@@ -200,13 +208,14 @@ def _layer_types(text: Mapping[str, Any]) -> tuple[str, ...]:
     types = text.get("layer_types")
     count = text.get("num_hidden_layers")
     if count is not None:
-        _check_count("num_hidden_layers", count)
+        _check_count("num_hidden_layers", count, most=MAX_LAYERS)
     if types is None:
         if count is None:
             raise ValueError("layer_types: missing from the configuration, and so is num_hidden_layers")
         types = five_to_one(count)
     if not isinstance(types, (list, tuple)):
         raise ValueError(f"layer_types: expected a list, got {types!r}")
+    _check_count("layer_types: number of layers", len(types), most=MAX_LAYERS)
     if count is not None and len(types) != count:
         raise ValueError(f"layer_types: expected {count} entries (num_hidden_layers), got {len(types)}")
     check_layer_types(types)

@@ -33,8 +33,11 @@ FOLDER = "params"  # under the checkpoint's directory
 def save_orbax(module: nnx.Module, path: Path) -> None:
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), named_params(module))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path.absolute(), named_params(module))
+    except ValueError as error:  # Orbax wraps the system's error in pages of text
+        raise OSError(f"{path}: {str(error).splitlines()[0]:.200}") from error
 
 
 def load_orbax(blank: Module, path: Path, mesh: Mesh | None = None) -> Module:
@@ -108,4 +111,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Orbax and TensorStore raise many kinds
-        raise CheckpointError(f"{path}: Orbax cannot read it, damaged or not written whole ({error})") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(
+            f"{path}: Orbax cannot read it, damaged or not written whole ({reason:.200}); copy it again, or save it again"
+        ) from error

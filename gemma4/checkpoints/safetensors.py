@@ -3,6 +3,7 @@
 Linear weights are [out, in] there and [in, out] here; everything else is stored alike.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from gemma4.checkpoints.directories import CheckpointError, read_json
+from gemma4.checkpoints.directories import CheckpointError, check_file, read_json
 from gemma4.checkpoints.orbax import FOLDER
 from gemma4.checkpoints.params import (
     Leaf,
@@ -30,6 +31,20 @@ from gemma4.checkpoints.params import (
 )
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Names that end so hold scales and packed weights: FP8 and compressed-tensors, GPTQ and AWQ, MLX, bitsandbytes, cached K/V.
+QUANTISED = (
+    *(
+        ".weight_scale",
+        ".weight_scale_inv",
+        ".input_scale",
+        ".weight_packed",
+        ".qweight",
+        ".qzeros",
+        ".scales",
+        ".biases",
+    ),
+    *(".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4", ".SCB", ".k_scale", ".v_scale"),
+)
 FLOATS, INTEGERS = ("F64", "F32", "BF16", "F16"), ("I64", "I32")  # dtypes by their safetensors names
 
 
@@ -51,16 +66,21 @@ def read_tensors(directory: Path) -> dict[str, StoredTensor]:
 
     Errors: CheckpointError that names the file which is missing or damaged, or the tensor that a shard lacks.
     """
-    if (directory / WEIGHTS).is_file():
+    if os.path.lexists(directory / WEIGHTS):
         return _open(directory / WEIGHTS)
-    if not (directory / INDEX).is_file():
+    if not os.path.lexists(directory / INDEX):
         found = ", ".join(sorted(path.name for path in directory.iterdir())) or "nothing"
         raise CheckpointError(
             f"{directory}: no weights; expected {WEIGHTS}, {INDEX} with shards, or {FOLDER}/ (Orbax), found {found}"
         )
+    check_file(directory / INDEX, "")
     placed = read_json(directory / INDEX).get("weight_map")
     if not isinstance(placed, dict) or not all(isinstance(shard, str) for shard in placed.values()):
         raise CheckpointError(f"{directory / INDEX}: weight_map must map tensors to shards; fetch the file again")
+    if outside := [shard for shard in placed.values() if Path(shard).is_absolute() or ".." in Path(shard).parts]:
+        raise CheckpointError(
+            f"{directory / INDEX}: expected files of this directory, got {outside[0]!r:.80}; fetch the file again"
+        )
     shards = {shard: _open(directory / shard) for shard in sorted(set(placed.values()))}
     for key, shard in placed.items():
         if key not in shards[shard]:
@@ -69,8 +89,7 @@ def read_tensors(directory: Path) -> dict[str, StoredTensor]:
 
 
 def _open(file: Path) -> dict[str, StoredTensor]:
-    if not file.is_file():
-        raise CheckpointError(f"{file}: missing, but {INDEX} names it; fetch this shard")
+    check_file(file, f"{INDEX} names it; fetch this shard")
     try:
         handle = safe_open(file, "numpy")
         slices = {key: handle.get_slice(key) for key in handle.keys()}
@@ -79,6 +98,16 @@ def _open(file: Path) -> dict[str, StoredTensor]:
             f"{file}: not a whole safetensors file ({error}); fetch it again (a few bytes only: a Git LFS pointer)"
         ) from error
     return {key: StoredTensor(file, key, tuple(s.get_shape()), s.get_dtype(), handle) for key, s in slices.items()}
+
+
+def _check_not_quantised(tensors: Mapping[str, StoredTensor]) -> None:
+    """Errors: CheckpointError for tensors that only quantised checkpoints have: scales, zero points, packed weights."""
+    for key, tensor in tensors.items():
+        if key.endswith(QUANTISED) or tensor.dtype.startswith(("F8", "U", "I8", "F4")):
+            raise CheckpointError(
+                f"{tensor.file}: {tensor.key} ({tensor.dtype}) is of a quantised checkpoint; these are not supported, take the "
+                "original in bfloat16"
+            )
 
 
 def check_tied(head: StoredTensor, table: StoredTensor | None, rows: int = 8192) -> None:
@@ -115,6 +144,7 @@ def load_weights(
     params, transposed = named_params(blank), linear_weights(blank)
     shardings = shardings_on(params, mesh)
     expected = {rename(name): leaf.shape[::-1] if name in transposed else leaf.shape for name, leaf in params.items()}
+    _check_not_quantised(tensors)
     check_tensors(expected, shapes(tensors), source)
     for name, leaf in params.items():
         tensor = tensors[rename(name)]
@@ -161,4 +191,7 @@ def write_safetensors(
         return np.ascontiguousarray(array)  # save_file writes the buffer and ignores its strides
 
     arrays = {rename(name): stored(name, leaf) for name, leaf in named_params(module).items()}
-    save_file(arrays, file, metadata={"format": "pt"})  # transformers wants the format named
+    try:
+        save_file(arrays, file, metadata={"format": "pt"})  # transformers wants the format named
+    except SafetensorError as error:
+        raise OSError(f"{file}: {error}") from error

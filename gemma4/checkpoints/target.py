@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gemma4.checkpoints import deepmind, orbax, safetensors
-from gemma4.checkpoints.directories import CheckpointError, new_directory, parsed, read_config, write_config
+from gemma4.checkpoints.directories import CheckpointError, check_file, new_directory, parsed, read_config, write_config
 from gemma4.checkpoints.hf_config import read_target, target_json, with_end_tokens
 from gemma4.checkpoints.params import LoadReport, check_model, float_dtype, named_params, shape_only
 from gemma4.checkpoints.safetensors import StoredTensor
@@ -77,10 +77,7 @@ def _with_end_tokens(config: Config, directory: Path) -> Config:
     file = directory / "generation_config.json"
     if not os.path.lexists(file):
         return config
-    if not file.is_file():
-        raise CheckpointError(
-            f"{file}: expected a file, got a directory or a link to nothing; fetch it again, or remove it"
-        )
+    check_file(file, "")
     return parsed(file, functools.partial(with_end_tokens, config))
 
 
