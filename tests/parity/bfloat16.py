@@ -10,7 +10,7 @@ round_everywhere = functools.partial(jax.jit, compiler_options={"xla_allow_exces
 
 
 def share_equal(ours, theirs) -> float:
-    """How many of the elements are the same number.  Of those that both keep in float32, within 4 units in the last place."""
+    """The share of elements that are the same number; float32 ones within 4 units in the last place."""
     within = 2**-21 if ours.dtype == np.float32 else 0
     ours, theirs = np.float32(ours), np.float32(theirs)
     assert ours.shape == theirs.shape
@@ -18,10 +18,10 @@ def share_equal(ours, theirs) -> float:
 
 
 def share_equal_but_for_one(ours, theirs, rows: int) -> float:
-    """The same for all rows, each a prompt's, but the one that is least equal.
+    """The same for all rows of the batch except the one that is least equal.
 
-    A number that was added up in another order, and fell on the other side of a rounding, spoils the later layers of its own
-    row, and of no other; a rounding in a wrong place spoils all rows.
+    A sum in another order may round the other way, and then changes the later layers of its own row, and of no other.  A
+    rounding at a wrong point changes all rows.
     """
     by_row = (np.asarray(values).reshape(rows, -1) for values in (ours, theirs))
     shares = sorted(share_equal(*pair) for pair in zip(*by_row, strict=True))

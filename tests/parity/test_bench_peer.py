@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from decoding.bench import peer as peer_module
-from decoding.bench.peer import Transformers, compare
+from decoding.bench.extra import peer as peer_module
+from decoding.bench.extra.peer import Transformers, compare
 from decoding.bench.report import lines
 from decoding.bench.subject import Subject
 from tests.models import TINY, TINY_DRAFTERS, random_drafter, random_target, restless
@@ -23,7 +23,7 @@ def module_patch():
 
 @pytest.fixture(scope="module")
 def found(module_patch) -> dict:
-    module_patch.setattr(peer_module, "num_cores", lambda: 1)  # a second thread only waits at these sizes
+    module_patch.setattr(peer_module, "num_cores", lambda: 1)  # a second thread would only wait at these sizes
     config = dataclasses.replace(TINY["E2B"], eos_token_ids=())
     target = restless(random_target(config, seed=5))
     subject = Subject("a tiny pair", target, random_drafter(TINY_DRAFTERS["E2B"]), [])

@@ -1,8 +1,8 @@
-"""Single draft steps against transformers 5.22.2, live, and against a NumPy twin in float64, on identical inputs.
+"""Single draft steps against transformers 5.22.2, live, and against NumPy in float64, on identical inputs.
 
 Whole rounds are not compared: after a partial acceptance transformers' own loop shows its drafter one rejected K/V
-row, for `candidate_generator.py` cuts K/V at the length of the text, whose newest token has none yet.  Here it gets the
-right ones.
+position, because `candidate_generator.py` truncates K/V to the length of the text, whose newest token has none yet.  Here its
+drafter gets the right ones.
 """
 
 import dataclasses
@@ -31,36 +31,36 @@ from tests.parity.torch_models import torch_drafter, torch_target
 
 LENGTHS = (WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3)  # committed tokens, one of these a row
 STEPS = 4
-CHUNK = 4  # rings of 13 slots: the longest row has wrapped
+CHUNK = 4  # rings of 13 slots, in which the longest row wraps
 TOLERANCE = 2e-5  # of the largest magnitude of what is compared; for every quantity in this file
 
 
 class Case(NamedTuple):
     target: Gemma4
     draft_model: Drafter
-    shared: SharedCache  # one row for each of LENGTHS; the longest has wrapped its ring
+    shared: SharedCache  # a row for each of LENGTHS; the longest wraps around its ring
     hidden: np.ndarray  # [row, d]: the target's, at the last committed token
     prompts: np.ndarray
-    drafted: np.ndarray  # [row, STEPS]: the token that each step is fed
+    drafted: np.ndarray  # [row, STEPS]: the input token of each step
 
     def embedding(self, step: int) -> jnp.ndarray:
         return self.target.embed_tokens(jnp.asarray(self.drafted[:, step]))
 
     def row(self, index: int) -> "Case":
         """The same for one row alone."""
-        cut = slice(index, index + 1)
-        donors = {kind: LayerKV(kv.key[cut], kv.value[cut]) for kind, kv in self.shared.donors.items()}
-        shared = SharedCache(donors, self.shared.length[cut])
-        return self._replace(shared=shared, hidden=self.hidden[cut], drafted=self.drafted[cut])
+        alone = slice(index, index + 1)
+        donors = {kind: LayerKV(kv.key[alone], kv.value[alone]) for kind, kv in self.shared.donors.items()}
+        shared = SharedCache(donors, self.shared.length[alone])
+        return self._replace(shared=shared, hidden=self.hidden[alone], drafted=self.drafted[alone])
 
-    def rows(self, row: int) -> dict[str, list[np.ndarray]]:
-        """Keys and values of one row by position, [k, n, h]; zeros where a ring has forgotten: nothing may see them."""
+    def kv_of(self, row: int) -> dict[str, list[np.ndarray]]:
+        """Keys and values of one row by position, [k, n, h]; zeros at positions that a ring no longer holds."""
         n, out = LENGTHS[row], {}
         for kind, kv in self.shared.donors.items():
             held = np.arange(max(0, n - WINDOW - 1) if kind == SLIDING else 0, n)
             out[kind] = [np.zeros((x.shape[1], n, x.shape[3]), np.float32) for x in kv]
-            for linear, x in zip(out[kind], kv, strict=True):
-                linear[:, held] = np.asarray(x)[row][:, held % kv.capacity]
+            for by_position, x in zip(out[kind], kv, strict=True):
+                by_position[:, held] = np.asarray(x)[row][:, held % kv.capacity]
         return out
 
 
@@ -75,7 +75,7 @@ def case(layout: str, dtype: DTypeLike = jnp.float32) -> Case:
     cache, hidden = init_cache(target.config, batch, longest, chunk=CHUNK + 1, dtype=dtype), []
     for start in range(0, longest, CHUNK):
         out = gemma4.forward(target, prompts[:, start : start + CHUNK], cache)
-        cache = gemma4.rollback(out.cache, jnp.clip(lengths, cache.length, cache.length + CHUNK))
+        cache = gemma4.truncate(out.cache, jnp.clip(lengths, cache.length, cache.length + CHUNK))
         hidden.append(out.hidden)
     hidden = np.concatenate(hidden, axis=1)[np.arange(batch), lengths - 1]
     return Case(target, draft_model, share_cache(cache, target.config), hidden, prompts, drafted)
@@ -83,7 +83,7 @@ def case(layout: str, dtype: DTypeLike = jnp.float32) -> Case:
 
 @jax.jit
 def tapped_step(draft_model: Drafter, embedding, hidden, shared: SharedCache):
-    """`drafter.forward`, and all that its taps show."""
+    """`drafter.forward`, and the values at its taps."""
     taps = {}
     record = lambda name, value: taps.setdefault(name, value)
     return *drafter.forward(draft_model, embedding, hidden, shared, tap=record), taps
@@ -99,8 +99,8 @@ def our_steps(case: Case) -> list[tuple[np.ndarray, np.ndarray, dict]]:
 
 
 def torch_inputs(case: Case, row: int, dtype: torch.dtype = torch.float32) -> dict:
-    """Position and K/V of one row: exactly its committed rows, in their order."""
-    shared = {kind: tuple(torch.tensor(x, dtype=dtype)[None] for x in kv) for kind, kv in case.rows(row).items()}
+    """Position and K/V of one row: exactly its committed positions, in order."""
+    shared = {kind: tuple(torch.tensor(x, dtype=dtype)[None] for x in kv) for kind, kv in case.kv_of(row).items()}
     return {"shared_kv_states": shared, "position_ids": torch.tensor([[LENGTHS[row]]])}
 
 
@@ -130,7 +130,7 @@ def assert_same_logits(ours: np.ndarray, reference: np.ndarray, is_clustered: bo
 def test_steps_equal_transformers(layout):
     """Logits and chained hidden of four draft steps, at every length, within 2e-5 of their largest magnitude.
 
-    From step 2 on each side is fed the hidden row that it chained itself.
+    From step 2 on, each side reads its own hidden state of the step before.
     """
     this = case(layout)
     model, ours = torch_drafter(this.draft_model), our_steps(this)
@@ -147,7 +147,7 @@ def test_steps_equal_transformers(layout):
 
 @pytest.mark.parametrize("layout", TINY)
 def test_sub_steps_equal_transformers(layout):
-    """What the taps of the first step show: each within 2e-5 of its largest magnitude."""
+    """The values at the taps of the first step: each within 2e-5 of its largest magnitude."""
     this = case(layout)
     model, taps = torch_drafter(this.draft_model), our_steps(this)[0][2]
     for row, n in enumerate(LENGTHS):
@@ -159,10 +159,10 @@ def test_sub_steps_equal_transformers(layout):
 
 @pytest.mark.parametrize("layout", ["E2B", "31B"])
 def test_a_step_in_bfloat16(layout, tmp_path):
-    """Clustered and dense, at every length: taps, chosen clusters and logits come out bit for bit.
+    """Clustered and dense, at every length: taps, chosen clusters and logits are the same, bit for bit.
 
-    Observed: every element (an AMD EPYC); 97% are asked for, since another processor may add in another order, and the chosen
-    clusters all the same: the scores of the last one and of the next lie 20 units in the last place apart.
+    Observed: every element (an AMD EPYC).  97% are required, because another processor may add in another order, and all chosen
+    clusters: the scores of the last chosen one and of the next are 20 units in the last place apart.
     The oracle is loaded in bfloat16: `.to(torch.bfloat16)` would round its RoPE frequencies too.
     """
     this = case(layout, jnp.bfloat16)
@@ -187,7 +187,7 @@ def test_a_step_in_bfloat16(layout, tmp_path):
 
 
 def bfloat16_step(model, case: Case, row: int) -> dict[str, np.ndarray]:
-    """What the taps show of one row's first step, and its logits."""
+    """The values at the taps of one row's first step, and its logits."""
     hidden = torch.tensor(np.float32(case.hidden[row]), dtype=torch.bfloat16)
     with torch.no_grad(), drafter_taps(model) as seen:
         embeds, inputs = torch_embeds(case, row, 0, hidden), torch_inputs(case, row, torch.bfloat16)
@@ -204,7 +204,7 @@ def torch_taps(model, embeds: torch.Tensor, inputs: dict) -> dict[str, torch.Ten
 
 @pytest.mark.parametrize("layout", TINY)
 def test_donors_are_the_layers_that_transformers_shares(layout):
-    """What `share_cache` shows, position by position, is what transformers' target hands to its drafter (2e-5)."""
+    """`share_cache` returns the K/V that transformers' target passes to its drafter, position by position (2e-5)."""
     this, config = case(layout), TINY[layout]
     model = torch_target(this.target)
     for row, n in enumerate(LENGTHS):
@@ -215,36 +215,36 @@ def test_donors_are_the_layers_that_transformers_shares(layout):
         assert set(out.shared_kv_states) == set(this.shared.donors) == set(config.donors)
         for kind in config.donors:
             held = slice(max(0, n - WINDOW - 1) if kind == SLIDING else 0, n)
-            for ours, theirs in zip(this.rows(row)[kind], out.shared_kv_states[kind], strict=True):
+            for ours, theirs in zip(this.kv_of(row)[kind], out.shared_kv_states[kind], strict=True):
                 assert_near(ours[:, held], theirs[0][:, held], f"{n} tokens, {kind}")
 
 
 @pytest.mark.parametrize("convention", drafter.config.CONVENTIONS)
 @pytest.mark.parametrize("layout", TINY)
-def test_steps_equal_a_numpy_twin(layout, convention):
-    """Both conventions against a float64 twin that is told position and rows in so many words (2e-5).
+def test_steps_equal_numpy(layout, convention):
+    """Both conventions against NumPy in float64, which gets the position and the visible K/V explicitly (2e-5).
 
-    This is the only check of "vllm", and shows that the twin is right where transformers can be asked.
+    For "vllm" this is the only check.  That for "transformers" shows that the NumPy step is right.
     """
     this = case(layout)
     config = dataclasses.replace(this.draft_model.config, convention=convention)
     draft_model = with_params(shape_only(Drafter, config, jnp.float32), named_params(this.draft_model))
     ours = our_steps(this._replace(draft_model=draft_model))
     for row, n in enumerate(LENGTHS):
-        position, window_rows = {"transformers": (n, WINDOW + 1), "vllm": (n - 1, WINDOW)}[convention]
-        first = {SLIDING: max(0, n - window_rows), FULL: 0}
-        rows = {kind: [np.float64(x)[:, first[kind] :] for x in kv] for kind, kv in this.rows(row).items()}
+        position, window = {"transformers": (n, WINDOW + 1), "vllm": (n - 1, WINDOW)}[convention]
+        first = {SLIDING: max(0, n - window), FULL: 0}
+        visible = {kind: [np.float64(x)[:, first[kind] :] for x in kv] for kind, kv in this.kv_of(row).items()}
         hidden = np.float64(this.hidden[row])
         for step, (logits, chained, _) in enumerate(ours):
             embedding = np.float64(this.embedding(step)[row])
-            reference, hidden = twin_step(draft_model, embedding, hidden, rows, position)
+            reference, hidden = numpy_step(draft_model, embedding, hidden, visible, position)
             what = f"{n} tokens, step {step + 1}"
             assert_same_logits(logits[row], reference, layout in CLUSTERED, what)
             assert_near(chained[row], hidden, f"{what}: chained hidden")
 
 
-def twin_step(draft_model: Drafter, embedding, hidden, rows: dict, position: int) -> tuple[np.ndarray, np.ndarray]:
-    """One draft step of one row, written out: `rows` holds just the keys and values that each layer type sees."""
+def numpy_step(draft_model: Drafter, embedding, hidden, visible: dict, position: int) -> tuple[np.ndarray, np.ndarray]:
+    """One draft step of one row: `visible` holds just the keys and values that each layer type sees."""
     config, text = draft_model.config, draft_model.config.text
     weight = {name: np.float64(value) for name, value in named_params(draft_model).items()}
 
@@ -259,11 +259,11 @@ def twin_step(draft_model: Drafter, embedding, hidden, rows: dict, position: int
         query = norm(query.reshape(-1, head_dim), f"{name}.self_attn.q_norm")
         half = head_dim // 2
         frequency = np.where(np.arange(half) < int(factor * half), theta ** (-np.arange(half) / half), 0)
-        turn = np.exp(1j * position * frequency) * (query[:, :half] + 1j * query[:, half:])
-        query = np.concatenate([turn.real, turn.imag], axis=-1)
+        rotated = np.exp(1j * position * frequency) * (query[:, :half] + 1j * query[:, half:])
+        query = np.concatenate([rotated.real, rotated.imag], axis=-1)
         heads = []
         for head, q in enumerate(query):
-            key, value = (x[head * len(x) // len(query)] for x in rows[kind])
+            key, value = (x[head * len(x) // len(query)] for x in visible[kind])
             score = np.exp(key @ q - (key @ q).max())
             heads.append(score / score.sum() @ value)
         attended = np.concatenate(heads) @ weight[f"{name}.self_attn.o_proj.weight"]
@@ -285,7 +285,7 @@ def twin_step(draft_model: Drafter, embedding, hidden, rows: dict, position: int
 
 @pytest.mark.parametrize("layout", ["E4B", "31B"])
 def test_each_row_of_a_ragged_batch_is_its_own_batch(layout):
-    """Rows of one batch, each of its own length, against the same rows alone: within 1e-5."""
+    """Rows of one batch, each of another length, against the same rows alone: within 1e-5."""
     this = case(layout)
     together = our_steps(this)
     for row in range(len(LENGTHS)):
@@ -298,7 +298,7 @@ def test_each_row_of_a_ragged_batch_is_its_own_batch(layout):
 
 
 @pytest.mark.parametrize("layout", ["E2B", "12B"])
-def test_the_greedy_head_takes_the_argmax(layout):
+def test_the_greedy_token_is_the_argmax(layout):
     """`Drafter.argmax` is argmax of `Drafter.logits` and of transformers' logits, for either kind of head."""
     draft_model = random_drafter(TINY_DRAFTERS[layout], seed=4)
     model, width = torch_drafter(draft_model), draft_model.config.text.hidden_size

@@ -1,4 +1,4 @@
-"""transformers 5.22.2 through the oracle: what is known of it shows, and all else agrees, in all five layouts."""
+"""transformers 5.22.2 through the oracle: its known differences are found, and all else agrees, in all five layouts."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from decoding.oracle.tiny import TINY
 pytestmark = pytest.mark.slow
 
 SPEC = "decoding.oracle.adapters.hf:load"
-TOLD = "draft/block/told"  # softmax of the logits of a draft that is their argmax
+CLAIMED = "draft/block/told"  # softmax of the logits of a draft that is their argmax
 
 
 EVERY_STAGE = "31B"  # one layout runs all of them, the others those that tell layouts apart: each takes half a minute
@@ -30,7 +30,7 @@ def dump(request, tmp_path_factory) -> golden.Dump:
 
 @pytest.fixture(scope="module")
 def differing(dump) -> set[str]:
-    """Names, without the case, of what differs; the enumeration of the law has a test of its own."""
+    """Names, without the case, of what differs; the distribution of sampled text has a test of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(live, "distances", lambda engine, **settings: {})
         report = live.check_adapter(dump, SPEC)
@@ -39,20 +39,20 @@ def differing(dump) -> set[str]:
 
 
 def test_only_what_is_known_differs(differing):
-    """Drafts after a partial acceptance, for a rejected row is visible then; and the law that acceptance is told."""
+    """Drafts after a partial acceptance, because a rejected position is visible then; and the distribution claimed for them."""
     after_rejection = {f"rollback/round{i}/draft.{what}" for i in range(6) for what in ("logits", "post_projection")}
-    known = {TOLD, *after_rejection}
-    assert TOLD in differing and differing & after_rejection
+    known = {CLAIMED, *after_rejection}
+    assert CLAIMED in differing and differing & after_rejection
     assert {name for name in differing - known if not name.endswith("/own_drafts")} == set()
     assert "rounds/round0/own_drafts" not in differing, "nothing has been rejected yet"
 
 
 @pytest.mark.parametrize("dump", [EVERY_STAGE], indirect=True)
-def test_its_own_loop_drafts_otherwise_after_a_rejection(differing):
+def test_its_own_loop_drafts_differently_after_a_rejection(differing):
     assert {name for name in differing if name.startswith("rounds/")}
 
 
-def test_rejected_rows_are_what_its_drafter_sees(dump):
+def test_its_drafter_sees_a_rejected_position(dump):
     """Rows whose drafts were all accepted agree in the first round; all others do not."""
     (case,) = dump.manifest["cases"]
     this = recorder(case, load=hf.load, directory=dump.directory / case)
@@ -64,8 +64,8 @@ def test_rejected_rows_are_what_its_drafter_sees(dump):
     assert (apart[kept == GAMMA + 1] <= 1e-4).all() and (apart[kept <= GAMMA] > 1e-3).all()
 
 
-def test_sampled_text_has_another_law(tmp_path):
-    """gamma = 1: a thousand times what the enumeration allows, at least; where the target is greedy, nothing."""
+def test_sampled_text_has_another_distribution(tmp_path):
+    """gamma = 1: at least a thousand times as far as the enumeration allows; not at all where the target is greedy."""
     CASES["12B"].write(tmp_path)
     found = distances(hf.load(tmp_path / "target", tmp_path / "drafter", "transformers"), 1, ("unrelated",))
     greedy = {"greedy target", "both greedy"}

@@ -1,5 +1,6 @@
 """Checkpoints as transformers' `save_pretrained` writes them: every layout, with its vision and audio parts."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,7 +20,15 @@ import gemma4
 from drafter.hf_config import drafter_json
 from gemma4.checkpoints.hf_config import target_json
 from gemma4.checkpoints.target import load_with_report
-from tests.models import CLUSTERED, TINY, TINY_DRAFTERS, random_drafter, random_target, random_tokens
+from tests.models import (
+    CLUSTERED,
+    TINY,
+    TINY_DRAFTERS,
+    drafter_config,
+    random_drafter,
+    random_target,
+    random_tokens,
+)
 
 VISION = {
     "hidden_size": 16,
@@ -97,6 +106,24 @@ def test_an_assistant(layout, tmp_path):
     loaded = drafter.load(tmp_path)
     assert loaded.config == TINY_DRAFTERS[layout]
     assert jnp.isfinite(loaded.embed_tokens.weight[...]).all()
+
+
+@pytest.mark.parametrize(("layout", "clustered"), [("E2B", True), ("E2B", False), ("12B", False), ("31B", False)])
+def test_transformers_reads_every_tensor_of_an_exported_drafter(layout, clustered, tmp_path):
+    ours = random_drafter(drafter_config(TINY[layout], clustered=clustered))
+    drafter.export_hf(ours, tmp_path / "drafter")
+    theirs, report = Gemma4AssistantForCausalLM.from_pretrained(tmp_path / "drafter", output_loading_info=True)
+    assert {kind: list(names) for kind, names in report.items() if names} == {}
+    torch.testing.assert_close(
+        theirs.pre_projection.weight.detach(), torch.tensor(np.asarray(ours.pre_projection.weight[...]).T)
+    )
+    if clustered:
+        assert theirs.masked_embedding.token_ordering.tolist() == ours.masked_embedding.token_ordering[...].tolist()
+    assert theirs.generation_config.num_assistant_tokens == 4 and theirs.generation_config.is_assistant
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = drafter.load(tmp_path / "theirs")
+    assert again.config == ours.config
+    jax.tree.map(np.testing.assert_array_equal, again, ours)
 
 
 # -- a vocabulary head of its own --------------------------------------------------------------------------------------

@@ -1,12 +1,12 @@
 """The target against transformers 5.22.2, live, on the five tiny layouts.
 
 The oracle runs in float32 on CPU with `eager` attention and `eager` experts, without a cache, one row at a time and
-never padded: the plainest path it has.  Ours runs every path against it: full forward, prefill into a cache, chunks, single
+never padded: its plainest path.  Ours runs every path against it: full forward, prefill into a cache, chunks, single
 tokens, and rows of different lengths in one batch.  Weights go through `export_hf` and `from_pretrained`.
 
 Tolerances are the largest difference, relative to the largest value of the same tensor in the oracle.  Observed, the worst
-of all paths: logits 7e-6 and sub-steps 6e-6 with per-layer inputs (E2B, E4B), 2e-6 without.  That is ordinary rounding: off the
-oracle in float64, ours is up to 6e-6 and the oracle itself in float32 up to 4e-6.
+of all paths: logits 7e-6 and sub-steps 6e-6 with per-layer inputs (E2B, E4B), 2e-6 without.  That is ordinary rounding: from
+the oracle in float64, ours differs by up to 6e-6 and the oracle in float32 by up to 4e-6.
 """
 
 import collections
@@ -21,8 +21,10 @@ import transformers
 from transformers.models.gemma4 import modeling_gemma4 as modeling
 
 import gemma4
+import gemma4.fast
 from decoding.oracle.adapters.hf_taps import target_taps
-from gemma4 import PRESETS, init_cache, rollback
+from gemma4 import PRESETS, init_cache, truncate
+from gemma4.checkpoints.hf_config import target_json
 from gemma4.config import FULL, SLIDING
 from gemma4.functional import inverse_frequencies
 from tests.models import TINY, WINDOW, random_target, random_tokens
@@ -110,7 +112,7 @@ def test_what_transformers_writes_is_read(pair, tmp_path):
 
 
 def test_full_forward(pair):
-    """A prefix's logits are the same whatever follows, so one pass is held against the oracle at all four lengths."""
+    """The logits of a prefix do not depend on what follows, so one pass is compared with the oracle at all four lengths."""
     ours, _ = pair.tapped
     for row in range(BATCH):
         for length in LENGTHS:
@@ -132,14 +134,14 @@ def test_with_a_cache(pair, chunk):
 
 
 def test_ragged_batch(pair):
-    """Rows of w-1, w, w+1 and 2w+3 tokens side by side, padded and rolled back; then each goes on by single tokens."""
+    """Rows of w-1, w, w+1 and 2w+3 tokens in one batch, padded and rolled back; then single tokens for each."""
     cache, kept = init_cache(pair.config, BATCH, CAPACITY, chunk=CHUNK), collections.defaultdict(list)
 
     def step(tokens, cache, new_length):
         out = gemma4.forward(pair.target, tokens, cache)
         for row, (start, end) in enumerate(zip(cache.length.tolist(), new_length.tolist(), strict=True)):
             kept[row].append(np.asarray(out.logits)[row, : end - start])
-        return rollback(out.cache, jnp.asarray(new_length))
+        return truncate(out.cache, jnp.asarray(new_length))
 
     for end in range(CHUNK, LONGEST + CHUNK, CHUNK):
         block = [row[start : start + CHUNK] for row, start in zip(pair.tokens, cache.length.tolist(), strict=True)]
@@ -151,11 +153,26 @@ def test_ragged_batch(pair):
         assert relative_error(np.concatenate(kept[row]), pair.expected(row, length + 3)) <= LOGITS
 
 
+@pytest.mark.parametrize("pair", ["E2B"], indirect=True)
+def test_the_twins_for_a_cpu(pair):
+    """A prefill and single tokens by `gemma4.fast`; `tests/fast` compares twins and reference in all layouts."""
+    twin = gemma4.fast.for_backend(pair.target, "cpu")
+    out = gemma4.forward(twin, pair.tokens[:, :LONGEST], init_cache(pair.config, BATCH, CAPACITY, chunk=LONGEST))
+    logits, cache = [np.asarray(out.logits)], out.cache
+    for t in range(LONGEST, LONGEST + 3):
+        out = gemma4.forward(twin, pair.tokens[:, t : t + 1], cache)
+        cache = out.cache
+        logits.append(np.asarray(out.logits))
+    ours = np.concatenate(logits, axis=1)
+    for row in range(BATCH):
+        assert relative_error(ours[row], pair.expected(row, LONGEST + 3)) <= LOGITS
+
+
 # -- every named point -------------------------------------------------------------------------------------------------
 
 
 def oracle_taps(oracle, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """What the oracle computes at the points that ours names, in our layouts."""
+    """The oracle's values at our named points, in our layouts."""
     with torch.no_grad(), target_taps(oracle, *tokens.shape) as seen:
         oracle(torch.tensor(tokens), use_cache=False)
     return seen
@@ -187,9 +204,9 @@ def test_taps_change_nothing(pair):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_rope_frequencies_at_full_size(name):
-    """Ours are worked out in float64 and rounded once, the oracle's in float32: a third of them differ in the last bit."""
+    """Ours are computed in float64 and rounded once, the oracle's in float32: a third of them differ in the last bit."""
     config = PRESETS[name]
-    oracle = modeling.Gemma4TextRotaryEmbedding(transformers.Gemma4TextConfig(**config.to_hf()))
+    oracle = modeling.Gemma4TextRotaryEmbedding(transformers.Gemma4TextConfig(**target_json(config)))
     for kind in (SLIDING, FULL):
         theirs = getattr(oracle, f"{kind}_inv_freq").numpy()
         ours = inverse_frequencies(*config.rope(kind))
@@ -202,20 +219,20 @@ def test_rope_frequencies_at_full_size(name):
 
 @pytest.mark.parametrize("name", TINY)
 def test_bfloat16(name, tmp_path):
-    """The rounding points are the oracle's, so its numbers come out bit for bit, but where a sum was added in another order.
+    """The rounding points are the oracle's, so its numbers are reproduced bit for bit, except where sums run in another order.
 
-    Observed, the least of all points: E2B 99.9%, E4B 98.7%, 12B and 26B-A4B 100%, 31B 91% (an AMD EPYC); on an Intel Xeon with
-    AMX, which adds in another order, E4B 87%, 26B-A4B 80% and 31B 95%, but 100% of each in three of the four prompts: hence
-    all but one.  Of the first layer all, but for 98.9% of one point of 31B's on the EPYC and 99.9% on the Xeon.  With gelu
-    in bfloat16 throughout, 10% to 32% of the hidden rows.
+    Observed, the lowest share of all points: E2B 99.9%, E4B 98.7%, 12B and 26B-A4B 100%, 31B 91% (an AMD EPYC); on an Intel Xeon
+    with AMX, which adds in another order, E4B 87%, 26B-A4B 80% and 31B 95%, but 100% of each in three of the four prompts:
+    hence all but one.  In the first layer 100%, but for one point of 31B's: 98.9% on the EPYC and 99.9% on the Xeon.  With
+    gelu in bfloat16 throughout, 10% to 32% of the hidden states are equal.
 
-    26B-A4B is held against "batched_mm", which adds experts up as we do (`gemma4/moe.py`); against "eager", 68% of the first
-    layer's experts are equal.  The router's weights stay in float32 on both sides, and are rounded in the same places; but a
-    quarter of them differ in the last bit, for XLA divides by multiplying with the reciprocal of the sum.
-    The logits are left out, for the oracle caps them in bfloat16 and we in float32; and so is `after_mlp` where the oracle's
-    is worked out from the layer's output (without per-layer inputs).
-    Run as usual, with excess precision, ours is held to lose no more than 1.25 times what the oracle loses against float32
-    (root mean square; observed: less than the oracle).
+    26B-A4B is compared with "batched_mm", which adds experts up as we do (`gemma4/moe.py`); with "eager", 68% of the first
+    layer's experts are equal.  The router's weights stay in float32 on both sides, and are rounded at the same points; but a
+    quarter of them differ in the last bit, because XLA divides by multiplying with the reciprocal of the sum.
+    The logits are left out, because the oracle caps them in bfloat16 and we in float32; and so is `after_mlp` where the
+    oracle's is derived from the layer's output (without per-layer inputs).
+    Run as usual, with excess precision, our error against float32 is at most 1.25 times the oracle's (root mean square;
+    observed: less than the oracle's).
     """
     pair = Pair(name, tmp_path / "hf", dtype=jnp.bfloat16)
     oracle, _ = load_oracle(pair.directory, torch.bfloat16, experts="batched_mm")
@@ -230,6 +247,6 @@ def test_bfloat16(name, tmp_path):
         share = share_equal(*values) if first else share_equal_but_for_one(*values, rows=len(tokens))
         assert share >= (0.97 if first else 0.9), f"{key}: {share:.1%} of the elements are equal"
 
-    exact = oracle_taps(pair.oracle, tokens)["logits"]  # the same rounded weights, worked out in float32
-    off = lambda logits: float(np.sqrt(np.mean(np.square(np.asarray(logits) - exact))))
-    assert off(gemma4.forward(pair.target, tokens).logits) <= 1.25 * off(theirs["logits"])
+    exact = oracle_taps(pair.oracle, tokens)["logits"]  # with the same rounded weights, in float32
+    error = lambda logits: float(np.sqrt(np.mean(np.square(np.asarray(logits) - exact))))
+    assert error(gemma4.forward(pair.target, tokens).logits) <= 1.25 * error(theirs["logits"])

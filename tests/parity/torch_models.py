@@ -5,22 +5,24 @@ import torch
 from transformers import Gemma4AssistantConfig, Gemma4AssistantForCausalLM, Gemma4ForCausalLM, Gemma4TextConfig
 
 from drafter import Drafter
+from drafter.hf_config import drafter_json
 from gemma4 import Gemma4
+from gemma4.checkpoints.hf_config import target_json
 from gemma4.checkpoints.params import linear_weights, named_params
 from gemma4.checkpoints.target import hf_name
 
-torch.set_num_threads(1)  # at these sizes a second thread only waits
+torch.set_num_threads(1)  # at these sizes a second thread would only wait
 
 
 def torch_target(target: Gemma4) -> Gemma4ForCausalLM:
-    config = Gemma4TextConfig.from_dict(target.config.to_hf())
+    config = Gemma4TextConfig.from_dict(target_json(target.config))
     config._experts_implementation = "eager"  # the grouped one refuses sizes as small as ours
     model = Gemma4ForCausalLM(config)
     return _filled(model, {f"model.{hf_name(name)}": value for name, value in _tensors(target).items()})
 
 
 def torch_drafter(draft_model: Drafter) -> Gemma4AssistantForCausalLM:
-    model = Gemma4AssistantForCausalLM(Gemma4AssistantConfig.from_dict(draft_model.config.to_hf()))
+    model = Gemma4AssistantForCausalLM(Gemma4AssistantConfig.from_dict(drafter_json(draft_model.config)))
     outside = ("pre_projection", "post_projection", "masked_embedding")
     name_of = lambda name: name if name.startswith(outside) else f"model.{name}"
     return _filled(model, {name_of(name): value for name, value in _tensors(draft_model).items()})
