@@ -4,9 +4,9 @@ Inputs are drawn and never computed by the code under test, so a mistake in one 
 They are chosen to show mistakes:
 
 - lengths around the sliding window w: w - 1, w, w + 1 and 2w + 3 side by side, so that rows of a batch differ;
-- K/V that a drafter is given continue past each row's length with large values, which nothing may read;
-- acceptance meets every count from 0 to gamma, and more than one of them in a batch;
-- every round of the rollback stage keeps another number of tokens in each row, until rings have turned several times.
+- the drafter's K/V continue past each row's length with large values, which nothing may read;
+- acceptance counts cover 0 to gamma, and differ within a batch;
+- every round of the rollback stage keeps another number of tokens in each row, until rings have wrapped several times.
 """
 
 import dataclasses
@@ -32,11 +32,11 @@ LENGTHS = (WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3)
 ROWS, LONGEST = len(LENGTHS), max(LENGTHS)
 GAMMA = 4  # drafts a round
 CHUNK = GAMMA + 1  # tokens a forward
-ROUNDS = 6  # of the rollback stage: rows move on by 2 to 26 tokens, past three windows
+ROUNDS = 6  # of the rollback stage: rows advance by 2 to 26 tokens, past three windows
 MAX_NEW_TOKENS = 24  # of the round stage
 EOS = 7  # of the emission stage
-RESTLESS = 4.0  # how much stronger layers are: enough for texts that hang on all of the cache
-POISON = 40.0  # what lies in K/V rows that nothing may read: large, so that one look at them shows
+RESTLESS = 4.0  # the factor by which layers are stronger: enough for texts that depend on the whole cache
+POISON = 40.0  # the value of K/V that nothing may read: large, so that reading one of them shows
 FAR = (0, 1, 777, 10_000, 100_003, 131_071)  # positions for RoPE, up to the end of a context
 
 SETTINGS: dict[str, Sampling] = {
@@ -48,8 +48,8 @@ SETTINGS: dict[str, Sampling] = {
     "greedy": Sampling(),
 }
 
-# What each target itself writes, greedily, after the prompts of the round stage.  It stands in a file, so that a wrong
-# implementation cannot change its own script; `python -m decoding.oracle.write_texts` writes it anew.
+# The greedy text of each target after the prompts of the round stage.  In a file, so that a wrong implementation cannot change
+# its own script; `python -m decoding.oracle.write_texts` writes it.
 TEXTS = Path(__file__).parent / "texts.json"
 
 Inputs = dict[str, np.ndarray]
@@ -57,7 +57,7 @@ Inputs = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A tiny target and its drafter, and what every stage is given."""
+    """A tiny target and its drafter, and the inputs of every stage."""
 
     name: str
     layout: str  # E2B, E4B, 12B, 26B-A4B or 31B
@@ -83,14 +83,14 @@ class Case:
         return np.random.default_rng([self.seed, *stage.encode()])
 
     def inputs(self) -> Inputs:
-        """Every stage's inputs by name; see the functions below."""
+        """Every stage's inputs by name (see the functions below)."""
         rng = self.rng
         parts = {
             "rope": rope_inputs(),
             "forward": {"tokens": tokens(rng("forward"), ROWS, LONGEST), "lengths": np.array(LENGTHS, np.int32)},
             "draft": draft_inputs(rng("draft"), self.layout),
             "verify": {"token": tokens(rng("verify"), ROWS), "drafts": tokens(rng("drafts"), ROWS, GAMMA)},
-            "law": {"logits": np.float32(rng("law").normal(0, 2, (6, VOCAB)))},
+            "law": {"logits": rng("law").normal(0, 2, (6, VOCAB)).astype(np.float32)},
             "accept": accept_inputs(rng("accept"), rows=16),
             "accept_block": accept_inputs(rng("accept_block"), rows=128),
             "emit": emit_inputs(rng("emit")),
@@ -105,7 +105,7 @@ class Case:
         return {name: value for name, value in self.inputs().items() if name.split("/")[0] in read}
 
 
-# Stages that read another's inputs beside their own.
+# Stages that also read another stage's inputs.
 ALSO_GIVEN = {
     "load": ("forward", "draft"),
     **dict.fromkeys(("prefill", "chunked", "stepwise", "share", "verify", "rollback"), ("forward",)),
@@ -127,7 +127,7 @@ def rope_inputs() -> Inputs:
 
 
 def draft_inputs(rng: np.random.Generator, layout: str) -> Inputs:
-    """Rows of w - 1, w, w + 1 and 2w + 3 committed tokens, and for each step its token and its hidden row, given."""
+    """Rows of w - 1, w, w + 1 and 2w + 3 committed tokens, and the token and the hidden state of each step."""
     config = TINY[layout]
     positions, lengths = LONGEST + GAMMA, np.array(LENGTHS, np.int32)
     out = {
@@ -139,53 +139,60 @@ def draft_inputs(rng: np.random.Generator, layout: str) -> Inputs:
         shape = (ROWS, config.kv_heads(donor), positions, config.layer_head_dim(donor))
         past = np.arange(positions) >= lengths[:, None]
         for part in ("key", "value"):
-            rows = np.where(past[:, None, :, None], POISON, rng.normal(0, 1, shape))
-            out[f"{kind}.{part}"] = np.float32(rows)
+            values = np.where(past[:, None, :, None], POISON, rng.normal(0, 1, shape))
+            out[f"{kind}.{part}"] = np.float32(values)
     return out
 
 
 def accept_inputs(rng: np.random.Generator, rows: int) -> Inputs:
-    """Sampled: laws close to each other.  Greedy: right for row % (gamma + 1) drafts, then one wrong."""
+    """Sampled: distributions close to each other.  Greedy: row % (gamma + 1) right drafts, then a wrong one."""
     vocabulary = 8
-    softmax = lambda x: np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True)
+
+    def softmax(x: np.ndarray) -> np.ndarray:
+        return np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True)
+
     logits = rng.normal(0, 1.5, (rows, GAMMA + 1, vocabulary))
     draft_logits = logits[:, :-1] + rng.normal(0, 1.0, (rows, GAMMA, vocabulary))
-    draft_probs = np.float32(softmax(draft_logits))
+    draft_probs = softmax(draft_logits).astype(np.float32)
     drafts = (rng.random((rows, GAMMA, 1)) > np.cumsum(draft_probs, axis=-1)[..., :-1]).sum(axis=-1)
     right = np.arange(GAMMA) < (np.arange(rows) % (GAMMA + 1))[:, None]
     best = logits[:, :-1].argmax(axis=-1)
     return {
-        "logits": np.float32(logits),
-        "target_probs": np.float32(softmax(logits)),
+        "logits": logits.astype(np.float32),
+        "target_probs": softmax(logits).astype(np.float32),
         "draft_probs": draft_probs,
-        "drafts": np.int32(drafts),
-        "uniforms": np.float32(rng.integers(0, 2**23, (rows, GAMMA + 1)) / 2**23),
-        "greedy_drafts": np.int32(np.where(right, best, (best + 1) % vocabulary)),
+        "drafts": drafts.astype(np.int32),
+        "uniforms": (rng.integers(0, 2**23, (rows, GAMMA + 1)) / 2**23).astype(np.float32),
+        "greedy_drafts": np.where(right, best, (best + 1) % vocabulary).astype(np.int32),
     }
 
 
 def emit_inputs(rng: np.random.Generator) -> Inputs:
-    """An EOS at every place of a run, beyond its end, none at all, two at once; and budgets that end inside and at it."""
+    """An EOS at every index of a run, past its end, none, two; budgets that end inside a run, at its end, at an EOS."""
     runs = np.where(np.eye(GAMMA + 1, dtype=bool), EOS, 20 + rng.integers(0, 20, (GAMMA + 1, GAMMA + 1)))
     plain = 20 + rng.integers(0, 20, (4, GAMMA + 1))
     twice = np.array([[21, EOS, 22, EOS, 23], [21, 22, EOS, 23, 24], [EOS, EOS, EOS, EOS, EOS]])
     all_tokens = np.concatenate([runs, plain, twice])
     num_tokens = np.array([5, 5, 5, 5, 5, 5, 3, 5, 1, 5, 2, 5])
     room = np.array([50, 50, 50, 50, 50, 50, 50, 4, 1, 2, 50, 5])
-    return {"tokens": np.int32(all_tokens), "num_tokens": np.int32(num_tokens), "room": np.int32(room)}
+    return {
+        "tokens": all_tokens.astype(np.int32),
+        "num_tokens": num_tokens.astype(np.int32),
+        "room": room.astype(np.int32),
+    }
 
 
 def rollback_inputs(rng: np.random.Generator) -> Inputs:
-    """Blocks of [token, drafts], how many tokens of each are kept, and a last token.  Counts differ between the rows."""
+    """Blocks of [token, drafts], how many tokens of each block are kept, and a last block.  Counts differ between rows."""
     kept = np.stack([rng.permutation(GAMMA + 1)[:ROWS] + 1 for _ in range(ROUNDS)])
-    kept[0] = [1, 3, 5, 2]  # at once: nothing accepted, something, everything
-    return {"blocks": tokens(rng, ROUNDS + 1, ROWS, GAMMA + 1), "kept": np.int32(kept)}
+    kept[0] = [1, 3, 5, 2]  # in one batch: no draft accepted, some, all
+    return {"blocks": tokens(rng, ROUNDS + 1, ROWS, GAMMA + 1), "kept": kept.astype(np.int32)}
 
 
 def round_inputs(rng: np.random.Generator, layout: str) -> Inputs:
-    """Two prompts, a script of drafts that is right but for some places, and an EOS inside a run of right ones.
+    """Two prompts, a script of drafts with a few wrong ones, and an EOS inside a run of right ones.
 
-    The rows go out of step at once.  Where the script has -1 the drafter's own draft stands.
+    The rows accept different numbers of drafts from the first round on.  -1 in the script keeps the drafter's own draft.
     """
     prompts, lengths = round_prompts(rng)
     texts = np.array(greedy_texts()[layout])
@@ -203,18 +210,18 @@ def round_prompts(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def end_of(texts: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """A token to end the first text with: new to it, accepted as a draft, with accepted drafts after it.
+    """An EOS for the first text: its first occurrence there is an accepted draft with accepted drafts after it.
 
-    If there is one, one that the second text has not: that one ends with its budget.
+    Preferably a token that the second text lacks, so that the second text ends with its budget.
     """
     first, second = texts
-    places = [
-        place
-        for place in range(6, MAX_NEW_TOKENS - 3)
-        if first[place] not in first[:place] and not wrong[place : place + 2].any() and first[place] not in second[:6]
+    indices = [
+        i
+        for i in range(6, MAX_NEW_TOKENS - 3)
+        if first[i] not in first[:i] and not wrong[i : i + 2].any() and first[i] not in second[:6]
     ]
-    best = min(places, key=lambda place: (first[place] in second, place))
-    return np.int32(first[best : best + 1])
+    best = min(indices, key=lambda i: (first[i] in second, i))
+    return first[best : best + 1].astype(np.int32)
 
 
 @functools.cache
@@ -223,7 +230,7 @@ def greedy_texts() -> dict[str, list[list[int]]]:
 
 
 def write_with_unused_kv(target: Gemma4, directory: Path, seed: int) -> None:
-    """The target once more, with K/V weights also in layers that share: released files have them, and nobody reads them."""
+    """The same target with K/V weights also in the layers that share K/V.  Released files have them; no layer uses them."""
     config, rng = target.config, np.random.default_rng(seed)
     gemma4.export_hf(target, directory)
     tensors = load_file(directory / WEIGHTS)
@@ -231,6 +238,6 @@ def write_with_unused_kv(target: Gemma4, directory: Path, seed: int) -> None:
         head_dim = config.layer_head_dim(layer)
         shape = (config.kv_heads(layer) * head_dim, config.hidden_size)
         at = f"model.layers.{layer}.self_attn"
-        tensors |= {f"{at}.{part}.weight": np.float32(rng.normal(0, 1, shape)) for part in ("k_proj", "v_proj")}
-        tensors[f"{at}.k_norm.weight"] = np.float32(rng.uniform(0.5, 1.5, head_dim))
+        tensors |= {f"{at}.{part}.weight": rng.normal(0, 1, shape).astype(np.float32) for part in ("k_proj", "v_proj")}
+        tensors[f"{at}.k_norm.weight"] = rng.uniform(0.5, 1.5, head_dim).astype(np.float32)
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})

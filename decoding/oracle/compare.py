@@ -1,4 +1,4 @@
-"""Compare given tensors with the expected ones: an error in units of the tolerance for each, and what is missing."""
+"""Compare an engine's tensors with the expected ones: an error in units of the tolerance for each, and what is missing."""
 
 import difflib
 import enum
@@ -12,7 +12,7 @@ import numpy as np
 from decoding.oracle.engine import OracleError
 from decoding.oracle.golden import Dump, Entry, read_safetensors, readable
 
-BEYOND_MEASURE = 1e9  # units: stands for any larger error, an infinite one too, which JSON could not hold
+BEYOND_MEASURE = 1e9  # units: the upper limit, also for an infinite error, which JSON could not hold
 
 
 class Status(enum.Enum):
@@ -28,7 +28,7 @@ class Result(NamedTuple):
     name: str  # CASE/STAGE/WHAT
     status: Status
     units: float | None = None  # error over tolerance; for whole numbers, how many differ
-    note: str = ""  # where the error is largest, and what was expected there
+    note: str = ""  # where the error is largest, and the expected value there
 
     @property
     def case(self) -> str:
@@ -39,25 +39,25 @@ class Result(NamedTuple):
         return self.name.split("/")[1]
 
     @property
-    def place(self) -> str:
-        """Step or round and layer, for the table; a tensor outside all of these by its name."""
+    def where(self) -> str:
+        """Step or round and layer, for the table; the name of a tensor outside all of these."""
         what = self.name.split("/", 2)[2]
         found = re.match(r"((?:step|round)\d+)?/?(layers\.\d+)?", what)
-        return " ".join(filter(None, found.groups())) or what
+        return " ".join(filter(None, found.groups() if found else ())) or what
 
 
 class Report(NamedTuple):
     results: list[Result]  # in the order of computation
     notes: tuple[str, ...] = ()
-    theirs: Mapping[str, np.ndarray] = {}  # what was given of what was asked for
+    theirs: Mapping[str, np.ndarray] = {}  # the compared tensors
 
     @property
     def agrees(self) -> bool:
-        """All that was given agrees, and nothing required is missing."""
+        """All given tensors agree, and no required one is missing."""
         return not any(result.status in (Status.DIFFERS, Status.MISSING) for result in self.results)
 
     def first_divergence(self, case: str) -> Result | None:
-        """`load` comes last: it repeats the end of `forward` and of a draft step, which also show where it goes wrong."""
+        """The first tensor that differs.  `load` comes last: it repeats results of `forward` and `draft`, which show more."""
         wrong = [it for it in self.results if it.case == case and it.status is Status.DIFFERS]
         return min(wrong, key=lambda it: it.stage == "load", default=None)
 
@@ -72,8 +72,8 @@ def check(
 ) -> Report:
     """Compare `theirs` with the dump.
 
-    cases, stages: what to look at; without, every case of which anything is given, and all of its stages.
-    Errors:        OracleError for names that the dump has not, for wrong shapes and kinds, and for NaN.
+    cases, stages: what to compare; unless given, every case of which anything is given, and all of its stages.
+    Errors:        OracleError for names that the dump lacks, for a wrong shape or kind of number, and for NaN.
     """
     check_names(dump, theirs, source)
     touched = {name.split("/")[0] for name in theirs}
@@ -84,7 +84,7 @@ def check(
     ]
     if not any(entry.name in theirs for entry in in_scope):
         raise OracleError(
-            f"{source}: holds nothing of what was asked for; expected names such as {next(iter(dump.entries))} "
+            f"{source}: holds nothing that was asked for; expected names such as {next(iter(dump.entries))} "
             f"(CASE/STAGE/WHAT, all in {dump.directory / 'manifest.json'})"
         )
     results = []
@@ -99,11 +99,11 @@ def check(
 
 
 def compare(entry: Entry, expected: np.ndarray, theirs: np.ndarray | None, source: str = "theirs") -> Result:
-    """Errors: OracleError if theirs has another shape, another kind of number, or NaN."""
+    """Errors: OracleError if `theirs` has another shape, another kind of number, or NaN."""
     if theirs is None:
         return Result(entry.name, Status.MISSING if entry.required else Status.NOT_GIVEN)
     check_array(entry, theirs, source)
-    expected, theirs = np.float64(expected), np.float64(theirs)
+    expected, theirs = np.asarray(expected, np.float64), np.asarray(theirs, np.float64)
     error = errors(entry, expected, theirs)
     if not error.size:
         return Result(entry.name, Status.AGREES, 0.0)
@@ -115,7 +115,7 @@ def compare(entry: Entry, expected: np.ndarray, theirs: np.ndarray | None, sourc
 
 
 def errors(entry: Entry, expected: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """|theirs - expected|; 0 past the end of a row, and where an unscored token is out of the race in either way."""
+    """|theirs - expected|; 0 past the end of a row, and for unscored tokens that are low enough."""
     with np.errstate(invalid="ignore"):  # inf - inf
         error = np.where(theirs == expected, 0.0, np.abs(theirs - expected))
     if entry.tolerance.rule == "clustered":
@@ -123,8 +123,8 @@ def errors(entry: Entry, expected: np.ndarray, theirs: np.ndarray) -> np.ndarray
         least = np.min(np.where(is_scored, expected, np.inf), axis=-1, keepdims=True)
         error = np.where(~is_scored & (theirs < least), 0.0, error)
     if entry.lengths:
-        places = np.arange(error.shape[1]) < np.array(entry.lengths)[:, None]
-        error = np.where(places.reshape(*places.shape, *[1] * (error.ndim - 2)), error, 0.0)
+        is_inside = np.arange(error.shape[1]) < np.array(entry.lengths)[:, None]
+        error = np.where(is_inside.reshape(*is_inside.shape, *[1] * (error.ndim - 2)), error, 0.0)
     return error
 
 
@@ -154,7 +154,7 @@ def check_array(entry: Entry, theirs: np.ndarray, source: str) -> None:
     if theirs.shape != entry.shape:
         raise OracleError(
             f"{source}: {entry.name} has shape {list(theirs.shape)}, expected {list(entry.shape)}; "
-            "tutorials/oracle_format.md says what the axes are"
+            "tutorials/reference/oracle_format.md describes the axes"
         )
     is_whole = np.issubdtype(theirs.dtype, np.integer) or theirs.dtype == bool
     if entry.tolerance.rule == "exact" and not is_whole:
@@ -164,15 +164,15 @@ def check_array(entry: Entry, theirs: np.ndarray, source: str) -> None:
     if entry.tolerance.rule != "exact" and (wrong := np.isnan(np.float64(theirs))).any():
         at = ", ".join(map(str, np.argwhere(wrong)[0]))
         raise OracleError(
-            f"{source}: {entry.name} is NaN at {wrong.sum()} of {wrong.size} places, first at [{at}]; expected numbers "
-            "everywhere (a row that attends to nothing? a slot that was never written?)"
+            f"{source}: {entry.name} is NaN at {wrong.sum()} of {wrong.size} elements, first at [{at}]; expected numbers "
+            "everywhere (a query that sees nothing? a slot that was never written?)"
         )
 
 
 def read_theirs(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file, or of all such files in a directory.
 
-    Errors: OracleError if there is none, if one is damaged or cannot be read, and if two hold the same name.
+    Errors: OracleError if there is no file, if one is damaged or unreadable, and if two hold the same name.
     """
     with readable(path):
         is_directory = path.is_dir()
@@ -180,13 +180,13 @@ def read_theirs(path: Path) -> dict[str, np.ndarray]:
     if not files:
         what = "no *.safetensors in it" if is_directory else "no such file or directory"
         raise OracleError(
-            f"{path}: {what}; give a safetensors file with tensors CASE/STAGE/WHAT, or a directory of such"
+            f"{path}: {what}; give a safetensors file with tensors CASE/STAGE/WHAT, or a directory of such files"
         )
     out: dict[str, np.ndarray] = {}
     for file in files:
         tensors = read_safetensors(file)
         if twice := sorted(out.keys() & tensors.keys()):
-            raise OracleError(f"{file}: {twice[0]} stands in another file of {path} too; give each tensor once")
+            raise OracleError(f"{file}: {twice[0]} is also in another file of {path}; give each tensor once")
         out |= tensors
     if not out:
         raise OracleError(f"{path}: holds no tensor; give tensors CASE/STAGE/WHAT")

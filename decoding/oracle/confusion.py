@@ -1,6 +1,6 @@
-"""Is the diagnosis any good?  Every mutant's tensors are diagnosed, without a word about whose they are.
+"""How good the diagnosis is: the tensors of every mutant are diagnosed without its name.
 
-`gemma4-mtp oracle mutants --confusion` prints the result, and `tutorials/oracle_mutants.md` holds it.
+`gemma4-mtp oracle mutants --confusion` prints the result, and `tutorials/reference/known_bugs.md` holds it.
 """
 
 import functools
@@ -9,21 +9,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from decoding.oracle.diagnose import CHEAP, Diagnosis, Place, Tensors, diagnose, evidence, under
+from decoding.oracle.diagnose import CHEAP, CaseStage, Diagnosis, Tensors, diagnose, evidence, under
 from decoding.oracle.known_bugs import MUTANTS
 from decoding.oracle.known_bugs.mutant import Mutant, Variant
 from decoding.oracle.tolerance import is_required, tolerance_of
 
-# Together these two have every branch: shared K/V, per-layer inputs, double width and a clustered head in the one, experts,
-# K = V and a dense head in the other.
+# Together these two have every branch: E2B has shared K/V, per-layer inputs, double width and a clustered head; 26B-A4B has
+# experts, K = V and a dense head.
 WITNESSES = ("E2B", "26B-A4B")
-DEAR_ONES = ("share", "verify", "rollback", "rounds")  # the other dear stages repeat cheap ones
+EXPENSIVE_ONES = ("share", "verify", "rollback", "rounds")  # the other expensive stages repeat cheap ones
 
 
 class Outcome(NamedTuple):
     mutant: Mutant
     diagnosis: Diagnosis  # of all its tensors
-    from_results: Diagnosis  # of those alone that every engine has: logits, hidden rows, counts, tokens
+    from_results: Diagnosis  # of the results that every engine has: logits, hidden states, counts, tokens
 
 
 def confusion(mutants: Iterable[Mutant] = tuple(MUTANTS.values())) -> list[Outcome]:
@@ -35,22 +35,22 @@ def results(tensors: Tensors) -> Tensors:
 
 
 def dump_of(variant: Variant) -> dict[str, np.ndarray]:
-    """What an engine with this bug would hand in: its tensors with a tenth of the tolerance as noise."""
+    """The tensors of an engine with this bug, with noise of a tenth of the tolerance."""
     rng = np.random.default_rng(0)
     return {
-        name: noisy(name, value, rng) for place in places_of(variant) for name, value in under(variant, *place).items()
+        name: noisy(name, value, rng) for stage in stages_of(variant) for name, value in under(variant, *stage).items()
     }
 
 
 @functools.cache
-def places_of(variant: Variant) -> tuple[Place, ...]:
-    """The stages to look at: the cheap ones, and if a variant does not show there, the others one by one until it does."""
-    places = [(case, stage) for case in WITNESSES for stage in CHEAP]
-    for stage in DEAR_ONES:
-        if any(evidence(under(variant, *place), place).off for place in places):
+def stages_of(variant: Variant) -> tuple[CaseStage, ...]:
+    """The stages to diagnose: the cheap ones, and if a variant does not show there, more of them, until it does."""
+    stages = [(case, stage) for case in WITNESSES for stage in CHEAP]
+    for stage in EXPENSIVE_ONES:
+        if any(evidence(under(variant, *it), it).off for it in stages):
             break
-        places += [(case, stage) for case in WITNESSES]
-    return tuple(places)
+        stages += [(case, stage) for case in WITNESSES]
+    return tuple(stages)
 
 
 def noisy(name: str, value: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""What the oracle asks of an implementation: one engine holds one target and its drafter, and has a function a stage.
+"""What the oracle asks of an implementation: an engine holds one target and its drafter, and has one method a stage.
 
-Derive from `Engine`, fill in what you can offer, and write a function `load(target_dir, drafter_dir, convention) -> Engine`;
-then `gemma4-mtp oracle check --adapter your_module:load` does the rest.  All arrays are NumPy; everything marked opaque belongs
-to the engine.  `tutorials/oracle_format.md` has an example of one function, `adapters/hf.py` one of all.
+Derive from `Engine`, implement the methods that your engine can offer, and write a function
+`load(target_dir, drafter_dir, convention) -> Engine`; `gemma4-mtp oracle check --adapter your_module:load` does the rest.
+All arrays are NumPy; everything marked opaque belongs to the engine.  `tutorials/reference/oracle_format.md` has an example
+with one method, `adapters/hf.py` one with all of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,21 +15,24 @@ from jaxtyping import Float, Int
 
 from decoding.sampling import Sampling
 
-Tensors = dict[
-    str, np.ndarray
-]  # by name; `logits` and `hidden` always, every other tap as far as the engine can show it
+# By name.  `logits` and `hidden` are required, every other tap is optional.
+Tensors = dict[str, np.ndarray]
 
 
-class SharedRows(NamedTuple):
-    """What a drafter may read of the target's cache, by absolute position."""
+class OracleError(ValueError):
+    """A mistake in the oracle's input.  The message names the thing, what was expected, what came, what to do."""
 
-    rows: Tensors  # "full_attention.key" and so on: [b, kv_heads, positions, head_dim], position p at index p
-    lengths: Int[np.ndarray, " b"]  # committed tokens: positions from here on hold values that nothing may read
+
+class SharedKV(NamedTuple):
+    """The part of the target's cache that a drafter reads, by absolute position."""
+
+    kv: Tensors  # "full_attention.key" and so on: [b, kv_heads, positions, head_dim], position p at index p
+    lengths: Int[np.ndarray, " b"]  # committed tokens; later positions hold values that nothing may read
 
 
 class DraftBlock(NamedTuple):
     tokens: Int[np.ndarray, "b gamma"]
-    told: Float[np.ndarray, "b gamma v"]  # the law that acceptance is told each token was drawn from
+    claimed: Float[np.ndarray, "b gamma v"]  # the draft distribution that acceptance receives for each token
 
 
 class Decision(NamedTuple):
@@ -39,7 +43,7 @@ class Decision(NamedTuple):
 class Engine:
     """An implementation under test.  Tokens are int32; `cache` and `shared` are opaque.
 
-    A function that is left out counts as not offered, as does one that raises NotImplementedError.
+    A method that is not overridden counts as not offered, as does one that raises NotImplementedError.
     """
 
     # -- the target --------------------------------------------------------------------------------------------------------
@@ -53,7 +57,7 @@ class Engine:
         raise NotImplementedError
 
     def prefill(self, prompts: Sequence[Sequence[int]], chunk: int, room: int) -> tuple[list[Tensors], Any]:
-        """Read prompts of different lengths, `chunk` tokens at a time; a cache with room for `room` tokens a row.
+        """Read prompts of different lengths, `chunk` tokens at a time.  Up to 8 forwards of at most `room` tokens follow.
 
         Returns each row's taps, [length, ...], and the cache.
         """
@@ -62,7 +66,7 @@ class Engine:
     def verify(
         self, cache: Any, token: Int[np.ndarray, " b"], drafts: Int[np.ndarray, "b gamma"]
     ) -> tuple[Tensors, Any]:
-        """One forward over [token, d1 .. dgamma] after what the cache holds; all are written.
+        """One forward over [token, d1 .. dgamma] after the cache's tokens; all of them are written.
 
         Returns the taps, [b, gamma + 1, ...], of which `logits` and `hidden` are compared, and the cache.
         """
@@ -75,33 +79,36 @@ class Engine:
     # -- the drafter -------------------------------------------------------------------------------------------------------
 
     def share(self, cache: Any) -> Any:
-        """What the drafter reads of the cache."""
+        """The part of the cache that the drafter reads."""
         raise NotImplementedError
 
-    def shared_rows(self, shared: Any) -> SharedRows:
+    def shared_kv(self, shared: Any) -> SharedKV:
         """`shared` by position.  Positions that the engine has forgotten may hold anything."""
         raise NotImplementedError
 
-    def shared_from(self, rows: SharedRows) -> Any:
-        """The opposite: the engine's own form of given rows."""
+    def shared_from(self, given: SharedKV) -> Any:
+        """The opposite: K/V by position in the engine's own form."""
         raise NotImplementedError
 
     def draft_step(self, shared: Any, token: Int[np.ndarray, " b"], hidden: Float[np.ndarray, "b d"]) -> Tensors:
-        """One draft step: taps [b, ...]; `logits` [b, v] and `post_projection` [b, d] always."""
+        """One draft step: taps [b, ...].  `logits` [b, v] and `post_projection` [b, d] are required."""
         raise NotImplementedError
 
     def draft(self, shared: Any, token: np.ndarray, hidden: np.ndarray, draft_length: int) -> DraftBlock:
-        """A greedy block of drafts, each step fed by the one before it."""
+        """A greedy block of drafts.  Each step reads the token and the hidden state of the step before it."""
         raise NotImplementedError
 
     # -- acceptance --------------------------------------------------------------------------------------------------------
 
-    def law(self, logits: Float[np.ndarray, "rows v"], sampling: Sampling) -> Float[np.ndarray, "rows v"]:
-        """The target's law under these settings."""
+    def token_probs(self, logits: Float[np.ndarray, "n v"], sampling: Sampling) -> Float[np.ndarray, "n v"]:
+        """The target's distribution under these settings."""
         raise NotImplementedError
 
-    def draft_laws(self, logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-        """The law that drafts are drawn from, and the one that acceptance is told.  Lossless engines: twice the same."""
+    def draft_probs(self, logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
+        """(drawn, claimed): the distribution that drafts are drawn from, and the one that acceptance receives.
+
+        Speculative sampling is exact only if they are equal.
+        """
         raise NotImplementedError
 
     def accept(
@@ -113,7 +120,7 @@ class Engine:
     ) -> Decision:
         """Sampled acceptance as a function of its random numbers, in [0, 1): one a draft, the last for the next token.
 
-        The next token is the one at which the running sum of its law passes the last number.
+        The next token is the one at which the running sum of its distribution exceeds the last number.
         """
         raise NotImplementedError
 
@@ -124,7 +131,7 @@ class Engine:
         draft_probs: Float[np.ndarray, "b gamma v"],
         uniforms: Float[np.ndarray, "b gamma+1"],
     ) -> Decision:
-        """The same by block (`decoding/accept_block.py`), for engines that have it."""
+        """The same by block verification (`decoding/stages/accept_block.py`), for engines that have it."""
         raise NotImplementedError
 
     def accept_greedy(self, logits: Float[np.ndarray, "b gamma+1 v"], drafts: Int[np.ndarray, "b gamma"]) -> Decision:
@@ -136,7 +143,7 @@ class Engine:
     def emitted(
         self, tokens: Int[np.ndarray, "b t"], num_tokens: np.ndarray, room: np.ndarray, eos_ids: tuple[int, ...]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """How many of a run's first `num_tokens` tokens count with `room` left in the budget, and which rows end there."""
+        """How many of the first `num_tokens` tokens are emitted with `room` left in the budget, and which rows end there."""
         raise NotImplementedError
 
     def rounds(
@@ -147,11 +154,11 @@ class Engine:
         max_new_tokens: int,
         eos_ids: tuple[int, ...],
     ) -> list[Tensors]:
-        """The engine's own greedy loop, with drafts by script: verify `script[row, position]` where that is not -1.
+        """The engine's own greedy loop with scripted drafts: verify `script[row, position]` where that is not -1.
 
-        Until every row has ended, by EOS or budget, and for each round: `own_drafts` [b, gamma] (what the drafter proposed
-        before the script replaced it), `tokens` [b, gamma + 1] and how many of them count in `num_emitted` [b] (0 for a row
-        that had ended), `hidden` [b, d] for the next round, `length` [b] of the cache.
+        Runs until every row has ended, by EOS or budget.  For each round: `own_drafts` [b, gamma] (the drafter's proposal
+        before the script replaced it), `tokens` [b, gamma + 1] and how many of them are emitted in `num_emitted` [b] (0 for
+        a row that had ended), `hidden` [b, d] for the next round, `length` [b] of the cache.
         """
         raise NotImplementedError
 

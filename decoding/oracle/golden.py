@@ -1,4 +1,5 @@
-"""A dump: checkpoints, inputs and expected tensors of every case, with a manifest.  `tutorials/oracle_format.md` describes it.
+"""A dump: checkpoints, inputs and expected tensors of every case, with a manifest.  The page
+`tutorials/reference/oracle_format.md` describes it.
 
 DIR/manifest.json
 DIR/CASE/target, drafter [, target_with_unused_kv]     checkpoints in Hugging Face layout
@@ -6,6 +7,7 @@ DIR/CASE/inputs.safetensors, expected.safetensors      tensors CASE/STAGE/WHAT
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -13,8 +15,9 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +36,7 @@ from gemma4.checkpoints.directories import new_directory
 
 FORMAT, FORMAT_VERSION = "gemma4-mtp oracle", 1
 MANIFEST, INPUTS, EXPECTED = "manifest.json", "inputs.safetensors", "expected.safetensors"
-RAGGED = ("prefill", "chunked", "stepwise")  # stages whose tensors end where a row ends
+RAGGED = ("prefill", "chunked", "stepwise")  # stages whose rows end at different lengths
 
 
 class Entry(NamedTuple):
@@ -44,7 +47,7 @@ class Entry(NamedTuple):
     dtype: str
     tolerance: Tolerance
     required: bool
-    lengths: tuple[int, ...] | None  # of the rows, where these end at different places along the second axis
+    lengths: tuple[int, ...] | None  # of the rows along the second axis, where they differ
 
     @property
     def case(self) -> str:
@@ -71,7 +74,7 @@ class Dump(NamedTuple):
         for name, entry in self.entries.items():
             if entry.case == case and (name not in tensors or tensors[name].shape != entry.shape):
                 raise OracleError(
-                    f"{file}: {name} {list(entry.shape)} is not in it, as the manifest lists it; dump again"
+                    f"{file}: {name} {list(entry.shape)} is not in it, though the manifest lists it; dump again"
                 )
         return tensors
 
@@ -90,11 +93,11 @@ def dump(
     except CheckpointError as error:
         raise OracleError(f"--out {error}") from error
     except OSError as error:
-        raise OracleError(f"--out {directory}: cannot be written ({error}); give a place with room") from error
+        raise OracleError(f"--out {directory}: cannot be written ({error}); name a disk with free space") from error
 
 
 def write_case(case: Case, directory: Path, stages: Collection[str]) -> list[Entry]:
-    """Checkpoints, inputs and expected tensors of one case.  Only the default convention has the stages that none changes."""
+    """Checkpoints, inputs and expected tensors of one case.  Stages without the drafter's convention are written once."""
     directory.mkdir()
     case.write(directory)
     stages = [stage for stage in stages if case.convention == TRANSFORMERS or stage in OF_THE_CONVENTION]
@@ -118,7 +121,7 @@ def manifest_of(directory: Path, names: Collection[str], entries: list[Entry]) -
         "format_version": FORMAT_VERSION,
         "versions": versions(),
         "cases": {name: description(CASES[name]) for name in names},
-        "stages": {name: " ".join(stage.__doc__.split()) for name, stage in STAGES.items()},
+        "stages": {name: " ".join((stage.__doc__ or "").split()) for name, stage in STAGES.items()},
         "reasons": REASONS,
         "tensors": [as_json(entry) for entry in entries],
         "sha256": {
@@ -128,8 +131,11 @@ def manifest_of(directory: Path, names: Collection[str], entries: list[Entry]) -
 
 
 def text_of(manifest: Mapping[str, Any]) -> str:
-    """JSON with one line a tensor, file, stage and case."""
-    one_a_line = lambda opening, items, closing: opening + "\n  " + ",\n  ".join(items) + "\n " + closing
+    """JSON with one line for each tensor, file, stage and case."""
+
+    def one_a_line(opening: str, items: Iterable[str], closing: str) -> str:
+        return opening + "\n  " + ",\n  ".join(items) + "\n " + closing
+
     fields = []
     for name, value in manifest.items():
         if isinstance(value, dict):
@@ -152,7 +158,7 @@ def description(case: Case) -> dict[str, Any]:
         "chunk": cases.CHUNK,
         "max_new_tokens": cases.MAX_NEW_TOKENS,
         "emit_eos": cases.EOS,
-        "sampling": {name: sampling._asdict() for name, sampling in cases.SETTINGS.items()},
+        "sampling": {name: dataclasses.asdict(sampling) for name, sampling in cases.SETTINGS.items()},
     }
 
 
@@ -171,7 +177,7 @@ def as_json(entry: Entry) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of this code (a digest of its source: whoever changes a line has another version) and of what it computes with."""
+    """Of this code (a digest of its source, so that every change is another version) and of the packages it uses."""
     source = hashlib.sha256()
     for package in ("gemma4", "drafter", "decoding"):
         root = Path(gemma4.__file__).parents[1] / package
@@ -183,21 +189,21 @@ def versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def removed_if_killed(directory: Path) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and a terminal that goes away (SIGHUP) remove `directory` before they end the process.
+    """Remove `directory` when Ctrl-C, SIGTERM or SIGHUP (a closed terminal) ends the process.
 
-    Not by way of an exception: that may come up inside a callback of JAX's, and be lost there.
+    Not by an exception: one that is raised inside a callback of JAX is lost.
     """
 
-    def end(number, _frame):
+    def end(number: int, _frame: FrameType | None) -> None:
         shutil.rmtree(directory, ignore_errors=True)
         os._exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread hears signals
+        yield  # only the main thread receives signals
         return
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
-    before = {number: signal.signal(number, end) for number in heard}
+    in_use = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {number: signal.signal(number, end) for number in in_use}
     try:
         yield
     finally:
@@ -209,16 +215,14 @@ def removed_if_killed(directory: Path) -> Iterator[None]:
 
 
 def read_dump(directory: str | os.PathLike) -> Dump:
-    """Errors: OracleError if there is no such directory, if it is no dump, and if a file is missing or was changed."""
+    """Errors: OracleError if the directory is absent or no dump, and if a file is missing or was changed."""
     directory = Path(directory)
     file = directory / MANIFEST
     with readable(directory):
         if not directory.is_dir():
             raise OracleError(f"{directory}: no such directory; `gemma4-mtp oracle dump --out {directory}` writes one")
         if not file.is_file():
-            raise OracleError(
-                f"{directory}: not a dump, for {MANIFEST} is missing; `gemma4-mtp oracle dump` writes one"
-            )
+            raise OracleError(f"{directory}: not a dump ({MANIFEST} is missing); `gemma4-mtp oracle dump` writes one")
     try:
         manifest = json.loads(file.read_text())
         found = manifest["format"], manifest["format_version"]
@@ -235,27 +239,27 @@ def read_dump(directory: str | os.PathLike) -> Dump:
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Errors: OracleError where even to ask whether `path` exists fails: no permission, or a name that is too long."""
+    """Errors: OracleError if the file system refuses to look at `path`: no permission, or a name that is too long."""
     try:
         yield
     except OSError as error:
-        raise OracleError(f"{path}: cannot be read ({error.strerror}); look at the path and its permissions") from error
+        raise OracleError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
 def entries_from(manifest: Mapping[str, Any]) -> dict[str, Entry]:
-    """Errors: ValueError for a case and a stage that there are not; others from `entry_from`."""
+    """Errors: ValueError for an unknown case or stage; others from `entry_from`."""
     if unknown := dict(manifest["cases"]).keys() - CASES.keys():
-        raise ValueError(f"no case {min(unknown)}")
+        raise ValueError(f"unknown case {min(unknown)}")
     entries = {item["name"]: entry_from(item) for item in manifest["tensors"]}
     for name in entries:
         case, stage, _ = name.split("/", 2)
         if case not in manifest["cases"] or stage not in STAGES:
-            raise ValueError(f"no case and stage of {name}")
+            raise ValueError(f"unknown case or stage of {name}")
     return entries
 
 
 def entry_from(item: Mapping[str, Any]) -> Entry:
-    """Errors: KeyError, TypeError and ValueError for fields that are missing, or not what they should be."""
+    """Errors: KeyError, TypeError or ValueError for a field that is missing or malformed."""
     lengths = item.get("lengths")
     tolerance = Tolerance(item["rule"], float(item["tolerance"]), item["reason"])
     return Entry(
@@ -269,23 +273,23 @@ def check_files(directory: Path, digests: Mapping[str, str]) -> None:
         with readable(file):
             if not file.is_file():
                 raise OracleError(
-                    f"{file}: missing from the dump, whose manifest lists it; copy it again, or dump again"
+                    f"{file}: missing from the dump, though its manifest lists it; copy it again, or dump again"
                 )
             content = file.read_bytes()
         if hashlib.sha256(content).hexdigest() != digest:
-            raise OracleError(f"{file}: not as it was dumped (its SHA-256 differs from the manifest's); dump again")
+            raise OracleError(f"{file}: changed since the dump (its SHA-256 differs from the manifest's); dump again")
 
 
 def read_safetensors(file: Path) -> dict[str, np.ndarray]:
-    """Errors: OracleError if the file is not a whole safetensors file, or holds a dtype that NumPy does not know."""
+    """Errors: OracleError if the file is not a complete safetensors file, or holds a dtype that NumPy lacks."""
     try:
         with safe_open(file, "numpy") as handle:
             return {name: handle.get_tensor(name) for name in handle.keys()}
     except (SafetensorError, OSError) as error:
         raise OracleError(
-            f"{file}: not a whole safetensors file ({error}); write it again (is it cut short, or another format?)"
+            f"{file}: not a complete safetensors file ({error}); write it again (is it truncated, or another format?)"
         ) from error
     except (TypeError, AttributeError, KeyError) as error:
         raise OracleError(
-            f"{file}: holds a dtype that cannot be read ({error}); write float32 and int32 tensors"
+            f"{file}: holds a dtype that NumPy cannot read ({error}); write float32 and int32 tensors"
         ) from error

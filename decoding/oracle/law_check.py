@@ -1,12 +1,13 @@
-"""The law of one round, by exact enumeration, for any implementation of acceptance.
+"""The distribution of one round, by exact enumeration, for any implementation of acceptance.
 
-How it is exact.  A toy target and a toy drafter are tables: for each prefix a law over four tokens.  For every possible
-draft, acceptance is a function of uniform numbers, taken from a grid of 2^23 values (those of `jax.random.uniform`); it steps
-at thresholds, which bisection finds to the grid point.  Counting grid points gives every probability without sampling and
-without looking inside.  A round emits 1 .. gamma + 1 tokens; let the target itself complete each run to gamma + 1 tokens: the
-joint law of those must be the target's.  What is left is the grid: each threshold is off by at most 2^-23 = 1.2e-7.
+Why it is exact: a toy target and a toy drafter are tables that hold a distribution over four tokens for each prefix.  For
+every possible draft, acceptance is a function of uniform numbers from a grid of 2^23 values (those of `jax.random.uniform`).
+It changes at thresholds, which bisection finds to the grid point; counting grid points gives every probability without
+sampling and without a look inside.  A round emits 1 .. gamma + 1 tokens.  The target itself completes each run to gamma + 1
+tokens, and the joint distribution of these must be the target's.  Only the grid is left as an error: each threshold is off by
+at most 2^-23 = 1.2e-7.
 
-Rows must not know of each other: every row is decided beside another one, whose first draft is rejected.
+Rows must be independent: every row is decided beside another one, whose first draft is rejected.
 """
 
 import itertools
@@ -33,7 +34,7 @@ INDEX = {prefix: index for index, prefix in enumerate(PREFIXES)}
 
 
 def logits_of(seed: int) -> np.ndarray:
-    """One row of logits for each prefix."""
+    """Logits for each prefix, [prefix, token]."""
     return np.random.default_rng(seed).normal(0, 1.5, (len(PREFIXES), VOCAB)).astype(np.float32)
 
 
@@ -73,42 +74,48 @@ def count_until(holds: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...
 
 
 class Steps(NamedTuple):
-    """How one draft is decided: grid points, of GRID, for each event.  One row for each possible draft."""
+    """How each possible draft is decided: the grid points, of GRID, for each event."""
 
-    accept: np.ndarray  # [draft, place]: it is accepted, if those before it are and those after it are not
+    accept: (
+        np.ndarray
+    )  # [draft, index]: its token `index` is accepted, if those before it are and those after it are not
     next_at_most: np.ndarray  # [draft, number accepted, token]: the next token is at most `token`
 
     def stops(self, by_block: bool) -> np.ndarray:
-        """[draft, number accepted]: the probability that so many are.
+        """[draft, number accepted]: the probability of accepting so many.
 
-        The drafts before the first that its own number refuses; by block, those up to the last that its number accepts.
+        Token by token these are the ones before the first rejection; by block, the ones up to the last acceptance.
         """
-        accepts = np.pad(self.accept / GRID, ((0, 0), (1, 0)), constant_values=1.0)
-        refuses = np.pad(1 - self.accept / GRID, ((0, 0), (0, 1)), constant_values=1.0)
+        probs, certain = self.accept / GRID, np.ones((len(self.accept), 1))
+        accepts = np.concatenate([certain, probs], axis=1)  # of the token before index i; nothing is before index 0
+        rejects = np.concatenate([1 - probs, certain], axis=1)  # of the token at index i; nothing is after the last
         if by_block:
-            return accepts * np.cumprod(refuses[:, ::-1], axis=1)[:, ::-1]
-        return np.cumprod(accepts, axis=1) * refuses
+            return accepts * np.cumprod(rejects[:, ::-1], axis=1)[:, ::-1]
+        return np.cumprod(accepts, axis=1) * rejects
 
 
 def steps_of(decide: Decide, target_probs: np.ndarray, drafts: np.ndarray, draft_probs: np.ndarray) -> Steps:
-    """Accept place i: with u = 0 before it, and the largest u after it.  Next token after n: with n times 0, then likewise."""
+    """Find all thresholds by bisection.
+
+    To test the acceptance of draft i, drafts before it get u = 0 (accepted) and those after it the largest u (rejected).  To
+    test the next token after n drafts, n of them get u = 0 and the rest the largest.
+    """
     count, gamma = drafts.shape
-    places, counts, tokens = np.arange(gamma), np.arange(gamma + 1), np.arange(VOCAB)
-    one = lambda place, u: np.where(places == place, u[..., None], np.where(places < place, 0, LARGEST))
+    indices, counts, tokens = np.arange(gamma), np.arange(gamma + 1), np.arange(VOCAB)
 
     # All questions of both kinds are rows of one call: [draft, question].
-    forced = np.where(places < counts[:, None], 0, LARGEST)  # [n, place]: n are accepted
+    forced = np.where(indices < counts[:, None], 0, LARGEST)  # [n, index]: n are accepted
     forced = np.repeat(forced[:, None], VOCAB, axis=1).reshape(-1, gamma)
     questions = gamma + len(forced)
 
     def holds(u: np.ndarray) -> np.ndarray:
         uniforms = np.zeros((count, questions, gamma + 1), np.float32)
-        for place in places:
-            uniforms[:, place, :-1] = one(place, u[:, place])
+        for i in indices:
+            uniforms[:, i, :-1] = np.where(indices == i, u[:, i, None], np.where(indices < i, 0, LARGEST))
         uniforms[:, gamma:, :-1] = forced
         uniforms[:, gamma:, -1] = u[:, gamma:]
         num_accepted, next_token = beside_a_rejected_row(decide, target_probs, drafts, draft_probs, uniforms)
-        accepted = num_accepted[:, :gamma] > places
+        accepted = num_accepted[:, :gamma] > indices
         return np.concatenate([accepted, next_token[:, gamma:] <= np.tile(tokens, gamma + 1)], axis=1)
 
     found = count_until(holds, (count, questions))
@@ -118,62 +125,69 @@ def steps_of(decide: Decide, target_probs: np.ndarray, drafts: np.ndarray, draft
 def beside_a_rejected_row(
     decide: Decide, target_probs: np.ndarray, drafts: np.ndarray, draft_probs: np.ndarray, uniforms: np.ndarray
 ) -> Decision:
-    """decide(...) for uniforms [draft, question, place], each with a row beside it whose first draft is rejected."""
+    """decide(...) for uniforms [draft, question, index], each with a row beside it whose first draft is rejected."""
     questions = uniforms.shape[1]
-    each = lambda x: np.repeat(x, questions, axis=0)
-    certain = lambda token, like: np.broadcast_to(np.eye(VOCAB, dtype=np.float32)[token], like.shape)
-    with_other = lambda ours, other: np.stack([ours, other], axis=1).reshape(-1, *ours.shape[1:])
+
+    def each(x: np.ndarray) -> np.ndarray:
+        return np.repeat(x, questions, axis=0)
+
+    def one_hot(token: int, like: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(np.eye(VOCAB, dtype=np.float32)[token], like.shape)
+
+    def with_other(ours: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return np.stack([ours, other], axis=1).reshape(-1, *ours.shape[1:])
+
     uniforms = uniforms.reshape(-1, uniforms.shape[-1])
     target_probs, drafts, draft_probs = each(target_probs), each(drafts), each(draft_probs)
     out = decide(
-        with_other(target_probs, certain(0, target_probs)),
+        with_other(target_probs, one_hot(0, target_probs)),
         with_other(drafts, np.ones_like(drafts)),
-        with_other(draft_probs, certain(1, draft_probs)),
+        with_other(draft_probs, one_hot(1, draft_probs)),
         with_other(uniforms, uniforms),
     )
     return Decision(*(np.asarray(value)[::2].reshape(-1, questions) for value in out))
 
 
-# -- the law of a round ------------------------------------------------------------------------------------------------
+# -- the distribution of a round ---------------------------------------------------------------------------------------
 
 
 class Round(NamedTuple):
-    """A way to run one round: the laws that drafts are drawn from and that acceptance is told, and how it decides."""
+    """A way to run one round: the distributions, [prefix, token], and the method of acceptance."""
 
-    target: np.ndarray  # [prefix, token]
-    drawn: np.ndarray
-    told: np.ndarray
+    target: np.ndarray
+    drawn: np.ndarray  # the distribution that drafts are drawn from
+    claimed: np.ndarray  # the draft distribution that acceptance receives
     decide: Decide
-    by_block: bool = False  # a later draft can save an earlier one
+    by_block: bool = False  # a later draft may be accepted although an earlier one alone is not
 
 
 def tables(round: Round, gamma: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """target_probs, drafts and draft_probs for every possible draft of `gamma` tokens."""
     drafts = np.array(list(itertools.product(range(VOCAB), repeat=gamma)), np.int32)
-    rows = np.array([[INDEX[tuple(draft[:place])] for place in range(gamma + 1)] for draft in drafts])
-    return round.target[rows], drafts, round.told[rows[:, :-1]]
+    prefixes = np.array([[INDEX[tuple(draft[:i])] for i in range(gamma + 1)] for draft in drafts])
+    return round.target[prefixes], drafts, round.claimed[prefixes[:, :-1]]
 
 
 def emitted_law(round: Round, gamma: int) -> np.ndarray:
-    """Joint law of gamma + 1 tokens, float64 [v, .., v]: what the round emits, completed by the target."""
-    this = tables(round, gamma)
-    steps, drafts = steps_of(round.decide, *this), this[1]
+    """Joint distribution of gamma + 1 tokens, float64 [v, .., v]: those the round emits, completed by the target."""
+    target_probs, drafts, draft_probs = tables(round, gamma)
+    steps = steps_of(round.decide, target_probs, drafts, draft_probs)
     joint = np.zeros((VOCAB,) * (gamma + 1))
     for (row, num_accepted), stops in np.ndenumerate(steps.stops(round.by_block)):
         draft = tuple(drafts[row].tolist())
-        drawn = np.prod([np.float64(round.drawn[INDEX[draft[:place]], draft[place]]) for place in range(gamma)])
-        law_of_next = np.diff(steps.next_at_most[row, num_accepted], prepend=0) / GRID
-        for token in np.flatnonzero(law_of_next * drawn * stops):
+        drawn = np.prod([np.float64(round.drawn[INDEX[draft[:i]], draft[i]]) for i in range(gamma)])
+        next_probs = np.diff(steps.next_at_most[row, num_accepted], prepend=0) / GRID
+        for token in np.flatnonzero(next_probs * drawn * stops):
             run = (*draft[:num_accepted], int(token))
-            joint[run] += drawn * stops * law_of_next[token] * target_law(round.target, run, gamma + 1 - len(run))
+            joint[run] += drawn * stops * next_probs[token] * target_law(round.target, run, gamma + 1 - len(run))
     return joint
 
 
 def target_law(target: np.ndarray, prefix: tuple[int, ...], length: int) -> np.ndarray:
-    """Joint law, float64 [v, .., v], of `length` tokens after a prefix."""
+    """Joint distribution, float64 [v, .., v], of the target's next `length` tokens after a prefix."""
     if length == 0:
         return np.ones(())
-    probs = np.float64(target[INDEX[prefix]])
+    probs = np.asarray(target[INDEX[prefix]], np.float64)
     rest = [target_law(target, (*prefix, token), length - 1) for token in range(VOCAB)]
     return np.stack([p / probs.sum() * r for p, r in zip(probs, rest, strict=True)])
 
@@ -185,13 +199,16 @@ def total_variation(one: np.ndarray, other: np.ndarray) -> float:
 def distances(
     engine: Engine, gamma: int = 2, drafters: tuple[str, ...] = ("unrelated", "close"), by_block: bool = False
 ) -> dict[str, float]:
-    """How far the law of an engine's rounds is from its target's, in total variation, for each setting (the worst drafter)."""
+    """How far the text of an engine's rounds is from its target's distribution, in total variation.
+
+    For each setting, the distance of the worst drafter.
+    """
     out, decide = {}, engine.accept_block if by_block else engine.accept
     for name, (sampling, draft_sampling) in SETTINGS.items():
-        target = np.float32(engine.law(TARGET, sampling))
+        target = np.asarray(engine.token_probs(TARGET, sampling), np.float32)
         for draft_model in drafters:
-            drawn, told = engine.draft_laws(DRAFTERS[draft_model], draft_sampling)
-            round = Round(target, drawn, np.float32(told), decide, by_block)
+            drawn, claimed = engine.draft_probs(DRAFTERS[draft_model], draft_sampling)
+            round = Round(target, drawn, np.asarray(claimed, np.float32), decide, by_block)
             distance = total_variation(emitted_law(round, gamma), target_law(target, (), gamma + 1))
             out[name] = max(distance, out.get(name, 0.0))
     return out

@@ -1,11 +1,11 @@
-"""Live conformance: the same checks through an adapter, and the law of acceptance by enumeration."""
+"""Live conformance: the same checks through an adapter, and the distribution of sampled text by enumeration."""
 
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -15,15 +15,15 @@ from decoding.oracle.golden import Dump
 from decoding.oracle.law_check import TOLERANCE, distances
 from decoding.oracle.record import STAGES, recorder
 
-# Case and stage of the enumeration, which no file can hold: by the stage that it goes with.
+# The enumeration, which no file can hold: stage -> the case and stage under which the report lists it.
 LAWS = {"accept": "acceptance/law", "accept_block": "acceptance/law_by_block"}
-# Stages in which an engine shows what taps it has, perhaps more than ours.  Elsewhere a name too many is a mistake, such as
-# a round after the last.
+# Stages in which an engine returns all its taps, perhaps more than ours.  Elsewhere an extra name is a mistake, such as a round
+# after the last.
 TAPPED = ("forward", "prefill", "chunked", "stepwise", "draft")
 
 
 def find(spec: str) -> Load:
-    """The `load` function that `module:name` says.  Modules are looked for in the working directory, too.
+    """The `load` function that `module:name` names.  The working directory is on the module path.
 
     Errors: OracleError if the module does not import, or has no such function.
     """
@@ -33,7 +33,7 @@ def find(spec: str) -> Load:
     sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # whatever an import may raise; an exit would pass for our verdict
+    except (Exception, SystemExit) as error:  # whatever an import may raise; SystemExit would pass for our exit code
         raise OracleError(
             f"--adapter {spec}: cannot import {module_name} ({type(error).__name__}: {error}); is it installed, or in this "
             "directory?"
@@ -44,9 +44,9 @@ def find(spec: str) -> Load:
     if not callable(load):
         raise OracleError(
             f"--adapter {spec}: {module_name} has no function {name}; expected "
-            "load(target_dir, drafter_dir, convention) -> engine, see decoding/oracle/adapter.py"
+            "load(target_dir, drafter_dir, convention) -> engine, see decoding/oracle/engine.py"
         )
-    return load
+    return cast(Load, load)
 
 
 def check_adapter(
@@ -57,10 +57,10 @@ def check_adapter(
     stages: Collection[str] = (),
     on_stage: Callable[[str], None] = lambda name: None,
 ) -> Report:
-    """Every stage of every case through an adapter, against the dump; and the law of its rounds.
+    """Every stage of every case through an adapter, against the dump; and the distribution of its sampled text.
 
-    An adapter may refuse a convention, and a function, by NotImplementedError: the first is noted, the second counts as
-    missing.  Taps that the dump does not have are noted.
+    An adapter may refuse a convention or a method by NotImplementedError: the first is noted, the second counts as missing.
+    Taps that the dump lacks are noted.
     Errors: OracleError for an adapter that does not import, lacks a function, or fails.
     """
     load = complete(called("load", spec, find(spec)), spec)
@@ -81,13 +81,13 @@ def check_adapter(
             except NotImplementedError as error:
                 notes.append(f"{case}/{stage}: not offered{because(error)}")
                 continue
-            if strange := [name for name in recorded if stage in TAPPED and f"{case}/{name}" not in dump.entries]:
-                names = ", ".join(name.removeprefix(f"{stage}/") for name in strange[:3])
-                more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
-                notes.append(f"{case}/{stage}: not compared, for the dump does not have it: {names}{more}")
-            recorded = {name: value for name, value in recorded.items() if name not in strange}
+            if extra := [name for name in recorded if stage in TAPPED and f"{case}/{name}" not in dump.entries]:
+                names = ", ".join(name.removeprefix(f"{stage}/") for name in extra[:3])
+                more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
+                notes.append(f"{case}/{stage}: not compared, because the dump lacks it: {names}{more}")
+            recorded = {name: value for name, value in recorded.items() if name not in extra}
             given |= {f"{case}/{name}": value for name, value in recorded.items()}
-            theirs |= {f"{case}/{name}": value for name, value in recorded.items() if not is_judged_by_the_law(name)}
+            theirs |= {f"{case}/{name}": value for name, value in recorded.items() if not is_left_to_enumeration(name)}
         if theirs:
             results += check(dump, theirs, cases=[case], stages=asked, source=spec).results
     for stage, law in LAWS.items():
@@ -99,9 +99,7 @@ def check_adapter(
         except NotImplementedError as error:
             notes.append(f"{law}: not offered{because(error)}")
     if not results:
-        raise OracleError(
-            f"--adapter {spec}: offers nothing of what was asked for: {'; '.join(notes) or 'no such stage'}"
-        )
+        raise OracleError(f"--adapter {spec}: offers nothing that was asked for: {'; '.join(notes) or 'no such stage'}")
     return Report(results, tuple(notes), given)
 
 
@@ -109,8 +107,8 @@ def because(error: NotImplementedError) -> str:
     return f" ({error})" if str(error) else ""
 
 
-def is_judged_by_the_law(name: str) -> bool:
-    """How an engine draws its drafts is its own affair; the enumeration says whether what it tells acceptance fits."""
+def is_left_to_enumeration(name: str) -> bool:
+    """An engine may draw drafts in its own way; the enumeration checks that acceptance receives the matching distribution."""
     return name.startswith("law/") and name.endswith((".drawn", ".told"))
 
 
@@ -119,9 +117,9 @@ def has(dump: Dump, case: str, stage: str) -> bool:
 
 
 def complete(load: Load, spec: str) -> Load:
-    """`load`, with an error if the engine that it returns lacks a function."""
+    """`load`, with an error if the returned engine lacks a method."""
 
-    def load_complete(*args) -> Engine:
+    def load_complete(*args: Any) -> Engine:
         engine = load(*args)
         check_functions(engine, spec)
         return engine
@@ -133,8 +131,8 @@ def check_functions(engine: Any, spec: str) -> None:
     lacking = [name for name in FUNCTIONS if not callable(getattr(engine, name, None))]
     if lacking:
         raise OracleError(
-            f"--adapter {spec}: the engine that it returned ({type(engine).__name__}) lacks {', '.join(lacking)}; "
-            "derive it from decoding.oracle.engine.Engine, and what you cannot offer may be left out"
+            f"--adapter {spec}: the returned engine ({type(engine).__name__}) lacks {', '.join(lacking)}; "
+            "derive it from decoding.oracle.engine.Engine, which may leave out what your engine cannot offer"
         )
 
 
@@ -143,14 +141,14 @@ def law_results(law: str, distances: dict[str, float]) -> Iterable[Result]:
     for setting, distance in distances.items():
         units = distance / TOLERANCE
         status = Status.AGREES if units <= 1 else Status.DIFFERS
-        note = f"the text's law is off by a total variation of {distance:.3g}, expected 0 (exact enumeration)"
+        note = f"the text's distribution is off by a total variation of {distance:.3g}, expected 0 (exact enumeration)"
         yield Result(f"{law}/{setting}", status, units, note)
 
 
 def called(what: str, spec: str, function: Callable) -> Callable:
-    """`function`, whose exceptions become one error that says where the adapter failed."""
+    """`function`, whose exceptions become an OracleError that says where the adapter failed."""
 
-    def call(*args, **kwargs):
+    def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
         except (NotImplementedError, OracleError):
@@ -158,10 +156,10 @@ def called(what: str, spec: str, function: Callable) -> Callable:
         except (Exception, SystemExit) as error:
             if os.environ.get("ORACLE_TRACEBACK"):
                 traceback.print_exception(error)
-            place = traceback.extract_tb(error.__traceback__)[-1]
+            frame = traceback.extract_tb(error.__traceback__)[-1]
             raise OracleError(
-                f"--adapter {spec}: {what} failed at {place.filename}:{place.lineno} ({type(error).__name__}: {error}); "
-                "set ORACLE_TRACEBACK=1 to see how it came there"
+                f"--adapter {spec}: {what} failed at {frame.filename}:{frame.lineno} ({type(error).__name__}: {error}); "
+                "set ORACLE_TRACEBACK=1 to see the traceback"
             ) from error
 
     return call

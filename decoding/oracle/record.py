@@ -1,8 +1,8 @@
 """Every named tensor of one case, stage by stage, from any engine.
 
-A name is `stage/what`; the first part is the stage, the rest is a tap of the reference (`layers.3.query`) with, where there are
-several steps or rounds, `step0/` or `round2/` before it.  A stage starts from given inputs (`cases.py`), so a mistake in one
-stage does not spread over the others; `rollback` and `rounds` chain on purpose.
+A name is `stage/what`, where `what` is a tap of the reference (`layers.3.query`), after `step0/` or `round2/` if there are
+several steps or rounds.  A stage starts from given inputs (`cases.py`), so that a mistake in one stage does not spread to the
+others; `rollback` and `rounds` chain on purpose.
 """
 
 import functools
@@ -27,7 +27,7 @@ from decoding.oracle.cases import (
     Case,
     Inputs,
 )
-from decoding.oracle.engine import Decision, Engine, Load, SharedRows, Tensors
+from decoding.oracle.engine import Decision, Engine, Load, SharedKV, Tensors
 from decoding.oracle.tiny import TINY, WINDOW
 from gemma4.config import SLIDING
 
@@ -42,7 +42,7 @@ def record(
 ) -> dict[str, np.ndarray]:
     """What an engine computes in the given stages (all unless given), by name.
 
-    load:      the adapter's entry (`adapter.Load`); without one, the reference, whose models are built in memory.
+    load:      the adapter's entry (`engine.Load`); unless given, the reference, whose models are built in memory.
     directory: where `Case.write` wrote the checkpoints; a temporary one unless given.
     jit:       compile the reference's forwards and rounds; not where its functions are replaced (mutants).
     """
@@ -58,7 +58,11 @@ def record(
 def recorder(case_name: str, *, load: Load | None, directory: Path | None, jit: bool = False) -> "Recorder":
     """A recorder of one case: of the engine that `load` opens, or of the reference with its models in memory."""
     case, load_any = CASES[case_name], load or functools.partial(ours.load, jit=jit)
-    open_engine = lambda target="target": load_any(directory / target, directory / "drafter", case.convention)
+
+    def open_engine(target: str = "target") -> Engine:
+        assert directory is not None, "only an engine built from `load` needs the checkpoints"
+        return load_any(directory / target, directory / "drafter", case.convention)
+
     engine = ours.Ours(case.target(), case.draft_model(), jit=jit) if load is None else open_engine()
     return Recorder(case, engine, open_engine, case.inputs())
 
@@ -91,7 +95,7 @@ class Recorder:
         """The checkpoint through the engine's own loader, also with K/V weights that no layer uses."""
         tokens, given = self.given("forward")["tokens"], self.given("draft")
         engine = self.open_engine()
-        shared = engine.shared_from(shared_rows(given))
+        shared = engine.shared_from(given_kv(given))
         step = engine.draft_step(shared, given["token"][:, 0], given["hidden"][:, 0])
         out = {"logits": engine.forward(tokens)["logits"], "draft_logits": step["logits"]}
         if self.config.num_kv_shared_layers:
@@ -99,23 +103,23 @@ class Recorder:
         return out
 
     def rope(self) -> Tensors:
-        """Where RoPE takes each basis vector, at positions near and far: `near` [position, vector, head_dim], `far`."""
+        """RoPE of each basis vector, at positions near and far: `near` [position, vector, head_dim], `far`."""
         positions = self.given("rope")["positions"]
         near = positions < 1000
         out = {}
         for kind in self.config.donors:
             head_dim = self.config.rope(kind)[0]
             basis = np.broadcast_to(np.eye(head_dim, dtype=np.float32), (len(positions), head_dim, head_dim))
-            turned = self.engine.rotated(kind, basis, positions)
-            out |= {f"{kind}.near": turned[near], f"{kind}.far": turned[~near]}
+            rotated = self.engine.rotated(kind, basis, positions)
+            out |= {f"{kind}.near": rotated[near], f"{kind}.far": rotated[~near]}
         return out
 
     def forward(self) -> Tensors:
-        """No cache, whole rows."""
+        """Rows of equal length, without a cache."""
         return self.engine.forward(self.given("forward")["tokens"])
 
     def prefill(self) -> Tensors:
-        """Ragged rows into a cache, in one pass."""
+        """Rows of different lengths into a cache, in one pass."""
         return padded(self.engine.prefill(self.prompts, LONGEST, CHUNK)[0])
 
     def chunked(self) -> Tensors:
@@ -129,46 +133,46 @@ class Recorder:
     # -- the drafter -------------------------------------------------------------------------------------------------------
 
     def share(self) -> Tensors:
-        """The donors' K/V by position, as far as a window goes; zeros elsewhere."""
+        """The donors' K/V by position, within the window in sliding layers; zeros elsewhere."""
         _, cache = self.engine.prefill(self.prompts, CHUNK, CHUNK)
-        return visible_rows(self.engine.shared_rows(self.engine.share(cache)))
+        return visible_kv(self.engine.shared_kv(self.engine.share(cache)))
 
     def draft(self) -> Tensors:
-        """Every step from its given token and hidden row; then a block of the engine's own, each step fed by the last."""
+        """Every step from its given token and hidden state; then a block of greedy drafts, each step fed by the one before."""
         given = self.given("draft")
-        shared = self.engine.shared_from(shared_rows(given))
+        shared = self.engine.shared_from(given_kv(given))
         out = {}
         for step in range(GAMMA):
             taps = self.engine.draft_step(shared, given["token"][:, step], given["hidden"][:, step])
             out |= {f"step{step}/{name}": value for name, value in taps.items()}
         block = self.engine.draft(shared, given["token"][:, 0], given["hidden"][:, 0], GAMMA)
-        return out | {"block/tokens": block.tokens, "block/told": block.told}
+        return out | {"block/tokens": block.tokens, "block/told": block.claimed}
 
     # -- one round's stages ------------------------------------------------------------------------------------------------
 
     def verify(self) -> Tensors:
-        """gamma + 1 tokens after ragged rows.  Of the taps, the two that a round reads: `forward` has shown the others."""
+        """gamma + 1 tokens after rows of different lengths.  Only the two taps that a round reads; `forward` has the others."""
         given = self.given("verify")
         _, cache = self.engine.prefill(self.prompts, CHUNK, CHUNK)
         taps, _ = self.engine.verify(cache, given["token"], given["drafts"])
         return {name: value for name, value in taps.items() if name in ("logits", "hidden")}
 
     def law(self) -> Tensors:
-        """The target's law under each setting; and the laws that drafts are drawn from, in truth and by what is told."""
+        """The target's distribution under each setting; the one that drafts are drawn from, and the one acceptance receives."""
         logits, out = self.given("law")["logits"], {}
         for name, sampling in SETTINGS.items():
-            drawn, told = self.engine.draft_laws(logits, sampling)
-            out |= {name: self.engine.law(logits, sampling), f"{name}.drawn": drawn, f"{name}.told": told}
+            drawn, claimed = self.engine.draft_probs(logits, sampling)
+            out |= {name: self.engine.token_probs(logits, sampling), f"{name}.drawn": drawn, f"{name}.told": claimed}
         return out
 
     def accept(self) -> Tensors:
-        """Sampled drafts, greedy drafts (a one-hot law) under a sampled target, and a greedy target."""
+        """Sampled drafts and greedy drafts (a one-hot distribution) under a sampled target; and a greedy target."""
         given = self.given("accept")
         greedy = self.engine.accept_greedy(given["logits"], given["greedy_drafts"])
         return decisions(self.engine.accept, given) | {f"greedy.{name}": x for name, x in greedy._asdict().items()}
 
     def accept_block(self) -> Tensors:
-        """Sampled and greedy drafts under a sampled target, judged by block.  Optional: few engines have it."""
+        """Sampled and greedy drafts under a sampled target, by block verification.  Optional: few engines have it."""
         return decisions(self.engine.accept_block, self.given("accept_block"))
 
     def emit(self) -> Tensors:
@@ -178,7 +182,7 @@ class Recorder:
         return {"num_emitted": num_emitted, "done": np.asarray(done, np.int32)}
 
     def rollback(self) -> Tensors:
-        """Rounds of given blocks and counts: verify, keep some, share, and one draft step from the row that was kept last."""
+        """Rounds of given blocks and counts: verify, keep some, share, one draft step from the last kept hidden state."""
         given = self.given("rollback")
         _, cache = self.engine.prefill(self.prompts, CHUNK, CHUNK)
         out = {}
@@ -196,7 +200,7 @@ class Recorder:
         return out | {"next_logits": taps["logits"]}
 
     def rounds(self) -> Tensors:
-        """The engine's own loop, greedy, drafts by script, to the end: one row ends with an EOS, the other with its budget."""
+        """The engine's own loop, greedy, scripted drafts, to the end: one row ends with an EOS, the other with its budget."""
         given = self.given("rounds")
         prompts = [row[:length].tolist() for row, length in zip(given["prompts"], given["lengths"], strict=True)]
         rounds = self.engine.rounds(prompts, given["script"], GAMMA, MAX_NEW_TOKENS, (int(given["eos"][0]),))
@@ -215,14 +219,14 @@ STAGES: dict[str, Callable[[Recorder], Tensors]] = {
         "accept_block", "emit", "rollback", "rounds",
     )
 }  # fmt: skip
-# What the drafter's convention changes; all else is the same in both cases of a layout.
+# The stages that depend on the drafter's convention; the others are the same in both cases of a layout.
 OF_THE_CONVENTION = ("load", "draft", "rollback", "rounds")
 
 
 def decisions(accept: Callable[..., Decision], given: Inputs) -> Tensors:
-    """Under a sampled target: of sampled drafts, and of greedy ones, whose law is one-hot."""
-    certain = np.float32(np.eye(given["draft_probs"].shape[-1])[given["greedy_drafts"]])
-    kinds = {"sampled": (given["drafts"], given["draft_probs"]), "one_hot": (given["greedy_drafts"], certain)}
+    """Under a sampled target: of sampled drafts, and of greedy ones, whose distribution is one-hot."""
+    one_hot = np.float32(np.eye(given["draft_probs"].shape[-1])[given["greedy_drafts"]])
+    kinds = {"sampled": (given["drafts"], given["draft_probs"]), "one_hot": (given["greedy_drafts"], one_hot)}
     return {
         f"{kind}.{name}": value
         for kind, proposed in kinds.items()
@@ -231,7 +235,7 @@ def decisions(accept: Callable[..., Decision], given: Inputs) -> Tensors:
 
 
 def without_the_meaningless(round: Tensors, room: np.ndarray) -> Tensors:
-    """-1 for tokens after the emitted ones and for drafts that no budget had room for; zeros for the hidden of ended rows."""
+    """-1 for tokens after the emitted ones and for drafts past the budget; hidden states of 0 for rows that had ended."""
     num_emitted, drafts = np.asarray(round["num_emitted"]), round["own_drafts"]
     is_live = (num_emitted > 0)[:, None]
     emitted = np.arange(round["tokens"].shape[1]) < num_emitted[:, None]
@@ -255,17 +259,17 @@ def padded(rows: list[Tensors]) -> Tensors:
     return out
 
 
-def shared_rows(given: Inputs) -> SharedRows:
-    rows = {name: value for name, value in given.items() if name.endswith((".key", ".value"))}
-    return SharedRows(rows, given["lengths"])
+def given_kv(given: Inputs) -> SharedKV:
+    kv = {name: value for name, value in given.items() if name.endswith((".key", ".value"))}
+    return SharedKV(kv, given["lengths"])
 
 
-def visible_rows(shared: SharedRows) -> Tensors:
-    """The rows that lie within the length and, in a sliding layer, the window; zeros elsewhere."""
+def visible_kv(shared: SharedKV) -> Tensors:
+    """The K/V within the length and, in a sliding layer, within the window; zeros elsewhere."""
     out = {}
-    for name, rows in shared.rows.items():
-        positions, lengths = np.arange(rows.shape[2]), np.asarray(shared.lengths)[:, None]
+    for name, kv in shared.kv.items():
+        positions, lengths = np.arange(kv.shape[2]), np.asarray(shared.lengths)[:, None]
         first = lengths - WINDOW if name.startswith(SLIDING) else 0
-        seen = (positions < lengths) & (positions >= first)
-        out[name] = np.where(seen[:, None, :, None], rows, 0)
+        mask = (positions < lengths) & (positions >= first)
+        out[name] = np.where(mask[:, None, :, None], kv, 0)
     return out | {"length": np.asarray(shared.lengths, np.int32)}

@@ -1,4 +1,4 @@
-"""A report for people, and as JSON."""
+"""A report as a table, and as JSON."""
 
 import itertools
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ HEADER = ("case", "stage", "where", "tensors", "worst error", "verdict")
 
 
 def lines(report: Report, *, every_layer: bool = False) -> Iterator[str]:
-    """One line a stage; one for each layer, step and round in stages where something is wrong (or in all)."""
+    """One line a stage; one for each layer, step and round of stages in which something differs (or of all)."""
     rows = [HEADER, *itertools.chain.from_iterable(stage_rows(report, *key, every_layer) for key in stages_of(report))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     for row in rows:
@@ -31,20 +31,20 @@ def stage_rows(report: Report, case: str, stage: str, every_layer: bool) -> Iter
     results = [result for result in report.results if (result.case, result.stage) == (case, stage)]
     yield row(case, stage, "", results, report)
     if every_layer or any(result.status is Status.DIFFERS for result in results):
-        for place in dict.fromkeys(result.place for result in results):
-            here = [result for result in results if result.place == place]
+        for where in dict.fromkeys(result.where for result in results):
+            here = [result for result in results if result.where == where]
             if any(result.units is not None for result in here):
-                yield row("", "", place, here, report)
+                yield row("", "", where, here, report)
 
 
-def row(case: str, stage: str, place: str, results: list[Result], report: Report) -> tuple[str, ...]:
+def row(case: str, stage: str, where: str, results: list[Result], report: Report) -> tuple[str, ...]:
     given = [result for result in results if result.units is not None]
     missing = [result.name for result in results if result.status is Status.MISSING]
     worst = max(given, key=lambda result: (result.status is Status.DIFFERS, result.units), default=None)
-    is_first = place and any(result == report.first_divergence(result.case) for result in given)
-    verdict = verdict_of(results) + (f", {len(missing)} missing, e.g. {missing[0]}" if missing and not place else "")
+    is_first = where and any(result == report.first_divergence(result.case) for result in given)
+    verdict = verdict_of(results) + (f", {len(missing)} missing, e.g. {missing[0]}" if missing and not where else "")
     verdict += "  <- first divergence" if is_first else ""
-    return case, stage, place, f"{len(given)} of {len(results)}", size_of(worst) if worst else "", verdict
+    return case, stage, where, f"{len(given)} of {len(results)}", size_of(worst) if worst else "", verdict
 
 
 def verdict_of(results: list[Result]) -> str:
@@ -57,14 +57,14 @@ def size_of(result: Result) -> str:
 
 
 def conclusion(report: Report) -> str:
-    count = lambda status: sum(result.status is status for result in report.results)
-    agree, differ, missing = map(count, (Status.AGREES, Status.DIFFERS, Status.MISSING))
+    statuses = [result.status for result in report.results]
+    agree, differ, missing = map(statuses.count, (Status.AGREES, Status.DIFFERS, Status.MISSING))
     found = f"{agree} tensors agree, {differ} differ, {missing} required are missing"
     if report.agrees:
         return f"agrees: {found}"
     if differ:
         return f"differs: {found}"
-    return f"incomplete: {found}; --stage and --case narrow what is asked for"
+    return f"incomplete: {found}; --stage and --case narrow what is required"
 
 
 def as_json(report: Report) -> dict[str, Any]:

@@ -1,11 +1,12 @@
-"""The smallest configurations that take every branch of the five released layouts, and models with no neutral weight.
+"""The smallest configurations that take every branch of the five released layouts, and models without neutral weights.
 
-Sizes are pairwise different where they can be (no square matrices, no head size that equals a width), so that a transposed
-or mistaken tensor does not fit by chance.  Weights that are 1 after training has begun are not 1 here: a forgotten norm,
-scalar or scale shows.
+Sizes differ from each other where possible (no square matrices, no head size equal to a width), so that a transposed or
+mistaken tensor does not fit by chance.  Weights that are initialised with 1 are not 1 here, so that a forgotten norm, scalar
+or scale shows.
 """
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,7 @@ from gemma4.config import FULL, SLIDING
 WINDOW = 8
 VOCAB = 64
 
-_COMMON = {
+_COMMON: dict[str, Any] = {
     "vocab_size": VOCAB,
     "vocab_size_per_layer_input": VOCAB,
     "hidden_size": 24,
@@ -38,7 +39,7 @@ def _layers(pattern: str) -> tuple[str, ...]:
 
 
 TINY: dict[str, Config] = {
-    # A shared tail of twice the width; of the two sliding owners only the last is the donor.
+    # The layers that share K/V have twice the MLP width.  Of the two sliding owners only the last is the donor.
     "E2B": Config(
         **_COMMON,
         layer_types=_layers("SSFSF"),
@@ -48,7 +49,7 @@ TINY: dict[str, Config] = {
         use_double_wide_mlp=True,
         hidden_size_per_layer_input=12,
     ),
-    # A shared tail of the same width, two KV heads; of the two full owners only the last is the donor.
+    # The layers that share K/V have the same MLP width; two KV heads.  Of the two full owners only the last is the donor.
     "E4B": Config(
         **_COMMON,
         layer_types=_layers("SFFSF"),
@@ -88,11 +89,11 @@ TINY: dict[str, Config] = {
 }
 
 
-@functools.cache  # nothing changes a module
+@functools.cache  # modules are never changed
 def random_target(config: Config, seed: int = 0, dtype: DTypeLike = jnp.float32) -> Gemma4:
-    """A target whose weights are drawn so that logits spread over several units and no weight is neutral.
+    """A target with random weights: logits spread over several units, and no weight is neutral.
 
-    Norms and scales lie in 0.5 .. 1.5, layer scalars in 0.3 .. 1.1, per-expert scales in 0.4 .. 1.6.
+    Norms and scales are in 0.5 .. 1.5, layer scalars in 0.3 .. 1.1, per-expert scales in 0.4 .. 1.6.
     """
     blank = shape_only(Gemma4, config, dtype)
     rng = np.random.default_rng(seed)
@@ -116,14 +117,14 @@ def _draw(rng: np.random.Generator, config: Config, name: str, shape: tuple[int,
     if name.endswith("router.proj.weight"):
         return rng.normal(0, 2, shape)  # after the router's 1/sqrt(d): scores two units apart
     if name.endswith("per_layer_input_gate.weight"):
-        # Wider gates are 0 after the GELU, and where all of a token's are, the norm behind them blows rounding up.
+        # Larger ones give gates that are 0 after the GELU; where all of a token's are, the next norm amplifies rounding.
         return rng.normal(0, 0.3 * config.hidden_size**-0.5, shape)
     inputs = shape[-1] if "experts" in name else shape[0]  # experts are stored [expert, out, in]
     return rng.normal(0, inputs**-0.5, shape)
 
 
 def restless(target: Gemma4, factor: float = 10.0) -> Gemma4:
-    """The same target with stronger layers: without this the residual stream repeats the newest token for ever."""
+    """The same target with stronger layers.  Without this the residual stream repeats the newest token forever."""
     post_norms = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
     params = named_params(target)
     return with_params(target, {name: params[name] * factor for name in params if name.endswith(post_norms)})
@@ -153,7 +154,7 @@ TINY_DRAFTERS: dict[str, DrafterConfig] = {
 
 @functools.cache
 def random_drafter(config: DrafterConfig, seed: int = 0, dtype: DTypeLike = jnp.float32) -> Drafter:
-    """A drafter drawn as `random_target` draws.  Its token ordering is a random permutation that is not its own inverse."""
+    """A drafter with random weights as in `random_target`.  Its token ordering is a permutation that is not its own inverse."""
     blank = shape_only(Drafter, config, dtype)
     rng = np.random.default_rng([seed, 1])
     params = {}

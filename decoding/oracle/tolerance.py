@@ -1,11 +1,12 @@
-"""How far an expected tensor may be missed, by which rule, and why.
+"""How far a tensor may be off, by which rule, and why.
 
-One unit of error is the tolerance: 1 or less agrees.  Of whole numbers the units are how many are wrong: 0 agrees.  Rules:
+One unit of error is the tolerance: an error of 1 unit or less agrees.  For whole numbers the units count the wrong elements:
+0 agrees.  Rules:
 
     exact      whole numbers: equal or not
     relative   the largest difference, over the largest expected magnitude of the tensor
     absolute   the largest difference
-    clustered  relative; where -inf is expected, -inf or anything below the row's least expected logit will do
+    clustered  relative; where -inf is expected, -inf or anything below the row's lowest expected logit agrees
 """
 
 import re
@@ -28,10 +29,10 @@ class Tolerance(NamedTuple):
 
 REASONS = {
     "whole numbers": "token ids, counts and indices: equal or not; transformers 5.22.2 gives the same in float32",
-    "float32 sums": ("float32 additions in another order: transformers 5.22.2 comes within a third of this"),
+    "float32 sums": "float32 additions in another order: transformers 5.22.2 comes within a third of this",
     "float32 angles": "position times frequency in float32 is off by up to half a unit in the last place of the angle",
-    "probabilities": "a softmax in float32, and a cut between tokens that no rounding moves",
-    "one-hot law": "1 at the token, 0 elsewhere: exact in any arithmetic",
+    "probabilities": "a softmax in float32, and a top-k/top-p mask whose edge no rounding moves",
+    "one-hot distribution": "1 at the token, 0 elsewhere: exact in any arithmetic",
     "unscored tokens": (
         "as float32 sums; a clustered head leaves most tokens unscored, and engines fill these with -inf or a low value"
     ),
@@ -43,7 +44,7 @@ def tolerance_of(name: str, value: np.ndarray) -> Tolerance:
     if not np.issubdtype(value.dtype, np.floating):
         return Tolerance("exact", 0.0, "whole numbers")
     if name.endswith("/told"):
-        return Tolerance("absolute", 1e-6, "one-hot law")
+        return Tolerance("absolute", 1e-6, "one-hot distribution")
     if name.startswith("law/"):
         return Tolerance("absolute", 1e-5, "probabilities")
     if re.fullmatch(r"rope/.*\.far", name):
@@ -53,7 +54,7 @@ def tolerance_of(name: str, value: np.ndarray) -> Tolerance:
     return Tolerance("relative", FLOAT32, "float32 sums")
 
 
-# What an engine that gives anything of a stage must give: its results.  All else shows where a mistake lies.
+# The results of each stage, required if any tensor of the stage is given.  The other tensors show where a mistake is.
 RESULTS = {
     "load": ".*logits",
     "rope": ".*",
@@ -65,7 +66,7 @@ RESULTS = {
     "draft": r"step\d+/(logits|post_projection)|block/tokens",
     "verify": ".*",
     "law": r"(?!.*\.(drawn|told)$).*",
-    "accept": r".*\.num_accepted|greedy\.next_token",  # which number draws which token is an engine's own affair
+    "accept": r".*\.num_accepted|greedy\.next_token",  # how a random number selects a token is up to the engine
     "accept_block": "(?!)",  # nothing
     "emit": ".*",
     "rollback": ".*",

@@ -1,4 +1,4 @@
-"""Writes `texts.json`: what the target of each layout writes after the prompts of the round stage, greedily."""
+"""Write `texts.json`: the greedy text that the target of each layout writes after the prompts of the round stage."""
 
 import json
 
@@ -10,16 +10,13 @@ LENGTH = 28
 
 
 def texts() -> dict[str, list[list[int]]]:
-    """One text a row of the round stage's prompts, by the autoregressive loop."""
+    """One text for each prompt of the round stage, by the autoregressive loop of the reference."""
     out = {}
     for layout in TINY:
         case = CASES[layout]
-        rows = zip(*round_prompts(case.rng("rounds")), strict=True)
-        prompts = [row[:length].tolist() for row, length in rows]
-        out[layout] = [
-            text.tolist()
-            for text in decoding.generate_autoregressive(case.target(), prompts, max_new_tokens=LENGTH).tokens
-        ]
+        prompts = [row[:length].tolist() for row, length in zip(*round_prompts(case.rng("rounds")), strict=True)]
+        texts = decoding.generate_autoregressive(case.target(), prompts, max_new_tokens=LENGTH, loop="plain").tokens
+        out[layout] = [text.tolist() for text in texts]
     return out
 
 

@@ -1,1 +1,1 @@
-"""Implementations behind the one interface of `adapter.py`: our own, and transformers."""
+"""Implementations behind the interface of `decoding/oracle/engine.py`: our own, and transformers."""

@@ -1,18 +1,21 @@
 """transformers 5.22.2 behind the oracle's interface.  Needs the extra `parity` (torch, transformers).
 
-Its loops take one row at a time, so a batch is a list of rows here.  Where a stage is part of a longer function there
-(`_assisted_decoding` in `generation/utils.py`, `get_candidates` in `generation/candidate_generator.py`), its lines stand here
-again; `rounds` runs the real loop.
+Its loops take one row at a time, so a batch is a list of rows here.  Where a stage is part of a longer function of transformers
+(`_assisted_decoding` in `generation/utils.py`, `get_candidates` in `generation/candidate_generator.py`), its lines are repeated
+here; `rounds` runs the real loop.
 
-Known to differ from ours, and confirmed: after a partial acceptance its drafter sees one rejected row in full layers, for
-K/V are cut at the length of the text, whose newest token has none yet, and all rejected rows in sliding layers once these
-have lost their beginning; its drafts are the drafter's argmax, but acceptance is told softmax(logits), so the law of sampled
-text is not the target's (https://github.com/huggingface/transformers/issues/47932).
+Two differences from ours are known and confirmed:
+
+- After a partial acceptance its drafter sees K/V of rejected drafts.  In full layers it sees one position of them, because the
+  K/V are truncated at the length of the text, whose newest token has none yet.  In sliding layers it sees all of them, once the
+  cache has dropped its oldest positions.
+- Its drafts are the drafter's argmax, but acceptance receives softmax(logits), so the distribution of sampled text is not the
+  target's (https://github.com/huggingface/transformers/issues/47932).
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -24,29 +27,29 @@ from transformers.generation.utils import _speculative_sampling
 from transformers.models.gemma4 import modeling_gemma4 as modeling
 
 from decoding.oracle.adapters.hf_taps import drafter_taps, target_taps
-from decoding.oracle.engine import Decision, DraftBlock, Engine, SharedRows, Tensors
+from decoding.oracle.engine import Decision, DraftBlock, Engine, SharedKV, Tensors
 from decoding.oracle.script import BY_ITSELF
 from decoding.sampling import Sampling
 from drafter.config import TRANSFORMERS
 from gemma4.config import SLIDING
 
 VERSION = "5.22.2"
-KeyValue = dict[str, tuple[torch.Tensor, torch.Tensor]]  # layer type -> [1, k, s, h]
+KeyValue = dict[str, tuple[torch.Tensor, ...]]  # key and value of each layer type -> [1, k, s, h]
 
 
 class Row(NamedTuple):
-    """The cache of one row, and what the last forward left."""
+    """The cache of one row, and the state after the last forward."""
 
     cache: DynamicCache
     length: int  # committed tokens
-    end: int  # tokens that the last forward ended with, rejected ones included
+    end: int  # tokens after the last forward, rejected ones included
     shared: KeyValue | None = None
 
 
 class SharedRow(NamedTuple):
     kv: KeyValue
     length: int
-    end: int  # position after the last row in sliding layers
+    end: int  # the position after the last one that sliding layers hold
 
 
 class Transformers(Engine):
@@ -56,18 +59,18 @@ class Transformers(Engine):
     # -- the target --------------------------------------------------------------------------------------------------------
 
     def rotated(self, layer_type: str, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        rows = torch.tensor(x)[None]
-        angles = self.target.model.rotary_emb(rows, torch.tensor(positions)[None], layer_type)
-        return modeling.apply_rotary_pos_emb(rows, *angles, unsqueeze_dim=2)[0].numpy()
+        batch = torch.tensor(x)[None]
+        cos_sin = self.target.model.rotary_emb(batch, torch.tensor(positions)[None], layer_type)
+        return modeling.apply_rotary_pos_emb(batch, *cos_sin, unsqueeze_dim=2)[0].numpy()
 
     @torch.no_grad()
     def forward(self, tokens: np.ndarray) -> Tensors:
-        with target_taps(self.target, *tokens.shape) as seen:
+        with target_taps(self.target, *tokens.shape) as taps:
             self.target(torch.tensor(tokens), use_cache=False)
-        return seen
+        return taps
 
     def prefill(self, prompts: Sequence[Sequence[int]], chunk: int, room: int) -> tuple[list[Tensors], list[Row]]:
-        taken, rows = [], []
+        taps_of_rows, rows = [], []
         for prompt in prompts:
             cache = DynamicCache(config=self.target.config)
             cache.activate_past_recording()
@@ -76,17 +79,17 @@ class Transformers(Engine):
                 taps, row = self._extend(row, np.array(prompt[start : start + chunk]))
                 row = self._kept(row, row.end)
                 parts.append(taps)
-            taken.append({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+            taps_of_rows.append({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
             rows.append(row)
-        return taken, rows
+        return taps_of_rows, rows
 
     @torch.no_grad()
     def _extend(self, row: Row, tokens: np.ndarray) -> tuple[Tensors, Row]:
-        with target_taps(self.target, 1, len(tokens)) as seen:
+        with target_taps(self.target, 1, len(tokens)) as batch_taps:
             out = self.target(
                 torch.tensor(tokens)[None], past_key_values=row.cache, use_cache=True, return_shared_kv_states=True
             )
-        taps = {name: value[0] for name, value in seen.items()}
+        taps = {name: value[0] for name, value in batch_taps.items()}
         return taps, Row(row.cache, row.length, row.length + len(tokens), dict(out.shared_kv_states))
 
     def _kept(self, row: Row, length: int) -> Row:
@@ -104,9 +107,9 @@ class Transformers(Engine):
     # -- the drafter -------------------------------------------------------------------------------------------------------
 
     def share(self, cache: list[Row]) -> list[SharedRow]:
-        return [SharedRow(cut_kv(row), row.length, row.end) for row in cache]
+        return [SharedRow(truncated_kv(row), row.length, row.end) for row in cache]
 
-    def shared_rows(self, shared: list[SharedRow]) -> SharedRows:
+    def shared_kv(self, shared: list[SharedRow]) -> SharedKV:
         lengths = np.array([row.length for row in shared], np.int32)
         out = {}
         for kind in shared[0].kv:
@@ -119,15 +122,16 @@ class Transformers(Engine):
                     last = min(begin + have.shape[1], it.length)
                     buffer[row][:, begin:last] = have[:, : last - begin]
                 out[f"{kind}.{part}"] = buffer
-        return SharedRows(out, lengths)
+        return SharedKV(out, lengths)
 
-    def shared_from(self, rows: SharedRows) -> list[SharedRow]:
-        kinds = {name.rsplit(".", 1)[0] for name in rows.rows}
-        take = lambda row, n: {
-            kind: tuple(torch.tensor(rows.rows[f"{kind}.{part}"][row : row + 1, :, :n]) for part in ("key", "value"))
-            for kind in kinds
-        }
-        return [SharedRow(take(row, int(n)), int(n), int(n)) for row, n in enumerate(rows.lengths)]
+    def shared_from(self, given: SharedKV) -> list[SharedRow]:
+        kinds = {name.rsplit(".", 1)[0] for name in given.kv}
+
+        def kv_of(row: int, length: int) -> KeyValue:
+            take = lambda x: torch.tensor(x[row : row + 1, :, :length])
+            return {kind: tuple(take(given.kv[f"{kind}.{part}"]) for part in ("key", "value")) for kind in kinds}
+
+        return [SharedRow(kv_of(row, int(n)), int(n), int(n)) for row, n in enumerate(given.lengths)]
 
     def draft_step(self, shared: list[SharedRow], token: np.ndarray, hidden: np.ndarray) -> Tensors:
         steps = [self._step(*row) for row in zip(shared, token.tolist(), hidden, strict=True)]
@@ -136,48 +140,55 @@ class Transformers(Engine):
     @torch.no_grad()
     def _step(self, shared: SharedRow, token: int, hidden: np.ndarray) -> Tensors:
         embedding = self.target.get_input_embeddings()(torch.tensor([[token]]))
-        with drafter_taps(self.assistant) as seen:
+        with drafter_taps(self.assistant) as taps:
             out = self.assistant(
                 inputs_embeds=torch.cat([embedding, torch.tensor(hidden)[None, None]], dim=-1),
                 position_ids=torch.tensor([[shared.length]]),
                 shared_kv_states=shared.kv,
             )
-        return {name: value[0, 0].numpy() for name, value in {**seen, "logits": out.logits}.items()}
+        return {name: value[0, 0].numpy() for name, value in {**taps, "logits": out.logits}.items()}
 
     def draft(self, shared: list[SharedRow], token: np.ndarray, hidden: np.ndarray, draft_length: int) -> DraftBlock:
-        tokens, told = [], []
+        tokens, claimed = [], []
         for _ in range(draft_length):
             step = self.draft_step(shared, token, hidden)
             token, hidden = step["logits"].argmax(axis=-1).astype(np.int32), step["post_projection"]
             tokens.append(token)
-            told.append(self.draft_laws(step["logits"], Sampling())[1])
-        return DraftBlock(np.stack(tokens, axis=1), np.stack(told, axis=1))
+            claimed.append(self.draft_probs(step["logits"], Sampling())[1])
+        return DraftBlock(np.stack(tokens, axis=1), np.stack(claimed, axis=1))
 
     # -- acceptance --------------------------------------------------------------------------------------------------------
 
-    def law(self, logits: np.ndarray, sampling: Sampling) -> np.ndarray:
+    def token_probs(self, logits: np.ndarray, sampling: Sampling) -> np.ndarray:
         if sampling.temperature == 0:
             return np.eye(logits.shape[-1], dtype=np.float32)[logits.argmax(axis=-1)]
-        scores = transformers.TemperatureLogitsWarper(sampling.temperature)(None, torch.tensor(logits))
+        warpers: list[Any] = [transformers.TemperatureLogitsWarper(sampling.temperature)]
         if sampling.top_k:
-            scores = transformers.TopKLogitsWarper(sampling.top_k)(None, scores)
+            warpers.append(transformers.TopKLogitsWarper(sampling.top_k))
         if sampling.top_p < 1:
-            scores = transformers.TopPLogitsWarper(sampling.top_p)(None, scores)
+            warpers.append(transformers.TopPLogitsWarper(sampling.top_p))
+        scores = torch.tensor(logits)
+        for warper in warpers:
+            scores = warper(None, scores)
         return torch.softmax(scores, dim=-1).numpy()
 
-    def draft_laws(self, logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-        """Drafts are the argmax under any sampling, and `_speculative_sampling` takes softmax of their logits for the law."""
-        certain = np.eye(logits.shape[-1], dtype=np.float32)[logits.argmax(axis=-1)]
-        return certain, torch.softmax(torch.tensor(logits), dim=-1).numpy()
+    def draft_probs(self, logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
+        """Drafts are the argmax under any sampling; `_speculative_sampling` takes the softmax of their logits as q."""
+        one_hot = np.eye(logits.shape[-1], dtype=np.float32)[logits.argmax(axis=-1)]
+        return one_hot, torch.softmax(torch.tensor(logits), dim=-1).numpy()
 
-    def accept(self, target_probs, drafts, draft_probs, uniforms) -> Decision:
+    def accept(
+        self, target_probs: np.ndarray, drafts: np.ndarray, draft_probs: np.ndarray, uniforms: np.ndarray
+    ) -> Decision:
         rows = zip(*map(torch.tensor, (target_probs, drafts, draft_probs, uniforms)), strict=True)
         return Decision(*np.array([self._accept_row(*row) for row in rows], np.int32).T)
 
-    def _accept_row(self, target_probs, drafts, draft_probs, uniforms) -> tuple[int, int]:
+    def _accept_row(
+        self, target_probs: torch.Tensor, drafts: torch.Tensor, draft_probs: torch.Tensor, uniforms: torch.Tensor
+    ) -> tuple[int, int]:
         """`_speculative_sampling` with its random numbers given."""
 
-        def draw(probs, num_samples):
+        def draw(probs: torch.Tensor, num_samples: int) -> torch.Tensor:
             running = probs[0].cumsum(dim=-1)
             return (running > uniforms[-1] * running[-1]).int().argmax().reshape(1, 1)
 
@@ -188,8 +199,10 @@ class Transformers(Engine):
             )
         return int(num_accepted), int(tokens[0, -1])
 
-    def accept_block(self, target_probs, drafts, draft_probs, uniforms) -> Decision:
-        raise NotImplementedError("transformers judges drafts one by one")
+    def accept_block(
+        self, target_probs: np.ndarray, drafts: np.ndarray, draft_probs: np.ndarray, uniforms: np.ndarray
+    ) -> Decision:
+        raise NotImplementedError("transformers has no block verification")
 
     def accept_greedy(self, logits: np.ndarray, drafts: np.ndarray) -> Decision:
         selected = torch.tensor(logits).argmax(dim=-1)
@@ -199,7 +212,9 @@ class Transformers(Engine):
 
     # -- the loop ----------------------------------------------------------------------------------------------------------
 
-    def emitted(self, tokens, num_tokens, room, eos_ids) -> tuple[np.ndarray, np.ndarray]:
+    def emitted(
+        self, tokens: np.ndarray, num_tokens: np.ndarray, room: np.ndarray, eos_ids: tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
         counts, done = [], []
         for row, count, budget in zip(tokens, num_tokens, room, strict=True):
             valid = torch.tensor(row[:count])[:budget]
@@ -210,21 +225,35 @@ class Transformers(Engine):
             done.append(ends.numel() > 0 or len(valid) == budget)
         return np.array(counts), np.array(done)
 
-    def rounds(self, prompts, script, draft_length, max_new_tokens, eos_ids) -> list[Tensors]:
-        """Each row by itself through `generate`; a row that has ended stands still while others go on."""
+    def rounds(
+        self,
+        prompts: Sequence[Sequence[int]],
+        script: np.ndarray,
+        draft_length: int,
+        max_new_tokens: int,
+        eos_ids: tuple[int, ...],
+    ) -> list[Tensors]:
+        """Each row by itself through `generate`; a row that has ended repeats its last round and emits nothing."""
         rows = [
             self._row_rounds(prompt, plan, draft_length, max_new_tokens, eos_ids)
             for prompt, plan in zip(prompts, script, strict=True)
         ]
         count = max(map(len, rows))
-        rows = [[*row, *[{**row[-1], "num_emitted": np.int64(0)}] * (count - len(row))] for row in rows]
+        rows = [[*row, *[{**row[-1], "num_emitted": np.array(0)}] * (count - len(row))] for row in rows]
         return [{name: np.stack([row[i][name] for row in rows]) for name in rows[0][i]} for i in range(count)]
 
-    def _row_rounds(self, prompt, plan, draft_length, max_new_tokens, eos_ids) -> list[Tensors]:
+    def _row_rounds(
+        self,
+        prompt: Sequence[int],
+        plan: np.ndarray,
+        draft_length: int,
+        max_new_tokens: int,
+        eos_ids: tuple[int, ...],
+    ) -> list[Tensors]:
         lengths, drafts, hidden = [], [], []
         propose = candidate_generator.SinglePositionMultiTokenCandidateGenerator.get_candidates
 
-        def scripted(this, input_ids, *args, **kwargs):
+        def scripted(this: Any, input_ids: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
             candidates, logits = propose(this, input_ids, *args, **kwargs)
             n = input_ids.shape[1]
             lengths.append(n)
@@ -237,7 +266,8 @@ class Transformers(Engine):
         self.assistant.generation_config.num_assistant_tokens = draft_length
         kind = candidate_generator.SinglePositionMultiTokenCandidateGenerator
         with mock.patch.object(kind, "get_candidates", scripted):
-            text = self.target.generate(
+            target: Any = self.target  # whose type hints do not have `generate`
+            text = target.generate(
                 torch.tensor([prompt]),
                 attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
                 assistant_model=self.assistant,
@@ -250,26 +280,35 @@ class Transformers(Engine):
         rounds = zip(lengths[1:], [*lengths[2:], len(text)], drafts[1:], hidden[1:], strict=True)
         return [self._round(text, *it, draft_length) for it in rounds]
 
-    def _round(self, text, start: int, end: int, drafts, hidden, draft_length: int) -> Tensors:
+    def _round(
+        self,
+        text: torch.Tensor,
+        start: int,
+        end: int,
+        drafts: torch.Tensor,
+        hidden: torch.Tensor,
+        draft_length: int,
+    ) -> Tensors:
         filled = lambda values, size: np.concatenate([values.numpy(), np.full(size - len(values), -1)])
         return {
             "own_drafts": filled(drafts, draft_length),
             "tokens": filled(text[start:end], draft_length + 1),
-            "num_emitted": np.int64(end - start),
+            "num_emitted": np.array(end - start),
             "hidden": hidden[end - start - 1].numpy(),
-            "length": np.int64(end - 1),
+            "length": np.array(end - 1),
         }
 
 
-def cut_kv(row: Row) -> KeyValue:
-    """What `get_candidates` leaves of the K/V: cut at the length of the text, one more than there are committed rows."""
+def truncated_kv(row: Row) -> KeyValue:
+    """As `get_candidates` truncates the K/V: at the length of the text, one more than the committed positions."""
+    assert row.shared is not None, "no forward has run"
     return {kind: tuple(x[:, :, : row.length + 1] for x in kv) for kind, kv in row.shared.items()}
 
 
 def load(target_dir: Path, drafter_dir: Path, convention: str) -> Transformers:
     """An adapter's entry.  Errors: NotImplementedError for the other convention; ImportError for another version."""
     if convention != TRANSFORMERS:
-        raise NotImplementedError("transformers has its own convention alone")
+        raise NotImplementedError("transformers has only its own convention")
     if transformers.__version__ != VERSION:
         raise ImportError(
             f"expected transformers {VERSION}, got {transformers.__version__}; 5.23.0 cannot build a drafter"
@@ -277,7 +316,7 @@ def load(target_dir: Path, drafter_dir: Path, convention: str) -> Transformers:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)  # at these sizes a second thread only waits
-    how = {"dtype": torch.float32, "attn_implementation": "eager"}
-    # The grouped form of the experts refuses sizes as small as ours.
-    target = Gemma4ForCausalLM.from_pretrained(target_dir, experts_implementation="eager", **how)
-    return Transformers(target, Gemma4AssistantForCausalLM.from_pretrained(drafter_dir, **how))
+    settings = {"dtype": torch.float32, "attn_implementation": "eager"}
+    # The grouped implementation of the experts refuses sizes as small as ours.
+    target = Gemma4ForCausalLM.from_pretrained(target_dir, experts_implementation="eager", **settings)
+    return Transformers(target, Gemma4AssistantForCausalLM.from_pretrained(drafter_dir, **settings))

@@ -1,7 +1,8 @@
-"""Known bugs of other engines as mutants of the reference, and right variants that are not to be mistaken for bugs.
+"""Known bugs of other engines as mutants of the reference, and correct variants that must not be taken for bugs.
 
-Reading order: mutant, then any file for a stage or a part (rope, norms, ring, acceptance, ..), equivalent, catalogue.
-Mutants stand beside the oracle, for the reference knows nothing of them.
+Reading order: mutant, then any file about a stage or a part (rope, norms, ring, acceptance, ..), equivalent, catalogue.
+Mutants quote the lines of the reference that they change.  Of the oracle, only `diagnose`, `confusion` and `known_bugs_page`
+import them, so that this folder can be withheld where the reference's stages are exercises.
 """
 
 from decoding.oracle.known_bugs import (

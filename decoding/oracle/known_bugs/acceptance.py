@@ -1,4 +1,4 @@
-"""Acceptance that does not keep the target's law."""
+"""Acceptance that does not keep the target's distribution."""
 
 from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
@@ -10,7 +10,7 @@ ONE_SIDE = (
     Seen("jaymody/speculative-sampling", "https://github.com/jaymody/speculative-sampling/issues/3"),
     Seen("vLLM", "https://github.com/vllm-project/vllm/pull/10198"),
 )
-RATIO = "Accept draft x when u * q(x) < p(x); after a rejection draw from max(p - q, 0), renormalised."
+RATIO = "Accept draft x if u * q(x) < p(x); after a rejection draw from max(p - q, 0), renormalised."
 
 MUTANTS = (
     Mutant(
@@ -21,11 +21,11 @@ MUTANTS = (
         effect="wrong probabilities",
         what="Greedy drafts are accepted as if drawn from softmax(draft logits).",
         seen_in=(*SOFT_LAW, Seen("keras-hub", "https://github.com/keras-team/keras-hub/pull/2735")),
-        fix="A greedy draft comes from a one-hot law: q(x) = 1.",
+        fix="A greedy draft comes from a one-hot distribution: q(x) = 1.",
         function="decoding.stages.draft._draw",
         change={
-            "jax.nn.one_hot(token, drafter.config.text.vocab_size, dtype=jnp.float32)": "jax.nn.softmax("
-            "drafter.logits(normed), axis=-1)"
+            "jax.nn.one_hot(token, draft_model.config.text.vocab_size, dtype=jnp.float32)": "jax.nn.softmax("
+            "draft_model.logits(normed), axis=-1)"
         },
     ),
     Mutant(
@@ -34,11 +34,11 @@ MUTANTS = (
         rank=4,
         shows_at="E2B/law/plain.drawn",
         effect="wrong probabilities",
-        what="At a temperature the drafts are argmax all the same, while acceptance is told the law with temperature.",
+        what="At a temperature the drafts are still the argmax, while acceptance receives the distribution with temperature.",
         seen_in=(*SOFT_LAW, *ONE_SIDE),
-        fix="Draw from the law that acceptance is told, or tell it the law that was drawn from.",
+        fix="Acceptance must receive the distribution that drafts are drawn from.",
         function="decoding.stages.draft._draw",
-        change={"choose(probs, uniforms), probs": "jnp.argmax(probs, axis=-1).astype(jnp.int32), probs"},
+        change={"kernels.sample_from(probs, uniforms), probs": "jnp.argmax(probs, axis=-1).astype(jnp.int32), probs"},
     ),
     Mutant(
         name="draft-drawn-in-bfloat16",
@@ -46,13 +46,11 @@ MUTANTS = (
         rank=4,
         shows_at="E2B/law/plain.drawn",
         effect="wrong probabilities",
-        what="Drafts are drawn from the law rounded to bfloat16; acceptance is told the one in float32.",
+        what="Drafts are drawn from the distribution rounded to bfloat16; acceptance receives it in float32.",
         seen_in=(Seen("DeepSpec", "https://github.com/deepseek-ai/DeepSpec/issues/31"),),
-        fix="Draw from the very array that acceptance is told.",
+        fix="Draw from the same array that acceptance receives.",
         function="decoding.stages.draft._draw",
-        change={
-            "choose(probs, uniforms), probs": "choose(probs.astype(jnp.bfloat16).astype(jnp.float32), uniforms), probs"
-        },
+        change={"kernels.sample_from(probs, ": "kernels.sample_from(probs.astype(jnp.bfloat16).astype(jnp.float32), "},
     ),
     Mutant(
         name="draft-told-without-its-cuts",
@@ -60,13 +58,13 @@ MUTANTS = (
         rank=4,
         shows_at="E2B/law/top_k_5.told",
         effect="wrong probabilities",
-        what="Drafts are drawn after top-k and top-p; acceptance is told the law before them.",
+        what="Drafts are drawn after top-k and top-p; acceptance receives the distribution before them.",
         seen_in=ONE_SIDE,
-        fix="Tell acceptance the law after all processors, on both sides.",
+        fix="Acceptance must receive both distributions after all logits processors.",
         function="decoding.stages.draft._draw",
         change={
-            "choose(probs, uniforms), probs": "choose(probs, uniforms), "
-            "law(drafter.logits(normed), Sampling(sampling.temperature))"
+            "kernels.sample_from(probs, uniforms), probs": "kernels.sample_from(probs, uniforms), "
+            "token_probs(draft_model.logits(normed), Sampling(sampling.temperature))"
         },
     ),
     Mutant(
@@ -86,7 +84,7 @@ MUTANTS = (
         rank=4,
         shows_at="E2B/accept/sampled.next_token",
         effect="wrong probabilities",
-        what="After a rejection the next token is drawn from the target's law itself.",
+        what="After a rejection the next token is drawn from the target's distribution itself.",
         fix=RATIO,
         function="decoding.stages.accept.residual",
         change={"jnp.where(rest.sum(axis=-1, keepdims=True) > 0, rest, target_probs)": "target_probs"},
@@ -96,9 +94,9 @@ MUTANTS = (
         rank=4,
         shows_at="26B-A4B/accept/sampled.next_token",
         effect="wrong probabilities",
-        what="When all drafts were accepted, the last draft's law is still subtracted from the target's.",
-        fix="After the last draft nothing was proposed: draw from the target's law.",
-        function="decoding.stages.accept.with_none_last",
+        what="After full acceptance, the last draft's distribution is still subtracted from the target's.",
+        fix="After the last draft nothing was proposed: draw from the target's distribution.",
+        function="decoding.stages.accept.pad_with_zero",
         change={
             "jnp.pad(draft_probs, ((0, 0), (0, 1), (0, 0)))": "jnp.concatenate([draft_probs, draft_probs[:, -1:]], axis=1)"
         },
@@ -109,9 +107,9 @@ MUTANTS = (
         rank=4,
         shows_at="E2B/accept/sampled.num_accepted",
         effect="wrong probabilities",
-        what="All rows keep as many drafts as the worst one, and draw a residual token at a place where they accepted.",
+        what="All rows keep as many drafts as the worst one, and draw a residual token where they accepted a draft.",
         seen_in=(Seen("keras-hub", "https://github.com/keras-team/keras-hub/pull/2735"),),
-        fix="Count and draw for each row by itself.",
+        fix="Count and draw for each row separately.",
         function="decoding.stages.accept.decide",
         change={
             "count_leading(uniforms[:, :-1] * q < p)": "jnp.full(len(p), count_leading(uniforms[:, :-1] * q < p).min())"
@@ -123,11 +121,11 @@ MUTANTS = (
         rank=4,
         shows_at="E2B/accept/sampled.num_accepted",
         effect="wrong probabilities",
-        what="At a temperature, a draft is accepted if and only if it is the target's most likely token.",
+        what="At a temperature, a draft is accepted only if it is the target's most likely token.",
         seen_in=(Seen("mlxcel", "https://github.com/lablup/mlxcel/issues/902"), *ONE_SIDE),
         fix=RATIO,
         function="decoding.stages.accept.decide",
-        change={"uniforms[:, :-1] * q < p": "draft_tokens == argmax(target_probs[:, :-1])"},
+        change={"uniforms[:, :-1] * q < p": "draft_tokens == kernels.argmax(target_probs[:, :-1])"},
     ),
     Mutant(
         name="target-cuts-forgotten",
@@ -135,10 +133,10 @@ MUTANTS = (
         rank=4,
         shows_at="E2B/law/top_k_5",
         effect="wrong probabilities",
-        what="The target's law at acceptance has the temperature, but neither top-k nor top-p.",
+        what="The target's distribution at acceptance has the temperature, but neither top-k nor top-p.",
         seen_in=ONE_SIDE,
-        fix="Compare the laws after all processors, on both sides.",
-        function="decoding.sampling.law",
+        fix="Compare both distributions after all logits processors.",
+        function="decoding.sampling.token_probs",
         change={
             "    logits = logits.astype(jnp.float32)\n": (
                 "    logits = logits.astype(jnp.float32)\n    sampling = Sampling(sampling.temperature)\n"
@@ -150,9 +148,9 @@ MUTANTS = (
         rank=4,
         shows_at="E2B/law/top_k_5",
         effect="wrong probabilities",
-        what="After top-k and top-p the probabilities are not brought back to sum 1.",
-        fix="Renormalise what is left.",
-        function="decoding.sampling.law",
+        what="After top-k and top-p the probabilities are not renormalised to sum 1.",
+        fix="Renormalise the remaining probabilities.",
+        function="decoding.sampling.token_probs",
         change={
             "    if 0 < sampling.top_k": (
                 "    full = jax.nn.softmax(logits / sampling.temperature, axis=-1)\n    if 0 < sampling.top_k"
@@ -165,7 +163,7 @@ MUTANTS = (
         rank=4,
         shows_at="E2B/accept/sampled.num_accepted",
         effect="wrong probabilities",
-        what="Draft and target change places in the ratio: the papers use the letters p and q in opposite senses.",
+        what="Draft and target are swapped in the ratio: the papers use the letters p and q in opposite senses.",
         fix=RATIO,
         function="decoding.stages.accept.decide",
         change={"uniforms[:, :-1] * q < p": "uniforms[:, :-1] * p < q"},
@@ -175,7 +173,7 @@ MUTANTS = (
         rank=4,
         shows_at="E2B/accept/sampled.num_accepted",
         effect="wrong probabilities",
-        what="All drafts of a round are judged by the same random number.",
+        what="All drafts of a round are compared with the same random number.",
         fix="One fresh uniform number for each draft.",
         function="decoding.stages.accept.decide",
         change={"uniforms[:, :-1] * q < p": "uniforms[:, :1] * q < p"},
@@ -185,8 +183,8 @@ MUTANTS = (
         rank=4,
         shows_at="E2B/accept/sampled.num_accepted",
         effect="wrong text",
-        what="Agreeing drafts are counted wherever they stand, also behind a rejected one.",
-        fix="Only the prefix before the first rejection counts.",
+        what="All drafts that would be accepted are counted, also after a rejected one.",
+        fix="Count only the drafts before the first rejection.",
         function="decoding.stages.accept.decide",
         change={"count_leading(uniforms[:, :-1] * q < p)": "(uniforms[:, :-1] * q < p).sum(axis=1, dtype=jnp.int32)"},
     ),
@@ -195,13 +193,13 @@ MUTANTS = (
         rank=4,
         shows_at="E2B/accept/greedy.next_token",
         effect="wrong text",
-        what="The token after a rejection is read one row late, where the target has already seen the rejected draft.",
+        what="The token after a rejection is read one position late, where the target has already read the rejected draft.",
         seen_in=(Seen("openvino.genai", "https://github.com/openvinotoolkit/openvino.genai/issues/4190"),),
-        fix="Row num_accepted holds the target's view of the first rejected place.",
+        fix="The logits at index num_accepted are about the first rejected draft's position.",
         function="decoding.stages.accept.accept_greedy",
         change={
-            "jnp.take_along_axis(choices, num_accepted[:, None], axis=1)": "jnp.take_along_axis(choices, "
-            "jnp.minimum(num_accepted[:, None] + 1, choices.shape[1] - 1), axis=1)"
+            "select_position(choices, num_accepted)": "select_position(choices, "
+            "jnp.minimum(num_accepted + 1, choices.shape[1] - 1))"
         },
     ),
     Mutant(
@@ -211,11 +209,11 @@ MUTANTS = (
         effect="wrong probabilities",
         what="A draft is accepted if it equals the target's own sample, and if not, another sample is drawn.",
         seen_in=(Seen("mlx-swift-lm", "https://github.com/ml-explore/mlx-swift-lm/pull/459"),),
-        fix="Emit the sample that the draft was compared with; drawing afresh favours what was not drafted.",
+        fix="Emit the sample that the draft was compared with; a second sample favours tokens that were not drafted.",
         function="decoding.stages.accept.decide",
         change={
-            "uniforms[:, :-1] * q < p": "draft_tokens == choose(target_probs[:, :-1], uniforms[:, :-1])",
-            "choose(rest, ": "choose(at_stop(target_probs, num_accepted), ",
+            "uniforms[:, :-1] * q < p": "draft_tokens == kernels.sample_from(target_probs[:, :-1], uniforms[:, :-1])",
+            "residual(p_there, q_there)": "p_there",
         },
     ),
     Mutant(
@@ -223,20 +221,20 @@ MUTANTS = (
         rank=4,
         shows_at="E2B/accept_block/sampled.next_token",
         effect="wrong probabilities",
-        what="By block, the next token is drawn from max(p - q, 0), as if drafts had been judged one by one.",
+        what="In block verification, the next token is drawn from max(p - q, 0), as in token-by-token acceptance.",
         seen_in=(Seen("vllm-ascend", "https://github.com/vllm-project/vllm-ascend/issues/7807"),),
-        fix="Draw from max(w p - q, 0), w the weight of the run that was accepted.",
+        fix="Draw from max(w p - q, 0), where w is the weight of the accepted run.",
         function="decoding.stages.accept_block.decide_block",
-        change={"residual(at_stop(weighted, ": "residual(at_stop(target_probs, "},
+        change={"residual(select_position(weighted, ": "residual(select_position(target_probs, "},
     ),
     Mutant(
         name="block-accepted-by-weight-alone",
         rank=4,
         shows_at="E2B/accept_block/sampled.num_accepted",
         effect="wrong probabilities",
-        what="By block, each run is accepted with its weight as probability, which is right for the longest alone.",
-        fix="Accept a shorter run with probability s / (s + 1 - w), s the sum of max(w p - q, 0) after it.",
+        what="In block verification, each run is accepted with its weight as probability, which only suits the longest.",
+        fix="Accept a shorter run with probability s / (s + 1 - w), where s is the sum of max(w p - q, 0) after it.",
         function="decoding.stages.accept_block.decide_block",
-        change={"(over + (1 - weights))[:, 1:] < over[:, 1:]": "1 < weights[:, 1:]"},
+        change={"(surplus + (1 - weights))[:, 1:] < surplus[:, 1:]": "1 < weights[:, 1:]"},
     ),
 )

@@ -1,4 +1,4 @@
-"""The clustered vocabulary head: which clusters, which tokens, and what the others get."""
+"""The clustered vocabulary head: which clusters, which tokens, and the logits of the other tokens."""
 
 from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
@@ -12,10 +12,10 @@ MUTANTS = (
         rank=17,
         shows_at="E2B/draft/step0/logits",
         effect="fewer accepted drafts",
-        what="All tokens are scored: the clusters that the drafter was trained to choose are ignored.",
+        what="All tokens are scored, without the clusters that the drafter was trained to choose.",
         seen_in=(LLAMA,),
         fix="Score the tokens of the top-k clusters only.",
-        function="drafter.clustering._candidates",
+        function="drafter.clustering.best_clusters",
         change={"hidden @ centroids.T, top_k)": "hidden @ centroids.T, centroids.shape[0])"},
     ),
     Mutant(
@@ -27,7 +27,7 @@ MUTANTS = (
         what="Cluster c is taken to hold tokens c * size .. c * size + size - 1.",
         seen_in=(LLAMA,),
         fix="Row c of token_ordering.reshape(clusters, -1) lists the tokens of cluster c.",
-        function="drafter.clustering._candidates",
+        function="drafter.clustering.best_clusters",
         change={"members = token_ordering.reshape(": "members = jnp.arange(len(token_ordering)).reshape("},
     ),
     Mutant(
@@ -35,9 +35,9 @@ MUTANTS = (
         rank=17,
         shows_at="E2B/draft/step0/logits",
         effect="fewer accepted drafts",
-        what="token_ordering is read as each token's place, not as the token at each place.",
-        fix="token_ordering[place] is a token id.",
-        function="drafter.clustering._candidates",
+        what="token_ordering is read as each token's index, not as the token at each index.",
+        fix="token_ordering[index] is a token id.",
+        function="drafter.clustering.best_clusters",
         change={"members = token_ordering.reshape(": "members = jnp.argsort(token_ordering).reshape("},
     ),
     Mutant(
@@ -45,9 +45,9 @@ MUTANTS = (
         rank=17,
         shows_at="E2B/draft/step0/logits",
         effect="fewer accepted drafts",
-        what="token_ordering is cut into clusters by column.",
+        what="token_ordering is split into clusters by column.",
         fix="Cluster after cluster: reshape(clusters, -1).",
-        function="drafter.clustering._candidates",
+        function="drafter.clustering.best_clusters",
         change={"token_ordering.reshape(centroids.shape[0], -1)": "token_ordering.reshape(-1, centroids.shape[0]).T"},
     ),
     Mutant(
@@ -56,10 +56,10 @@ MUTANTS = (
         rank=17,
         shows_at="E2B/draft/step0/logits",
         effect="fewer accepted drafts",
-        what="Tokens outside the chosen clusters get logit 0, which may win where all scores are negative.",
+        what="Tokens outside the best clusters get logit 0, which may win where all scores are negative.",
         seen_in=(SGLANG,),
         fix="-inf, or a large negative number: probability 0.",
-        function="drafter.clustering.clustered_logits",
+        function="drafter.clustering.scatter_logits",
         change={"-jnp.inf": "0.0"},
     ),
 )

@@ -1,8 +1,8 @@
-"""What the drafter is given: the embedding, its place beside the hidden row, and the position."""
+"""The drafter's inputs: the embedding, its order with the hidden state, and the position."""
 
 from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
-CONSTANT = "One position for the whole round: nothing is written between its steps."
+CONSTANT = "One position for the whole round, because nothing is written between its steps."
 
 MUTANTS = (
     Mutant(
@@ -11,12 +11,12 @@ MUTANTS = (
         rank=16,
         shows_at="E2B/draft/block/tokens",
         effect="fewer accepted drafts",
-        what="The drafter is given the target's bare embedding row, without sqrt(hidden_size).",
+        what="The drafter gets the target's embedding without the factor sqrt(hidden_size).",
         seen_in=(
             Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/commit/5f6de951071b71507d803a7b6c9c65b331b27044"),
             Seen("Rapid-MLX", "https://github.com/raullenchai/Rapid-MLX/commit/4c901fea"),
         ),
-        fix="Give it what the target's own first layer gets: the scaled embedding.",
+        fix="Give it the scaled embedding, as the target's own first layer gets it.",
         function="decoding.stages.draft.draft",
         change={"target.embed_tokens(token)": "target.embed_tokens.weight[...][token]"},
     ),
@@ -44,7 +44,7 @@ MUTANTS = (
         what="The position is the length of the drafter's own cache, which is always empty.",
         seen_in=(Seen("ik_llama.cpp", "https://github.com/ikawrakow/ik_llama.cpp/pull/1781"),),
         fix="Count the target's committed tokens.",
-        function="drafter.model.Drafter.places",
+        function="drafter.model.Drafter.attention_inputs",
         change={"position = last + 1 if is_transformers else last": "position = jnp.zeros_like(last)"},
     ),
     Mutant(
@@ -63,7 +63,7 @@ MUTANTS = (
             "token, hidden = newest": "token, hidden, i = newest",
             "hidden, shared)": "hidden, shared._replace(length=shared.length + i))",
             "return (token, hidden), Draft": "return (token, hidden, i + 1), Draft",
-            "one, (token, hidden), uniforms": "one, (token, hidden, jnp.int32(0)), uniforms",
+            "one_step, (token, hidden), uniforms": "one_step, (token, hidden, jnp.int32(0)), uniforms",
         },
     ),
     Mutant(
@@ -77,7 +77,7 @@ MUTANTS = (
             Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/commit/b325a670302734f4104c2d916677bc047f30543c"),
         ),
         fix="Not wrong in itself: compare with the other convention's cases (drafter.Config.convention).",
-        function="drafter.model.Drafter.places",
+        function="drafter.model.Drafter.attention_inputs",
         change={"self.config.convention == TRANSFORMERS": "self.config.convention != TRANSFORMERS"},
     ),
     Mutant(
@@ -86,12 +86,12 @@ MUTANTS = (
         rank=16,
         shows_at="E2B/draft/step0/layers.0.query",
         effect="fewer accepted drafts",
-        what="The drafter's queries are turned one position too far.",
+        what="The drafter's queries are rotated by one position too many.",
         seen_in=(
             Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/commit/b325a670302734f4104c2d916677bc047f30543c"),
         ),
         fix="Position n, that of the newest token (transformers), or n - 1 (vLLM).",
-        function="drafter.model.Drafter.places",
+        function="drafter.model.Drafter.attention_inputs",
         change={
             "position = last + 1 if is_transformers else last": "position = last + 2 if is_transformers else last + 1"
         },
@@ -102,12 +102,12 @@ MUTANTS = (
         rank=16,
         shows_at="E2B/draft/step0/layers.0.query",
         effect="fewer accepted drafts",
-        what="The drafter's queries are turned one position too little.",
+        what="The drafter's queries are rotated by one position too few.",
         seen_in=(
             Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/commit/b325a670302734f4104c2d916677bc047f30543c"),
         ),
         fix="Position n, that of the newest token (transformers), or n - 1 (vLLM).",
-        function="drafter.model.Drafter.places",
+        function="drafter.model.Drafter.attention_inputs",
         change={"position = last + 1 if is_transformers else last": "position = last if is_transformers else last - 1"},
     ),
 )

@@ -1,7 +1,7 @@
-"""Other ways to the same result: what reviewers, bots and users have taken for bugs, and plain rewritings.
+"""Other ways to the same result: code that reviewers, bots and users took for bugs, and plain rewritings.
 
-None of these is to be flagged.  The first group are the catalogue's false alarms; the rest are what authors of other engines
-do differently with every right.
+None of these may be flagged.  The first group is the catalogue's false alarms; the second is what authors of other engines do
+differently and correctly.
 """
 
 from decoding.oracle.known_bugs.mutant import Equivalent, Seen
@@ -12,7 +12,7 @@ FALSE_ALARMS = (
         what="Softmax over all tokens, then top-k, then renormalised: algebraically the softmax of the top-k logits.",
         seen_in=(Seen("mlx-swift-lm", "https://github.com/ml-explore/mlx-swift-lm/pull/228"),),
         tried_at="E2B/law",
-        function="decoding.sampling.law",
+        function="decoding.sampling.token_probs",
         change={
             "    if 0 < sampling.top_k": (
                 "    full = jax.nn.softmax(logits / sampling.temperature, axis=-1)\n    if 0 < sampling.top_k"
@@ -25,7 +25,7 @@ FALSE_ALARMS = (
         name="attention-scale-folded-into-the-query",
         what="Scores are divided by sqrt(head_dim), and queries multiplied by it before: the scale is 1 after all.",
         seen_in=(Seen("mlc-llm", "https://github.com/mlc-ai/mlc-llm/pull/3485"),),
-        function="gemma4.functional.attend",
+        function="gemma4.functional.attention",
         change={
             "grouped = rearrange(query,": "grouped = rearrange(query * query.shape[-1] ** 0.5,",
             "grouped, key).astype(jnp.float32)": "grouped, key).astype(jnp.float32) * query.shape[-1] ** -0.5",
@@ -33,7 +33,7 @@ FALSE_ALARMS = (
     ),
     Equivalent(
         name="draft-matched-with-the-targets-sample",
-        what="A draft is accepted if it is the target's own sample, and if not, that very sample is emitted.",
+        what="A draft is accepted if it is the target's own sample, and if not, that same sample is emitted.",
         seen_in=(
             Seen("mlx-swift-lm", "https://github.com/ml-explore/mlx-swift-lm/pull/459"),
             Seen("TensorRT-LLM", "https://github.com/NVIDIA/TensorRT-LLM/pull/15775"),
@@ -41,15 +41,15 @@ FALSE_ALARMS = (
         tried_at="E2B/accept",
         function="decoding.stages.accept.decide",
         change={
-            "uniforms[:, :-1] * q < p": "draft_tokens == choose(target_probs, uniforms)[:, :-1]",
-            "choose(rest, uniforms[:, -1])": "jnp.take_along_axis(choose(target_probs, uniforms), num_accepted[:, None], "
-            "axis=1)[:, 0]",
+            "uniforms[:, :-1] * q < p": "draft_tokens == kernels.sample_from(target_probs, uniforms)[:, :-1]",
+            "kernels.sample_from(residual(p_there, q_there), uniforms[:, -1])": "select_position("
+            "kernels.sample_from(target_probs, uniforms), num_accepted)",
         },
         same_at=(),
     ),
     Equivalent(
         name="cache-free-pass-through-a-cache",
-        what="Without a cache, a pass makes one of its own: sharing layers read the same K/V either way.",
+        what="A pass without a cache makes its own cache: sharing layers read the same K/V either way.",
         seen_in=(Seen("unsloth", "https://github.com/unslothai/unsloth/pull/6502"),),
         function="gemma4.model.Gemma4.__call__",
         change={
@@ -60,22 +60,22 @@ FALSE_ALARMS = (
     Equivalent(
         name="clusters-filled-just-below",
         bugs=("B89",),
-        what="Tokens outside the chosen clusters get the lowest chosen logit less 1: the same greedy drafts.  (A law with "
-        "some probability for all tokens, which acceptance has to be told where drafts are sampled.)",
+        what="Tokens outside the best clusters get the lowest scored logit minus 1: the same greedy drafts.  (All tokens get "
+        "some probability then, and acceptance must receive that distribution where drafts are sampled.)",
         seen_in=(
             Seen("SGLang", "https://github.com/sgl-project/sglang/pull/24436"),
             Seen("transformers", "https://github.com/huggingface/transformers"),
         ),
         tried_at="E2B/draft",
-        function="drafter.clustering.clustered_logits",
+        function="drafter.clustering.scatter_logits",
         change={"-jnp.inf": "logits.min() - 1"},
     ),
     Equivalent(
         name="clusters-filled-with-a-large-number",
-        what="Tokens outside the chosen clusters get -1e30: probability 0, as with -inf.",
+        what="Tokens outside the best clusters get -1e30: probability 0, as with -inf.",
         seen_in=(Seen("Ollama", "https://github.com/ollama/ollama"),),
         tried_at="E2B/draft",
-        function="drafter.clustering.clustered_logits",
+        function="drafter.clustering.scatter_logits",
         change={"-jnp.inf": "-1e30"},
     ),
     Equivalent(
@@ -88,25 +88,24 @@ FALSE_ALARMS = (
         tried_at="26B-A4B/draft",
         function="drafter.model.Drafter.dense_logits",
         change={
-            "return matmul(normed, head).astype(jnp.float32)": "return 30 * jnp.tanh("
-            "matmul(normed, head).astype(jnp.float32) / 30)"
+            "return (normed @ self.embed_tokens.weight[...].T).astype(jnp.float32)": "return 30 * jnp.tanh("
+            "(normed @ self.embed_tokens.weight[...].T).astype(jnp.float32) / 30)"
         },
         same_at=("draft/block/tokens", "draft/block/told"),
     ),
     Equivalent(
         name="products-rounded-otherwise",
-        what="Sums run in another order, as on every other device: noise, not a bug.",
+        what="Sums in another order, as on every other device: rounding, not a bug.",
         seen_in=(Seen("mlx-swift-lm", "https://github.com/ml-explore/mlx-swift-lm/commit/83f3ef6d"),),
-        function="gemma4.layers.matmul",
+        function="gemma4.layers.Linear.__call__",
         change={
-            "(x.reshape(-1, x.shape[-1]) @ weight)": "(x.reshape(-1, x.shape[-1])[:, ::2] @ weight[::2] "
-            "+ x.reshape(-1, x.shape[-1])[:, 1::2] @ weight[1::2])"
+            "x @ self.weight[...]": "x[..., ::2] @ self.weight[...][::2] + x[..., 1::2] @ self.weight[...][1::2]",
         },
     ),
     Equivalent(
         name="verified-one-by-one",
         bugs=("B39",),
-        what="Verify feeds its tokens one at a time: other kernels, other last bits, the same view of every draft.",
+        what="Verify runs one token at a time: other kernels and other rounding, the same scores of every draft.",
         seen_in=(
             Seen("Rapid-MLX", "https://github.com/raullenchai/Rapid-MLX/issues/3295"),
             Seen("llama.cpp", "https://github.com/ggml-org/llama.cpp/issues/25618"),
@@ -114,9 +113,13 @@ FALSE_ALARMS = (
         tried_at="E2B/verify",
         function="decoding.stages.verify.verify",
         change={
-            "hidden, cache = target(block, cache)": "rows = []\n    for place in range(block.shape[1]):\n"
-            "        row, cache = target(block[:, place : place + 1], cache)\n        rows.append(row)\n"
-            "    hidden = jnp.concatenate(rows, axis=1)"
+            "    hidden, cache = target(tokens, cache)\n": """\
+    parts = []
+    for i in range(tokens.shape[1]):
+        part, cache = target(tokens[:, i : i + 1], cache)
+        parts.append(part)
+    hidden = jnp.concatenate(parts, axis=1)
+"""
         },
     ),
 )
@@ -124,7 +127,7 @@ FALSE_ALARMS = (
 REWRITINGS = (
     Equivalent(
         name="router-softmax-over-the-chosen",
-        what="The router takes the softmax over its top-k scores only, which is the renormalised one.",
+        what="The router takes the softmax over its top-k scores only, which equals the renormalised softmax.",
         tried_at="26B-A4B/forward",
         function="gemma4.moe.Router.__call__",
         change={
@@ -134,8 +137,8 @@ REWRITINGS = (
     ),
     Equivalent(
         name="heads-repeated",
-        what="K/V heads are repeated for their queries instead of queries grouped.",
-        function="gemma4.functional.attend",
+        what="K/V heads are repeated for their queries; queries are not grouped.",
+        function="gemma4.functional.attention",
         change={
             'grouped = rearrange(query, "b t (k g) h -> b k g t h", k=key.shape[1])': (
                 "group = query.shape[2] // key.shape[1]\n"
@@ -146,24 +149,24 @@ REWRITINGS = (
     ),
     Equivalent(
         name="masked-with-minus-infinity",
-        what="Masked scores are -inf instead of the lowest finite number: every query sees at least itself.",
-        function="gemma4.functional.attend",
+        what="Masked scores are -inf, not the lowest finite number: every query sees at least itself.",
+        function="gemma4.functional.attention",
         change={"jnp.finfo(jnp.float32).min": "-jnp.inf"},
     ),
     Equivalent(
         name="window-by-distance",
         what="The window is a bound on the distance: q - k < window.",
-        function="gemma4.functional.visible",
+        function="gemma4.functional.attention_mask",
         change={"(key > query - window)": "(query - key < window)"},
     ),
     Equivalent(
         name="rope-as-complex-numbers",
-        what="Pairs turn as complex numbers.",
+        what="Pairs are rotated as complex numbers.",
         tried_at="E2B/rope",
-        function="gemma4.functional.rotate",
+        function="gemma4.functional.apply_rope",
         change={
-            "return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)": "turned = "
-            "(first + 1j * second) * (cos + 1j * sin)\n    return jnp.concatenate([turned.real, turned.imag], axis=-1)"
+            "return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)": "rotated = "
+            "(first + 1j * second) * (cos + 1j * sin)\n    return jnp.concatenate([rotated.real, rotated.imag], axis=-1)"
         },
     ),
     Equivalent(
@@ -177,7 +180,7 @@ REWRITINGS = (
     ),
     Equivalent(
         name="norm-by-square-root",
-        what="x divided by the square root instead of multiplied by its inverse.",
+        what="x is divided by the square root, not multiplied by its inverse.",
         function="gemma4.functional.rms_norm",
         change={
             "x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)": "x32 / jnp.sqrt("
@@ -186,14 +189,42 @@ REWRITINGS = (
     ),
     Equivalent(
         name="every-expert-for-every-token",
-        what="All experts compute all tokens; those that the router did not choose get weight 0.",
+        what="All experts compute all tokens, one expert after the other; those that the router did not choose get weight 0.",
         tried_at="26B-A4B/forward",
-        function="gemma4.moe.Experts.__call__",
-        change={"chosen if visit_by_visit else dense": "dense"},
+        function="gemma4.moe.experts_dense",
+        change={
+            """
+    inner = gated(jnp.einsum("btd,efd->btef", x, gate_up_proj))
+    out = jnp.einsum("btef,edf->bted", inner, down_proj)
+""": """
+    outputs = [gated(x @ gate_up.T) @ down.T for gate_up, down in zip(gate_up_proj, down_proj, strict=True)]
+    out = jnp.stack(outputs, axis=2)
+"""
+        },
+    ),
+    Equivalent(
+        name="only-the-chosen-experts",
+        what="Each token runs through its own experts only, the computation that saves the work of the others.",
+        tried_at="26B-A4B/forward",
+        function="gemma4.moe.experts_dense",
+        change={
+            """
+    inner = gated(jnp.einsum("btd,efd->btef", x, gate_up_proj))
+    out = jnp.einsum("btef,edf->bted", inner, down_proj)
+    one_hot = jax.nn.one_hot(experts, out.shape[2], dtype=weights.dtype)
+    einsum_f32 = functools.partial(jnp.einsum, precision="highest")  # GPUs and TPUs round the factors by default
+    per_expert = einsum_f32("btc,btce->bte", weights, one_hot)
+    return einsum_f32("bte,bted->btd", per_expert, out.astype(jnp.float32)).astype(x.dtype)
+""": """
+    inner = gated(jnp.einsum("btd,btcfd->btcf", x, gate_up_proj[experts]))
+    out = jnp.einsum("btcf,btcdf->btcd", inner, down_proj[experts])
+    return jnp.einsum("btc,btcd->btd", weights, out)
+"""
+        },
     ),
     Equivalent(
         name="ratio-as-a-division",
-        what="Acceptance compares u with p / q.",
+        what="Acceptance compares u with p / q, by a division.",
         tried_at="E2B/accept",
         function="decoding.stages.accept.decide",
         change={"uniforms[:, :-1] * q < p": "uniforms[:, :-1] < p / q"},

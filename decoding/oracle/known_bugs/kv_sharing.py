@@ -1,4 +1,4 @@
-"""Layers that read another layer's K/V: from where, in which state, and at which position."""
+"""Layers that read another layer's K/V: from which layer, in which state, and at which position."""
 
 from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
@@ -13,7 +13,7 @@ MUTANTS = (
             Seen("tpu-inference", "https://github.com/vllm-project/tpu-inference/commit/ee1e17a12"),
             Seen("vllm-ascend", "https://github.com/vllm-project/vllm-ascend/pull/11791"),
         ),
-        fix="Only owners write; sharing layers pass their source's K/V through.",
+        fix="Only owners write; sharing layers only read their source's K/V.",
         function="gemma4.model.Gemma4.__call__",
         change={
             "            kvs.append(kv)\n": """\
@@ -31,35 +31,33 @@ MUTANTS = (
         bugs=("B04",),
         rank=2,
         shows_at="E2B/forward/layers.3.attention",
-        what="A layer that shares K/V reads a cache of its own, which nobody fills.",
+        what="A layer that shares K/V reads a cache of its own, which stays empty.",
         seen_in=(Seen("vLLM", "https://github.com/vllm-project/vllm/pull/43185"),),
         fix="Give sharing layers their source's K/V: config.kv_source.",
         function="gemma4.model.Gemma4.__call__",
-        change={
-            "past = kvs[source] if source < i else": "past = LayerKV(*[jnp.zeros_like(x) for x in kvs[source]]) "
-            "if source < i else"
-        },
+        change={"kv = kvs[source]": "kv = LayerKV(*[jnp.zeros_like(x) for x in kvs[source]])"},
     ),
     Mutant(
         name="shared-query-turned-too-far",
         bugs=("B06",),
         rank=2,
         shows_at="E2B/chunked/layers.3.query",
-        what="Sharing layers turn their queries by the source's cache length after its update, too far by the block.",
+        what="Sharing layers rotate their queries by the cache length after its update, too far by a block.",
         seen_in=(
             Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/commit/9d5eacf7"),
             Seen("mlx-lm", "https://github.com/ml-explore/mlx-lm/pull/1702"),
         ),
-        fix="Take the position before any layer writes, once, for all layers.",
+        fix="Take the position once for all layers, before any layer writes.",
         function="gemma4.model.Gemma4.__call__",
         change={
             "        kvs: list[LayerKV] = []": """\
-        late = dict(places)
+        late = dict(inputs)
         if cache:
             later = cache._replace(length=cache.length + tokens.shape[1])
-            late = {kind: place._replace(angles=self._place(kind, tokens, later).angles) for kind, place in places.items()}
+            for kind, of_kind in inputs.items():
+                late[kind] = of_kind._replace(cos_sin=self.attention_inputs(kind, tokens, later).cos_sin)
         kvs: list[LayerKV] = []""",
-            "past, places[config.layer_types[i]],": "past, (late if source < i else places)[config.layer_types[i]],",
+            "kv, inputs[config.layer_types[i]],": "kv, (late if source < i else inputs)[config.layer_types[i]],",
         },
     ),
     Mutant(
@@ -67,18 +65,18 @@ MUTANTS = (
         bugs=("B24", "B25"),
         rank=3,
         shows_at="E2B/forward/layers.3.attention",
-        what="Sharing layers read the ring as it is after the block: keys that its earlier queries need are gone.",
+        what="Sharing layers read the ring after the block is written: keys that its earlier queries need are gone.",
         seen_in=(
             Seen("Ollama", "https://github.com/ollama/ollama/commit/b9cb53540"),
             Seen("mistral.rs", "https://github.com/EricLBuehler/mistral.rs/commit/9196ed312"),
         ),
-        fix="Pass on the K/V that the source attended with, not the state of its cache.",
+        fix="Give sharing layers the K/V that the source attended to, not its cache after the update.",
         function="gemma4.model.Gemma4.__call__",
         change={
             "                x, kv = layer(": """\
                 if source < i and config.is_sliding(i):
-                    kept = places[config.layer_types[i]]
-                    places[config.layer_types[i]] = kept._replace(seen=kept.seen & kept.seen[:, -1:])
+                    of_kind = inputs[config.layer_types[i]]
+                    inputs[config.layer_types[i]] = of_kind._replace(mask=of_kind.mask & of_kind.mask[:, -1:])
                 x, kv = layer("""
         },
     ),
@@ -87,8 +85,11 @@ MUTANTS = (
         rank=2,
         shows_at="E2B/forward/layers.3.attention",
         what="A sharing layer reads the first owner of its type.",
-        fix="The last owner of the same type before the shared tail.",
+        fix="The last owner of the same type.",
         function="gemma4.config.Config.kv_source",
-        change={"layer for layer, kind in enumerate(owners)": "owners.index(kind) for kind in owners"},
+        change={
+            "last_owners = self._last_owners()": "owners = self.layer_types[: self.first_kv_shared_layer]\n"
+            "        last_owners = {kind: owners.index(kind) for kind in owners}"
+        },
     ),
 )

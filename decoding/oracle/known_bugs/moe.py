@@ -1,4 +1,4 @@
-"""The mixture of experts: what the router and the experts are given, and how their outputs are weighted."""
+"""The mixture of experts: the inputs of router and experts, and the weights of the experts' outputs."""
 
 from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
@@ -14,12 +14,12 @@ MUTANTS = (
         bugs=("B34",),
         rank=6,
         shows_at="26B-A4B/forward/layers.0.router_scores",
-        what="The router is given pre_feedforward_layernorm_2 of the residual: normed twice, the wrong experts.",
+        what="The router gets pre_feedforward_layernorm_2 of the residual: normed twice, it chooses wrong experts.",
         seen_in=(
             Seen("Automodel", "https://github.com/NVIDIA-NeMo/Automodel/issues/1852"),
             Seen("tunix", "https://github.com/google/tunix/commit/e31e280e"),
         ),
-        fix="The router reads the raw residual; it has a norm of its own.",
+        fix="The router reads the raw residual and applies its own norm.",
         function="gemma4.model.DecoderLayer._mixture",
         change={"self.router(residual, tap)": "self.router(self.pre_feedforward_layernorm_2(residual), tap)"},
     ),
@@ -61,18 +61,18 @@ MUTANTS = (
         bugs=("B36",),
         rank=6,
         shows_at="26B-A4B/forward/layers.0.experts",
-        what="Experts gate with SiLU, which a fused kernel had built in.",
+        what="Experts gate with SiLU, which was built into a fused kernel.",
         seen_in=SILU,
-        fix="gelu_pytorch_tanh in experts as in the dense MLP.",
+        fix="gelu_pytorch_tanh in the experts, as in the dense MLP.",
         function="gemma4.moe.gated",
-        change={"gelu(gate) * up": "jax.nn.silu(gate) * up"},
+        change={"return gelu(gate) * up": "return jax.nn.silu(gate) * up"},
     ),
     Mutant(
         name="router-weights-not-renormalised",
         rank=6,
         shows_at="26B-A4B/forward/layers.0.router_weights",
         effect="nothing",
-        what="The chosen experts keep their shares of the softmax over all experts.  The norm behind them hides it.",
+        what="The chosen experts keep their share of the softmax over all experts.  The next norm cancels it.",
         fix="Renormalise the top k to sum 1.",
         function="gemma4.moe.Router.__call__",
         change={"weights = weights / weights.sum(axis=-1, keepdims=True)": "pass"},
@@ -90,7 +90,7 @@ MUTANTS = (
         name="router-scale-vector-missing",
         rank=6,
         shows_at="26B-A4B/forward/layers.0.router_scores",
-        what="The router's input is not multiplied by its `scale`, a vector that takes the place of a norm's weight.",
+        what="The router's input is not multiplied by `scale`, a vector that serves as the norm's weight.",
         fix="norm(residual) * scale / sqrt(d).",
         function="gemma4.moe.Router.__call__",
         change={"rms_norm(residual, None, self.eps) * self.scale[...]": "rms_norm(residual, None, self.eps)"},
@@ -99,7 +99,7 @@ MUTANTS = (
         name="router-input-not-normed",
         rank=6,
         shows_at="26B-A4B/forward/layers.0.router_scores",
-        what="The router's own norm, which has no weight and so no name in the checkpoint, is left out.",
+        what="The router's own norm, which has no weight and so no tensor in the checkpoint, is left out.",
         fix="norm(residual) * scale / sqrt(d).",
         function="gemma4.moe.Router.__call__",
         change={"rms_norm(residual, None, self.eps)": "residual"},
@@ -108,8 +108,8 @@ MUTANTS = (
         name="experts-not-normed-behind",
         rank=6,
         shows_at="26B-A4B/forward/layers.0.after_mlp",
-        what="post_feedforward_layernorm_2 is left out: the experts' sum is added to the dense MLP's normed output as it is.",
-        fix="A norm behind each branch (_1 the dense MLP's, _2 the experts'), and one more behind their sum.",
+        what="post_feedforward_layernorm_2 is left out: the experts' sum is added to the dense MLP's output without a norm.",
+        fix="A norm after each branch (_1 for the dense MLP, _2 for the experts), and one more after their sum.",
         function="gemma4.model.DecoderLayer._mixture",
         change={"return self.post_feedforward_layernorm_2(out)": "return out"},
     ),
@@ -117,8 +117,8 @@ MUTANTS = (
         name="gate-and-up-of-experts-swapped",
         rank=6,
         shows_at="26B-A4B/forward/layers.0.experts",
-        what="The stacked gate_up_proj is split the other way round.",
-        fix="Gate rows come first, then up.",
+        what="The stacked gate_up_proj is split in the wrong order.",
+        fix="Gate comes first, then up.",
         function="gemma4.moe.gated",
         change={"gate, up = ": "up, gate = "},
     ),
@@ -127,7 +127,7 @@ MUTANTS = (
         bugs=("B38",),
         rank=6,
         shows_at="E2B/forward/layers.3.mlp",
-        what="The shared tail's double-wide MLP is built at the plain width: half of its weights are lost.",
+        what="Layers that share K/V get an MLP of single width: half of their MLP weights are lost.",
         seen_in=(Seen("Megatron-Bridge", "https://github.com/NVIDIA-NeMo/Megatron-Bridge/pull/4683"),),
         fix="use_double_wide_mlp doubles intermediate_size in layers that share K/V.",
         function="gemma4.model.Gemma4.__call__",
@@ -135,10 +135,10 @@ MUTANTS = (
             "for i, layer in enumerate(self.layers):\n": """\
 for i, layer in enumerate(self.layers):
             if config.mlp_width(i) > config.intermediate_size:
-                from gemma4.storage import with_params
+                from gemma4.checkpoints.params import with_params
 
-                cut = layer.mlp.down_proj.weight[...].at[config.intermediate_size :].set(0)
-                layer = with_params(layer, {"mlp.down_proj.weight": cut})
+                half = layer.mlp.down_proj.weight[...].at[config.intermediate_size :].set(0)
+                layer = with_params(layer, {"mlp.down_proj.weight": half})
 """
         },
     ),

@@ -1,4 +1,4 @@
-"""Rotary positions: which pairs turn, how fast, and by which angle."""
+"""RoPE: which pairs rotate, how fast, and by which angle."""
 
 from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
@@ -8,21 +8,21 @@ MUTANTS = (
         bugs=("B29",),
         rank=5,
         shows_at="E2B/rope/full_attention.near",
-        what="Pairs (i, i + turning/2) of the first dimensions turn, instead of (i, i + head_dim/2).",
+        what="Pairs (i, i + r/2) of the first r dimensions rotate, instead of (i, i + head_dim/2).",
         seen_in=(
             Seen("Megatron-Bridge", "https://github.com/NVIDIA-NeMo/Megatron-Bridge/issues/4195"),
             Seen("coreai-models", "https://github.com/apple/coreai-models/issues/66"),
         ),
-        fix="Pad the frequencies with zeros to half the head, and pair across the whole head.",
-        function="gemma4.functional.rotate",
+        fix="Pad the frequencies with zeros to half the head, and form pairs across the whole head.",
+        function="gemma4.functional.apply_rope",
         change={
             """
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 """: """
-    pair, turning = jnp.arange(sin.shape[-1]), (sin != 0).any(axis=(0, 1, 2)).sum()
-    of_first = jnp.where(pair < turning, pair, pair + turning)
-    of_second = jnp.where(pair < turning, pair + turning, pair + sin.shape[-1])
+    pair, rotating = jnp.arange(sin.shape[-1]), (sin != 0).any(axis=(0, 1, 2)).sum()
+    of_first = jnp.where(pair < rotating, pair, pair + rotating)
+    of_second = jnp.where(pair < rotating, pair + rotating, pair + sin.shape[-1])
     first, second = x[..., of_first], x[..., of_second]
     return x.at[..., of_first].set(first * cos - second * sin).at[..., of_second].set(second * cos + first * sin)
 """
@@ -33,7 +33,7 @@ MUTANTS = (
         bugs=("B30",),
         rank=5,
         shows_at="E2B/rope/full_attention.near",
-        what="The exponent of the frequencies divides by the number of turning dimensions, not by the whole head.",
+        what="The exponent of the frequencies divides by the number of rotating dimensions, not by the whole head.",
         seen_in=(
             Seen("pegainfer", "https://github.com/pegainfer-project/pegainfer/issues/820"),
             Seen("pie", "https://github.com/pie-project/pie/pull/603"),
@@ -47,12 +47,12 @@ MUTANTS = (
         bugs=("B31",),
         rank=5,
         shows_at="E2B/rope/full_attention.near",
-        what="Full layers turn all pairs: partial_rotary_factor is taken as 1.",
+        what="Full layers rotate all pairs: partial_rotary_factor is taken as 1.",
         seen_in=(
             Seen("mlx-lm", "https://github.com/ml-explore/mlx-lm/commit/f26fddfd"),
             Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/commit/43b9b207"),
         ),
-        fix="Turn a quarter of the pairs in full layers, also where the configuration leaves the factor out.",
+        fix="Rotate a quarter of the pairs in full layers, also where the configuration omits the factor.",
         function="gemma4.functional.inverse_frequencies",
         change={"int(rotary_factor * head_dim // 2)": "pairs"},
     ),
@@ -72,10 +72,10 @@ MUTANTS = (
         bugs=("B32",),
         rank=5,
         shows_at="E2B/rope/sliding_attention.near",
-        what="Angles are worked out in bfloat16.",
+        what="Angles are computed in bfloat16.",
         seen_in=(Seen("imp", "https://github.com/kekzl/imp/pull/9"),),
         fix="Multiply positions and frequencies in float32, whatever the dtype of the model.",
-        function="gemma4.functional.rope_angles",
+        function="gemma4.functional.rope_cos_sin",
         change={
             "positions[..., None].astype(jnp.float32) * frequencies": "(positions[..., None].astype(jnp.bfloat16) * "
             "jnp.asarray(frequencies, jnp.bfloat16)).astype(jnp.float32)"
@@ -85,9 +85,9 @@ MUTANTS = (
         name="rope-neighbours-paired",
         rank=5,
         shows_at="E2B/rope/sliding_attention.near",
-        what="Pairs are neighbours (2i, 2i + 1), as in the RoPE paper, instead of halves (i, i + head_dim/2).",
-        fix="Split the head in halves; or permute the weights of q_proj and k_proj when loading.",
-        function="gemma4.functional.rotate",
+        what="Pairs are neighbours (2i, 2i + 1), as in the RoPE paper, instead of (i, i + head_dim/2).",
+        fix="Split the head into halves; or permute the weights of q_proj and k_proj when loading.",
+        function="gemma4.functional.apply_rope",
         change={
             "jnp.split(x, 2, axis=-1)": "(x[..., 0::2], x[..., 1::2])",
             "jnp.concatenate([": "jnp.stack([",
@@ -98,9 +98,9 @@ MUTANTS = (
         name="rope-turns-backwards",
         rank=5,
         shows_at="E2B/rope/sliding_attention.near",
-        what="The sign of the sine is the wrong way round: relative positions change their sign.",
+        what="The sine has the wrong sign: relative positions change their sign.",
         fix="first * cos - second * sin, second * cos + first * sin.",
-        function="gemma4.functional.rotate",
+        function="gemma4.functional.apply_rope",
         change={
             "first * cos - second * sin": "first * cos + second * sin",
             "second * cos + first * sin": "second * cos - first * sin",
@@ -110,7 +110,7 @@ MUTANTS = (
         name="rope-one-theta-for-all-layers",
         rank=5,
         shows_at="E2B/rope/full_attention.near",
-        what="Full layers turn at the base frequency of the sliding ones.",
+        what="Full layers use the base frequency of the sliding ones.",
         fix="Read rope_parameters by layer type: 10,000 in sliding layers, 1,000,000 in full ones.",
         function="gemma4.config.Config.rope",
         change={"self.full_rope_theta": "self.sliding_rope_theta"},

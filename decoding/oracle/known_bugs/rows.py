@@ -1,4 +1,4 @@
-"""Batches whose rows have come to different lengths."""
+"""Batches of rows of different lengths."""
 
 from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
@@ -13,10 +13,10 @@ MUTANTS = (
         bugs=("B81",),
         rank=19,
         shows_at="E2B/share/sliding_attention.key",
-        what="All rows of a batch are written and turned at the longest row's position.",
+        what="All rows of a batch are written and rotated at the longest row's position.",
         seen_in=UNEVEN,
         fix="Every row has its own length.",
-        function="gemma4.model.Gemma4._place",
+        function="gemma4.model.Gemma4.attention_inputs",
         change={"start = cache.length if cache": "start = jnp.full_like(cache.length, cache.length.max()) if cache"},
     ),
     Mutant(
@@ -30,8 +30,8 @@ MUTANTS = (
         fix="Every row has its own length.",
         function="drafter.model.step",
         change={
-            "    rows = {kind: slot": "    shared = shared._replace(length=jnp.full_like(shared.length, "
-            "shared.length.max()))\n    rows = {kind: slot"
+            "    key_positions = {kind: slot": "    shared = shared._replace(length=jnp.full_like(shared.length, "
+            "shared.length.max()))\n    key_positions = {kind: slot"
         },
     ),
 )

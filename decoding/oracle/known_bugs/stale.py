@@ -1,4 +1,4 @@
-"""Rejected drafts that stay in sight: of the drafter, or of the target."""
+"""Rejected drafts that stay visible, to the drafter or to the target."""
 
 from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
@@ -13,13 +13,13 @@ MUTANTS = (
         rank=8,
         shows_at="E2B/rounds/round1/own_drafts",
         effect="fewer accepted drafts",
-        what="The length that the drafter is given still counts the last round's rejected drafts.",
+        what="The length that the drafter gets still counts the last round's rejected drafts.",
         seen_in=(
             Seen("vLLM", "https://github.com/vllm-project/vllm/pull/47920"),
             Seen("vllm-ascend", "https://github.com/vllm-project/vllm-ascend/pull/14883"),
         ),
-        fix="Subtract the rejected drafts before every draft step, on the constant-position path too.",
-        function="decoding.round.round_of",
+        fix="Subtract the rejected drafts before every draft step, also where the position is constant.",
+        function="decoding.round.speculative_round",
         change={
             "share_cache(state.cache, target.config)": "share_cache(state.cache, target.config)\n"
             "    rejected = options.draft_length - state.last.num_accepted\n"
@@ -32,17 +32,17 @@ MUTANTS = (
         rank=8,
         shows_at="E2B/draft/step0/layers.3.attention",
         effect="fewer accepted drafts",
-        what="In full layers the drafter sees the slot of the newest token: a rejected draft's K/V.",
+        what="In full layers the drafter sees the slot of the newest token, which holds a rejected draft's K/V.",
         seen_in=(CANDIDATE_GENERATOR,),
         fix=BY_LENGTH,
         function="drafter.model.step",
         change={
-            "    normed, chained = drafter(": """\
+            "    normed, chained = draft_model(": """\
     from gemma4.config import FULL
 
     slot = jnp.arange(shared.donors[FULL].capacity) == shared.length[:, None, None]
-    places[FULL] = places[FULL]._replace(seen=places[FULL].seen | slot)
-    normed, chained = drafter("""
+    inputs[FULL] = inputs[FULL]._replace(mask=inputs[FULL].mask | slot)
+    normed, chained = draft_model("""
         },
     ),
     Mutant(
@@ -51,13 +51,13 @@ MUTANTS = (
         rank=8,
         shows_at="E2B/draft/step0/layers.0.attention",
         effect="fewer accepted drafts",
-        what="In sliding layers the drafter sees all that the ring holds, rejected drafts included.",
+        what="In sliding layers the drafter sees the whole ring, rejected drafts included.",
         seen_in=(CANDIDATE_GENERATOR,),
-        fix="Cut the ring by position; cutting it by absolute length does nothing once it is shorter than that.",
+        fix="Mask the ring by position; truncating it at an absolute length has no effect once the ring is shorter.",
         function="drafter.model.step",
         change={
-            "    normed, chained = drafter(": "    places[SLIDING] = places[SLIDING]._replace("
-            "seen=jnp.ones_like(places[SLIDING].seen))\n    normed, chained = drafter("
+            "    normed, chained = draft_model(": "    inputs[SLIDING] = inputs[SLIDING]._replace("
+            "mask=jnp.ones_like(inputs[SLIDING].mask))\n    normed, chained = draft_model("
         },
     ),
     Mutant(
@@ -66,16 +66,16 @@ MUTANTS = (
         rank=8,
         shows_at="E2B/draft/step0/layers.0.attention",
         effect="fewer accepted drafts",
-        what="The drafter's mask runs up to and with the newest token's position, in both layer types.",
+        what="The drafter's mask includes the newest token's position, in both layer types.",
         seen_in=(Seen("keras-hub", "https://github.com/keras-team/keras-hub/pull/2735"),),
         fix=BY_LENGTH,
         function="drafter.model.step",
         change={
-            "    normed, chained = drafter(": """\
+            "    normed, chained = draft_model(": """\
     for kind, kv in shared.donors.items():
         slot = jnp.arange(kv.capacity) == shared.length[:, None, None] % kv.capacity
-        places[kind] = places[kind]._replace(seen=places[kind].seen | slot)
-    normed, chained = drafter("""
+        inputs[kind] = inputs[kind]._replace(mask=inputs[kind].mask | slot)
+    normed, chained = draft_model("""
         },
     ),
     Mutant(
@@ -83,13 +83,13 @@ MUTANTS = (
         bugs=("B12", "B28"),
         rank=8,
         shows_at="E2B/share/sliding_attention.key",
-        what="Once a ring has wrapped it counts as untrimmable, and rollback is left out without a word.",
+        what="Once a ring has wrapped, rollback is silently skipped.",
         seen_in=(
             Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/commit/aec6998d"),
             Seen("Rapid-MLX", "https://github.com/raullenchai/Rapid-MLX/commit/148caac7"),
         ),
-        fix="Give the ring room for a block beside the window; then going back is always a change of length alone.",
-        function="gemma4.cache.rollback",
+        fix="Give the ring room for a block beside the window; then rollback only changes the length.",
+        function="gemma4.cache.truncate",
         change={
             "length=length": "length=jnp.where(cache.length > min(kv.capacity for kv in cache.layers if kv), "
             "cache.length, length)"
@@ -100,19 +100,19 @@ MUTANTS = (
         bugs=("B12",),
         rank=8,
         shows_at="E2B/share/sliding_attention.key",
-        what="Rejected drafts are never taken back.",
+        what="Rejected drafts are never rolled back.",
         seen_in=(Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/commit/aec6998d"),),
         fix="cache.length = length before the block + accepted drafts + 1.",
-        function="gemma4.cache.rollback",
+        function="gemma4.cache.truncate",
         change={"length=length": "length=cache.length"},
     ),
     Mutant(
         name="rollback-forgets-one-too-many",
         rank=8,
         shows_at="E2B/rounds/round0/length",
-        what="Only the accepted drafts are kept, not the token that verify was given before them.",
+        what="Only the accepted drafts are kept, not the token before them in verify's block.",
         fix="Keep num_accepted + 1 tokens of the block.",
-        function="decoding.round.round_of",
+        function="decoding.round.speculative_round",
         change={"state.cache.length, num_emitted)": "state.cache.length, num_emitted - 1)"},
     ),
     Mutant(
@@ -120,13 +120,13 @@ MUTANTS = (
         bugs=("B13",),
         rank=8,
         shows_at="E2B/draft/step0/layers.0.attention",
-        what="Slots without a key are zeros and not masked: a zero key still adds e^0 to the softmax.",
+        what="Empty slots are zeros but not masked: a zero key still adds e^0 to the softmax.",
         seen_in=(
             Seen("mlx-vlm", "https://github.com/Blaizzy/mlx-vlm/pull/2113"),
             Seen("mlxcel", "https://github.com/lablup/mlxcel/pull/202"),
         ),
-        fix="Mask what holds no key; zeros are not nothing.",
-        function="gemma4.functional.visible",
+        fix="Mask empty slots.",
+        function="gemma4.functional.attention_mask",
         change={"(key >= 0) & (key <= query)": "key <= query"},
     ),
 )

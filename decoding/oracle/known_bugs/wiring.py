@@ -1,4 +1,4 @@
-"""Which of the target's layers the drafter reads, and whether it is asked at all."""
+"""Which of the target's layers the drafter reads, and whether it runs at all."""
 
 from decoding.oracle.known_bugs.mutant import Mutant, Seen
 
@@ -9,14 +9,17 @@ MUTANTS = (
         rank=9,
         shows_at="E2B/share/sliding_attention.key",
         effect="fewer accepted drafts",
-        what="The drafter reads K/V of layers counted off by place, here the first owner of each type.",
+        what="The drafter reads K/V of layers chosen by index, here the first owner of each type.",
         seen_in=(
             Seen("Rapid-MLX", "https://github.com/raullenchai/Rapid-MLX/commit/4c901fea"),
             Seen("llama.cpp", "https://github.com/ggml-org/llama.cpp/pull/23398"),
         ),
         fix="The last layer of each type that owns K/V (E2B: 13 and 14 of 35).",
         function="gemma4.config.Config.donors",
-        change={"layer for layer, kind in enumerate(owners)": "owners.index(kind) for kind in owners"},
+        change={
+            "return self._last_owners()": "owners = self.layer_types[: self.first_kv_shared_layer]\n"
+            "        return {kind: owners.index(kind) for kind in owners}"
+        },
     ),
     Mutant(
         name="one-block-table-for-both-types",
@@ -32,13 +35,13 @@ MUTANTS = (
         fix="Each layer type has its own block table.",
         function="drafter.model.step",
         change={
-            "    places = drafter.places(": """\
+            "    inputs = draft_model.attention_inputs(": """\
     from gemma4.config import FULL
 
     slots = jnp.arange(shared.donors[FULL].capacity) % shared.donors[SLIDING].capacity
     aliased = LayerKV(*[x[:, :, slots] for x in shared.donors[FULL]])
     shared = shared._replace(donors=shared.donors | {FULL: aliased})
-    places = drafter.places("""
+    inputs = draft_model.attention_inputs("""
         },
     ),
     Mutant(
@@ -47,16 +50,16 @@ MUTANTS = (
         rank=13,
         shows_at="E2B/law/greedy.drawn",
         effect="fewer accepted drafts",
-        what="The drafter fails without a word, and a dummy token 0 is proposed.",
+        what="The drafter fails silently, and a dummy token 0 is proposed.",
         seen_in=(
             Seen("vLLM", "https://github.com/vllm-project/vllm/issues/58080"),
             Seen("mlx-swift-lm", "https://github.com/ml-explore/mlx-swift-lm/pull/415"),
             Seen("llama.cpp", "https://github.com/ggml-org/llama.cpp/issues/24758"),
         ),
-        fix="Let errors through, and count rounds in which nothing was drafted.",
+        fix="Raise errors, and count rounds in which nothing was drafted.",
         function="decoding.stages.draft._draw",
         change={
-            "token = drafter.argmax(normed)": "token = jnp.zeros(normed.shape[0], jnp.int32)",
+            "token = draft_model.argmax(normed)": "token = jnp.zeros(normed.shape[0], jnp.int32)",
         },
     ),
 )

@@ -1,4 +1,4 @@
-"""A dump of one case and the quicker stages, written once."""
+"""A dump of one case with the quicker stages, written once."""
 
 from pathlib import Path
 

@@ -1,20 +1,21 @@
-"""Comparison of files: what agrees, where it first does not, what is missing, and what is refused in one line."""
+"""Comparison of files: what agrees, the first difference, what is missing, and mistakes that are refused in one line."""
 
 import io
 import json
+import re
 import sys
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from decoding.cli.main import main
-from decoding.oracle import cli as oracle_cli
+from decoding.cli import main
 from decoding.oracle import compare, golden, table
+from decoding.oracle import diagnose as diagnose_module
 from decoding.oracle.compare import Status
 from decoding.oracle.engine import OracleError
 from decoding.oracle.tolerance import Tolerance
-from tests.oracle.conftest import CASE
+from tests.decoding.oracle.conftest import CASE
 
 LOGITS, QUERY = f"{CASE}/forward/logits", f"{CASE}/forward/layers.1.query"
 
@@ -44,7 +45,7 @@ def run(dump_dir, tmp_path, theirs, capsys, monkeypatch):
     return run
 
 
-# -- verdicts ----------------------------------------------------------------------------------------------------------
+# -- results -----------------------------------------------------------------------------------------------------------
 
 
 def test_what_was_dumped_agrees(run):
@@ -53,7 +54,7 @@ def test_what_was_dumped_agrees(run):
     assert out.splitlines()[-1].startswith("agrees: ") and "differs" not in out
 
 
-def test_an_error_is_told_in_units_and_the_first_divergence_is_named(dump, theirs, run):
+def test_an_error_is_in_units_and_the_first_divergence_is_named(dump, theirs, run):
     for name, units in ((QUERY, 3.0), (LOGITS, 0.5)):
         theirs[name] = theirs[name].copy()
         theirs[name].flat[5] += units * 1e-4 * np.abs(theirs[name]).max()
@@ -73,7 +74,7 @@ def test_the_first_divergence_is_the_first_computed(dump, theirs):
 
 
 @pytest.mark.parametrize("stage", ["forward", "draft"])
-def test_load_repeats_other_stages_and_is_blamed_only_where_they_agree(stage):
+def test_load_is_the_first_divergence_only_where_other_stages_agree(stage):
     wrong = lambda name: compare.Result(name, Status.DIFFERS, 2.0)
     fine, load, other = compare.Result("C/rope/x", Status.AGREES, 0.0), wrong("C/load/logits"), wrong(f"C/{stage}/x")
     assert compare.Report([load, fine, other]).first_divergence("C") == other
@@ -116,7 +117,7 @@ def entry(rule: str, shape: tuple[int, ...], lengths: tuple[int, ...] | None = N
 @pytest.mark.parametrize(
     "fill, agrees", [(-np.inf, True), (-1e30, True), (0.99, True), (1.0, False), (1.5, False), (9.0, False)]
 )
-def test_unscored_tokens_may_be_filled_with_anything_below_the_scored(fill, agrees):
+def test_unscored_tokens_may_have_any_logit_below_the_scored_ones(fill, agrees):
     expected = np.float32([[1, -np.inf, 3]])
     result = compare.compare(entry("clustered", (1, 3)), expected, np.float32([[1, fill, 3]]))
     assert (result.status is Status.AGREES) is agrees
@@ -140,8 +141,8 @@ def test_every_layer_has_a_line_on_demand(run):
     assert len(few) < 15 < len(many) and any(line.split()[:1] == ["layers.2"] for line in many)
 
 
-def test_the_diagnosis_follows_the_table_and_looks_at_what_was_asked_for(run, theirs, monkeypatch):
-    """Which is on the screen when the minutes of the diagnosis begin."""
+def test_the_diagnosis_follows_the_table_and_gets_the_compared_tensors(run, theirs, monkeypatch):
+    """The table is printed before the diagnosis, which takes minutes, begins."""
     shown, asked = io.StringIO(), []
     monkeypatch.setattr(sys, "stdout", shown)
 
@@ -149,7 +150,7 @@ def test_the_diagnosis_follows_the_table_and_looks_at_what_was_asked_for(run, th
         asked.append((shown.getvalue(), set(report.theirs)))
         return "the diagnosis"
 
-    monkeypatch.setattr(oracle_cli, "diagnose_report", diagnose)
+    monkeypatch.setattr(diagnose_module, "diagnose_report", diagnose)
     theirs[LOGITS] = theirs[LOGITS] + 1
     assert run("--diagnose", "--stage", "forward", "--stage", "rope")[0] == 1
     [(before, given)] = asked
@@ -182,8 +183,6 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_bad_tensors_are_refused(mistake, run, theirs):
-    import re
-
     change, message = MISTAKES[mistake]
     code, out, err = run(tensors=change(theirs))
     assert (code, out) == (2, "") and err.startswith("gemma4-mtp: error:") and err.count("\n") == 1
@@ -202,9 +201,9 @@ def test_bad_tensors_are_refused(mistake, run, theirs):
         (("{dump}", "{tmp}", "--case", "7B"), "--case 7B: expected one of E2B"),
         (("{dump}", "{dump}/12B/inputs.safetensors"), "no tensor 12B/"),
         (("{dump}", "{dump}/12B/expected.safetensors", "--case", "E2B"), "--case E2B: expected one of 12B"),
-        (("{dump}", "{dump}/12B/expected.safetensors", "--stage", "load"), "holds nothing of what was asked for"),
+        (("{dump}", "{dump}/12B/expected.safetensors", "--stage", "load"), "holds nothing that was asked for"),
         (("{dump}", "{dump}/12B/expected.safetensors", "--stage", "no"), "--stage no: expected one of load"),
-        (("{dump}", "{dump}/manifest.json"), "not a whole safetensors file"),
+        (("{dump}", "{dump}/manifest.json"), "not a complete safetensors file"),
         (("{tmp}/" + "x" * 300, "{tmp}"), "x: cannot be read .*too long"),
         (("{dump}", "{tmp}/" + "x" * 300), "x: cannot be read .*too long"),
         (("{dump}", "--adapter", "nothing"), "expected module:function"),
@@ -214,8 +213,6 @@ def test_bad_tensors_are_refused(mistake, run, theirs):
     ],
 )
 def test_bad_arguments_are_refused(arguments, message, run, dump_dir, tmp_path):
-    import re
-
     code, out, err = run(*(a.format(dump=dump_dir, tmp=tmp_path) for a in arguments), tensors=None)
     assert (code, out) == (2, "") and err.count("\n") == 1 and re.search(message, err), err
 
@@ -226,7 +223,7 @@ def test_a_truncated_file_is_refused(run, dump_dir, tmp_path, theirs):
     for size in (len(whole) - 1, 100, 4, 0):
         (tmp_path / "cut.safetensors").write_bytes(whole[:size])
         code, out, err = run(str(dump_dir), str(tmp_path / "cut.safetensors"), tensors=None)
-        assert (code, out) == (2, "") and "not a whole safetensors file" in err and err.count("\n") == 1
+        assert (code, out) == (2, "") and "not a complete safetensors file" in err and err.count("\n") == 1
 
 
 def test_a_directory_of_files_is_one(dump, theirs, tmp_path):

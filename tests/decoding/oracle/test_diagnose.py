@@ -1,4 +1,4 @@
-"""Given wrong tensors and nothing else, the oracle names the bug, or says that it knows none."""
+"""Given only wrong tensors, the oracle names the bug, or says that it knows none."""
 
 import dataclasses
 import json
@@ -17,10 +17,10 @@ from decoding.oracle.confusion import noisy
 from decoding.oracle.diagnose import diagnose, reference, under
 from decoding.oracle.known_bugs import EQUIVALENT, MUTANTS
 from decoding.oracle.known_bugs.mutant import Mutant, Variant
-from decoding.oracle.mutants_page import Verdicts, in_full, print_mutants, verdicts_of
+from decoding.oracle.known_bugs_page import Verdicts, in_full, print_mutants, verdicts_of
 from decoding.oracle.record import record
 
-# From one stage each; `gemma4-mtp oracle mutants --confusion` does it for all, and tutorials/oracle_mutants.md holds the table.
+# From one stage each; `gemma4-mtp oracle mutants --confusion` does it for all (tutorials/reference/known_bugs.md).
 SAMPLE = {
     "rope-turns-every-pair": ("E2B", "rope"),
     "shared-layer-reads-its-own-empty-cache": ("E2B", "forward"),
@@ -34,7 +34,7 @@ SAMPLE = {
 
 
 def of_stage(case: str, stage: str, variant: Variant | None = None) -> dict[str, np.ndarray]:
-    """With a little noise, as another engine has it."""
+    """With a little noise, as from another engine."""
     rng = np.random.default_rng(0)
     tensors = under(variant, case, stage) if variant else reference(case, stage).tensors
     return {name: noisy(name, value, rng) for name, value in tensors.items()}
@@ -64,7 +64,7 @@ def test_a_bug_is_named_from_its_tensors(name):
 
 
 def test_the_table_is_made_this_way(monkeypatch):
-    """Here from one stage; the table, from all."""
+    """Here from one stage; the table is made from all of them."""
     monkeypatch.setattr(confusion_module, "CHEAP", ("emit",))
     mutant = clone(MUTANTS["length-tested-before-eos"])
     assert {name.split("/")[0] for name in confusion_module.dump_of(mutant)} == set(confusion_module.WITNESSES)
@@ -80,7 +80,7 @@ def test_the_reference_has_no_bug():
     assert str(found).startswith("no difference: all ")
 
 
-def test_a_bug_that_nobody_knows_matches_nothing():
+def test_an_unknown_bug_matches_nothing():
     theirs = of_stage("E2B", "forward")
     for name, value in theirs.items():
         if name.endswith((".query", ".attention", "logits")):
@@ -90,7 +90,7 @@ def test_a_bug_that_nobody_knows_matches_nothing():
 
 
 def test_of_two_bugs_the_first_is_named():
-    """The tensors follow one mutant at first, and leave it where the second mistake comes in."""
+    """The tensors follow one mutant up to the point of the second mistake."""
     first, second = MUTANTS["norm-after-rope"], MUTANTS["layer-scalar-dropped"]
     with first.apply(), second.apply():
         theirs = module.computed("E2B", "forward")
@@ -107,7 +107,7 @@ def test_a_single_tensor_may_be_enough():
     assert [mutant for mutant, _ in found.matches] == [mutant]
 
 
-def test_what_the_tensors_cannot_tell_apart_is_named_together(monkeypatch):
+def test_mutants_with_the_same_tensors_are_named_together(monkeypatch):
     mutant = MUTANTS["length-tested-before-eos"]
     twin = clone(mutant, name="twin")
     monkeypatch.setitem(module.MUTANTS, "twin", twin)
@@ -121,7 +121,7 @@ def report_on(names: Collection[str], wrong: Collection[str]) -> Report:
 
 
 def test_the_report_says_what_was_not_looked_at(monkeypatch):
-    """Two cases, the cheap stages and one more; names alone matter here."""
+    """It looks at two cases, the cheap stages and one more.  Only names matter here."""
     looked_at = []
     nothing = module.Evidence(0, 1, 2.0, "E2B/emit/done")
     monkeypatch.setattr(
@@ -136,8 +136,8 @@ def test_the_report_says_what_was_not_looked_at(monkeypatch):
     assert "not looked at" not in str(found)
 
 
-def test_kv_weights_that_nobody_may_read(tmp_path, monkeypatch):
-    """B01 and B02, whose sharing layers have K/V of their own where there is no cache: here by a configuration that says so."""
+def test_kv_weights_that_no_layer_may_use(tmp_path, monkeypatch):
+    """B01 and B02: without a cache, sharing layers compute their own K/V.  Here a configuration without sharing does so."""
     CASES["E4B"].write(tmp_path)
     right = {f"E4B/{name}": x for name, x in record(CASES["E4B"], ["load"], directory=tmp_path, jit=True).items()}
     file = tmp_path / "target_with_unused_kv" / "config.json"
@@ -162,7 +162,7 @@ def test_kv_weights_that_nobody_may_read(tmp_path, monkeypatch):
 
 
 def test_one_measure_of_error():
-    """Of whole numbers, how many differ: as `check` prints it."""
+    """For whole numbers, how many differ: as `check` prints it."""
     theirs = of_stage("E2B", "emit")
     theirs["E2B/emit/num_emitted"] = theirs["E2B/emit/num_emitted"] + (np.arange(12) < 3)
     found = diagnose(theirs).reference
@@ -172,12 +172,12 @@ def test_one_measure_of_error():
     assert diagnose(theirs).reference.off == 1, "one is enough"
 
 
-def test_what_load_repeats_is_not_the_first_difference():
+def test_load_is_not_the_first_difference():
     assert module.first_of([("E2B", "load"), ("E2B", "draft")]) == ("E2B", "draft")
     assert module.first_of([("E2B", "load")]) == ("E2B", "load")
 
 
-def test_nan_and_a_wrong_shape_are_differences_not_accidents():
+def test_nan_and_a_wrong_shape_are_differences_not_crashes():
     theirs = of_stage("E2B", "rope")
     name = next(iter(theirs))
     for wrong in (np.full_like(theirs[name], np.nan), theirs[name][:1]):
@@ -185,8 +185,8 @@ def test_nan_and_a_wrong_shape_are_differences_not_accidents():
         assert found.reference.off == 1 and found.reference.error == BEYOND_MEASURE and not found.matches
 
 
-def test_a_mutant_that_crashes_here_is_no_match_and_no_accident():
-    crashing = clone(MUTANTS["softcap-missing"], name="crash", change={"matmul(hidden,": "matmul(hidden[..., 1:],"})
+def test_a_mutant_that_crashes_is_no_match():
+    crashing = clone(MUTANTS["softcap-missing"], name="crash", change={"hidden @ self": "hidden[..., 1:] @ self"})
     assert under(crashing, "E2B", "forward") == {}
 
 
@@ -203,7 +203,7 @@ def test_the_report_says_what_a_reader_needs(capsys):
     ):
         assert part in text
     print_mutants(["rope-turns-every-pair"])
-    assert "-     turning = int(rotary_factor * head_dim // 2)" in capsys.readouterr().out
+    assert "-     rotating = int(rotary_factor * head_dim // 2)" in capsys.readouterr().out
     print_mutants()
     listed = capsys.readouterr().out
     assert all(name in listed for name in (*MUTANTS, *EQUIVALENT))

@@ -1,4 +1,4 @@
-"""Dumps: the same twice, described in full, whole or not there at all; and what is read back is checked."""
+"""Dumps: reproducible, described in full, complete or absent; and read back with checks."""
 
 import json
 import os
@@ -15,15 +15,15 @@ from safetensors.numpy import load_file
 
 import drafter
 import gemma4
-from decoding.cli.main import main
+from decoding.cli import main
 from decoding.oracle import golden
 from decoding.oracle.cases import CASES, GAMMA, LENGTHS, TEXTS
 from decoding.oracle.engine import OracleError
 from decoding.oracle.tiny import WINDOW
 from decoding.oracle.write_texts import texts
-from tests.oracle.conftest import CASE, STAGES
+from tests.decoding.oracle.conftest import CASE, STAGES
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CLUSTERED = ("E2B", "E4B")
 
 
@@ -59,7 +59,7 @@ def test_the_manifest_describes_every_tensor(dump_dir):
     assert len(dump.manifest["versions"]["source_sha256"]) == 64
 
 
-def test_checkpoints_are_those_that_the_tensors_come_from(dump_dir):
+def test_the_tensors_come_from_the_checkpoints(dump_dir):
     target, draft = gemma4.load(dump_dir / CASE / "target"), drafter.load(dump_dir / CASE / "drafter")
     given, expected = load_file(dump_dir / CASE / golden.INPUTS), load_file(dump_dir / CASE / golden.EXPECTED)
     logits = np.asarray(gemma4.forward(target, given[f"{CASE}/forward/tokens"]).logits)
@@ -84,7 +84,7 @@ def test_a_dump_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_named_twice_is_written_once(dump_dir, tmp_path, capsys, monkeypatch):
+def test_a_case_or_stage_named_twice_is_written_once(dump_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(main, "keep_compiled_code", lambda: None)
     twice = [*("--case", CASE, "--stage", "emit") * 2]
     assert main.main(["oracle", "dump", "--out", str(tmp_path / "dump"), *twice]) == 0
@@ -95,14 +95,14 @@ def test_what_is_named_twice_is_written_once(dump_dir, tmp_path, capsys, monkeyp
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_dump_that_is_interrupted_leaves_nothing(tmp_path, number):
     command = [sys.executable, "-m", "gemma4", "oracle", "dump", "--out", str(tmp_path / "dump")]
-    # A parent that ignores a signal (nohup) would hand that down.
-    heard = lambda: signal.signal(number, signal.SIG_DFL)
+    # A child inherits ignored signals (nohup).
+    with_default = lambda: signal.signal(number, signal.SIG_DFL)
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path.parent)}
-    child = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, preexec_fn=heard)
+    child = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, preexec_fn=with_default)
     until = time.monotonic() + 300
     while not list(tmp_path.glob(".dump.*/*")) and child.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
-    assert list(tmp_path.iterdir()), "it never began"
+    assert list(tmp_path.iterdir()), "the dump never began"
     child.send_signal(number)
     assert child.wait(60) == 128 + number
     assert not list(tmp_path.iterdir())
@@ -166,7 +166,7 @@ def renamed(name: str):
         (renamed(f"{CASE}/nonsense/logits"), "not the manifest of a dump"),
         (renamed(7), "not the manifest of a dump"),
         (damage_missing_file, f"{golden.EXPECTED}: missing from the dump"),
-        (damage_cut_short, f"{golden.EXPECTED}: not as it was dumped"),
+        (damage_cut_short, f"{golden.EXPECTED}: changed since the dump"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -178,9 +178,9 @@ def test_a_damaged_dump_is_refused(copy, damage, message):
 
 
 @pytest.mark.parametrize("change", [{"name": f"{CASE}/forward/none"}, {"shape": [1]}], ids=["name", "shape"])
-def test_a_manifest_that_lists_what_is_not_there_is_refused(copy, change):
+def test_a_manifest_that_lists_an_absent_tensor_is_refused(copy, change):
     damaged_field("tensors", lambda tensors: [tensors[0] | change, *tensors[1:]])(copy)
-    with pytest.raises(OracleError, match=r"expected.safetensors: .* is not in it, as the manifest lists it"):
+    with pytest.raises(OracleError, match=r"expected.safetensors: .* is not in it, though the manifest lists it"):
         golden.read_dump(copy).expected(CASE)
 
 
@@ -188,13 +188,13 @@ def test_a_manifest_that_lists_what_is_not_there_is_refused(copy, change):
 
 
 @pytest.mark.slow
-def test_scripts_are_what_the_targets_write():
+def test_texts_are_those_of_the_targets():
     """texts.json is the output of `python -m decoding.oracle.write_texts`."""
     assert json.loads(TEXTS.read_text()) == texts()
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_inputs_show_what_they_are_there_to_show(name):
+def test_inputs_meet_the_conditions_that_show_mistakes(name):
     case, given = CASES[name], CASES[name].inputs()
     assert LENGTHS == (WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3)
     kept = given["rollback/kept"]

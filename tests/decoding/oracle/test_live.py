@@ -1,5 +1,6 @@
-"""Live checks: our own adapter agrees, wrong engines are shown where they are wrong, unfit adapters are refused."""
+"""Live checks: our own adapter agrees, wrong engines differ where they are wrong, unfit adapters are refused."""
 
+import dataclasses
 import functools
 import re
 import sys
@@ -8,16 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
 import gemma4
-from decoding.cli.main import main
+from decoding.cli import main
 from decoding.oracle import golden, live
 from decoding.oracle.adapters import ours
+from decoding.oracle.cases import CASES
 from decoding.oracle.compare import Report, Status
 from decoding.oracle.engine import FUNCTIONS, DraftBlock, Engine, OracleError
 from decoding.oracle.known_bugs import MUTANTS
 from decoding.oracle.law_check import SETTINGS, TOLERANCE, distances
-from tests.oracle.conftest import CASE, STAGES
+from tests.decoding.oracle.conftest import CASE, STAGES
 
 QUICK = ("forward", "draft", "emit")
 
@@ -29,7 +32,7 @@ def dump(dump_dir) -> golden.Dump:
 
 @pytest.fixture
 def check(dump, monkeypatch):
-    """The report on an adapter whose engine is of `kind`; or whose `load` is `kind`."""
+    """The report on an adapter whose engine is a `kind`, or whose `load` is `kind`."""
 
     def check(kind=ours.Ours, stages=QUICK, dump=dump, **settings) -> Report:
         module = types.ModuleType("an_adapter")
@@ -53,6 +56,17 @@ def test_ours_offers_everything():
     assert vars(ours.Ours).keys() >= set(FUNCTIONS) and issubclass(ours.Ours, Engine)
 
 
+def test_ours_is_the_plain_reference(dump):
+    """Its models have no twins of `fast`, and neither have those of the cases, which expected tensors come from."""
+    opened = ours.load(dump.directory / CASE / "target", dump.directory / CASE / "drafter", "transformers")
+    models = (opened.target, opened.draft_model, CASES[CASE].target(), CASES[CASE].draft_model())
+    homes = {
+        type(node).__module__ for model in models for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Module)
+    }
+    assert {"gemma4.model", "gemma4.layers", "drafter.model"} <= homes
+    assert not [home for home in homes if ".fast" in home]
+
+
 def test_ours_agrees(dump):
     seen = []
     report = live.check_adapter(dump, "decoding.oracle.adapters.ours:load", on_stage=seen.append)
@@ -62,10 +76,10 @@ def test_ours_agrees(dump):
         f"{law}/{setting}" for law in live.LAWS.values() for setting in SETTINGS
     }
     worst = max(result.units for result in report.results if result.units is not None)
-    assert worst <= 0.5, "the law is off by the grid alone, all else by nothing"
+    assert worst <= 0.5, "the distribution is off by the grid only, all else by nothing"
 
 
-# -- wrong engines: the stage that is wrong is shown, and no other -------------------------------------------------------
+# -- wrong engines: the wrong stage differs, and no other ----------------------------------------------------------------
 
 
 class DoubleHidden(ours.Ours):
@@ -73,10 +87,10 @@ class DoubleHidden(ours.Ours):
         return super().draft_step(shared, token, 2 * hidden)
 
 
-class ToldSoftmax(ours.Ours):
+class ClaimedUniform(ours.Ours):
     def draft(self, *args):
         block = super().draft(*args)
-        return DraftBlock(block.tokens, np.full_like(block.told, 1 / block.told.shape[-1]))
+        return DraftBlock(block.tokens, np.full_like(block.claimed, 1 / block.claimed.shape[-1]))
 
 
 class LateEnd(ours.Ours):
@@ -94,32 +108,33 @@ class NoCap(ours.Ours):
     "kind, first, stages",
     [
         (DoubleHidden, "draft/step0/pre_projection", {"draft"}),
-        (ToldSoftmax, "draft/block/told", {"draft"}),
+        (ClaimedUniform, "draft/block/told", {"draft"}),
         (LateEnd, "emit/num_emitted", {"emit"}),
         (NoCap, "forward/logits", {"forward"}),
     ],
 )
-def test_a_wrong_engine_is_shown_where_it_is_wrong(check, kind, first, stages):
+def test_a_wrong_engine_differs_where_it_is_wrong(check, kind, first, stages):
     report = check(kind)
     assert not report.agrees and {name.split("/")[1] for name in differing(report)} == stages
     assert report.first_divergence(CASE).name == f"{CASE}/{first}"
 
 
-def test_the_law_of_an_engine_that_tells_another_law_than_it_draws_from(dump):
-    """Greedy drafts told as softmax of their logits, as in transformers 5.22.2 and KerasHub 0.32: sampled text is biased."""
+def test_the_text_of_an_engine_that_claims_another_distribution_than_it_draws_from(dump):
+    """Greedy drafts claimed as softmax of their logits, as in transformers 5.22.2 and KerasHub 0.32: sampled text is biased."""
 
     class Greedy(ours.Ours):
-        def draft_laws(self, logits, settings):
-            certain = np.eye(logits.shape[-1], dtype=np.float32)[logits.argmax(axis=-1)]
-            return certain, self.law(logits, settings._replace(temperature=settings.temperature or 1.0))
+        def draft_probs(self, logits, settings):
+            one_hot = np.eye(logits.shape[-1], dtype=np.float32)[logits.argmax(axis=-1)]
+            settings = dataclasses.replace(settings, temperature=settings.temperature or 1.0)
+            return one_hot, self.token_probs(logits, settings)
 
     engine = ours.load(dump.directory / CASE / "target", dump.directory / CASE / "drafter", "transformers")
     found = distances(Greedy(engine.target, engine.draft_model), drafters=("unrelated",))
     assert found["plain"] > 0.01 and found["greedy drafts"] > 0.01
-    assert found["both greedy"] <= TOLERANCE, "greedy text does not depend on it"
+    assert found["both greedy"] <= TOLERANCE, "greedy text does not depend on the claim"
 
 
-def test_the_law_of_an_engine_that_judges_one_by_one_and_says_by_block(dump):
+def test_the_text_of_an_engine_that_offers_token_by_token_acceptance_as_block_verification(dump):
     class OneByOne(ours.Ours):
         def accept_block(self, *args):
             return self.accept(*args)
@@ -128,7 +143,7 @@ def test_the_law_of_an_engine_that_judges_one_by_one_and_says_by_block(dump):
     assert (
         distances(OneByOne(engine.target, engine.draft_model), by_block=True, drafters=("unrelated",))["plain"] > 0.01
     )
-    with MUTANTS["block-residual-without-the-weight"].apply():  # one rule's acceptance with the other's residual
+    with MUTANTS["block-residual-without-the-weight"].apply():  # one method's acceptance with the other's residual
         assert distances(from_ours(ours.Ours, engine), by_block=True, drafters=("close",))["plain"] > 1000 * TOLERANCE
 
 
@@ -140,7 +155,7 @@ class NoEmission(ours.Ours):
         raise NotImplementedError("the loop is elsewhere")
 
 
-def test_a_function_that_is_not_offered_counts_as_missing_unless_it_was_not_asked_for(check):
+def test_a_function_that_is_not_offered_counts_as_missing_if_its_stage_was_asked_for(check):
     report = check(NoEmission)
     assert report.notes == (f"{CASE}/emit: not offered (the loop is elsewhere)",)
     assert not report.agrees and [r.name for r in report.results if r.status is Status.MISSING] == [
@@ -151,8 +166,9 @@ def test_a_function_that_is_not_offered_counts_as_missing_unless_it_was_not_aske
 
 
 def test_the_adapter_on_the_page(dump, monkeypatch):
-    """Its one function is checked; the others count as not offered, and nothing else is missing."""
-    page = (Path(__file__).parents[2] / "tutorials" / "oracle_format.md").read_text(encoding="utf-8")
+    """Its one method is checked; the others count as not offered, and nothing else is missing."""
+    file = Path(__file__).parents[3] / "tutorials" / "reference" / "oracle_format.md"
+    page = file.read_text(encoding="utf-8")
     (source,) = re.findall("```python\n(.*?)```", page, re.DOTALL)
     my_engine = types.SimpleNamespace(load=lambda directory: functools.partial(both_outputs, gemma4.load(directory)))
     module = types.ModuleType("mine")
@@ -187,7 +203,7 @@ class NoAcceptance(ours.Ours):
         raise NotImplementedError("acceptance is elsewhere")
 
 
-def test_the_law_of_an_engine_that_offers_no_acceptance_is_noted(dump, monkeypatch):
+def test_an_engine_that_offers_no_acceptance_is_noted(dump, monkeypatch):
     module = types.ModuleType("an_adapter")
     module.load = lambda *args: from_ours(NoAcceptance, ours.load(*args))
     monkeypatch.setitem(sys.modules, "an_adapter", module)
@@ -203,9 +219,9 @@ class OtherName(ours.Ours):
         return {"logitz": taps["logits"], "hidden": taps["hidden"]}
 
 
-def test_a_tap_that_the_dump_does_not_have_is_noted(check):
+def test_a_tap_that_the_dump_lacks_is_noted(check):
     report = check(OtherName, stages=("forward",))
-    assert report.notes == (f"{CASE}/forward: not compared, for the dump does not have it: logitz",)
+    assert report.notes == (f"{CASE}/forward: not compared, because the dump lacks it: logitz",)
     assert [r.name for r in report.results if r.status is Status.MISSING] == [f"{CASE}/forward/logits"]
 
 

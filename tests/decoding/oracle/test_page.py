@@ -1,4 +1,4 @@
-"""tutorials/oracle_format.md is complete and true: who knows only the page can read a dump."""
+"""tutorials/reference/oracle_format.md is complete and correct: the page alone is enough to read a dump."""
 
 import json
 import re
@@ -13,14 +13,14 @@ from decoding.oracle import golden
 from decoding.oracle.cases import CASES, GAMMA, MAX_NEW_TOKENS
 from decoding.oracle.record import OF_THE_CONVENTION, STAGES, record
 from decoding.oracle.tiny import TINY, WINDOW
-from tests.oracle.conftest import CASE
+from tests.decoding.oracle.conftest import CASE
 
-PAGE = (Path(__file__).parents[2] / "tutorials" / "oracle_format.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "tutorials" / "reference" / "oracle_format.md").read_text(encoding="utf-8")
 KINDS = {"F32": "<f4", "I32": "<i4"}
 
 
 def read_by_hand(file: Path) -> dict[str, np.ndarray]:
-    """As the page describes the format."""
+    """A safetensors file, read as the page describes the format."""
     data = file.read_bytes()
     (size,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + size])

@@ -1,6 +1,6 @@
-"""The catalogue of mutants for people: on the terminal, and as `tutorials/oracle_mutants.md`.
+"""The catalogue of mutants as text: on the terminal, and as the page `tutorials/reference/known_bugs.md`.
 
-`gemma4-mtp oracle mutants` prints the list, with names one mutant each with its change, and with --confusion the page.
+`gemma4-mtp oracle mutants` prints the list; with names, each of these mutants and its change; with --confusion, the page.
 """
 
 from collections import Counter
@@ -15,20 +15,20 @@ from decoding.oracle.known_bugs import CLASSES, EQUIVALENT, INEXPRESSIBLE, MUTAN
 INTRODUCTION = """\
 # Known bugs, as mutants of the reference
 
-Other engines have had these bugs. Each *mutant* is one of them, as a change of a line or two in one function of the
-reference (`gemma4-mtp oracle mutants NAME` shows it; `decoding/oracle/mutants/` holds them all). When an engine's tensors
+These bugs were reported in other engines. Each *mutant* is one of them, as a change of a line or two in one function of the
+reference (`gemma4-mtp oracle mutants NAME` prints it; `decoding/oracle/known_bugs/` holds them all). When an engine's tensors
 differ from the reference, the oracle computes the same stages with each mutant, and names the one that the engine follows.
 
-*Effect* is the worst that a user meets: wrong text, which greedy decoding shows; wrong probabilities, which it does not;
-fewer accepted drafts, where text and law are right and only come later; or nothing, where a norm makes it good.
+*Effect* is the worst effect for a user: wrong text, which greedy decoding shows; wrong probabilities, which it does not show;
+fewer accepted drafts, with the right distribution of the text; or nothing, because a norm cancels the mistake.
 
-*Shows at* is the first tensor to differ, in the first of the two cases where it does. *Diagnosed* is what `diagnose` makes
-of the mutant's tensors in the cases E2B and 26B-A4B when it is told nothing else, with random noise of a tenth of the
-tolerance on top: `named` means it and no other. *From results* is the same where an engine gives no inner tensors, only
-what every engine has (logits, hidden rows, tokens, counts); `unseen` there are bugs that cost acceptance alone, that a norm
-makes good, or that only an enumeration of the law finds (`oracle check --adapter` does that). A real engine's other
-differences, a second bug above all, are not part of this table. Bugs are numbered as in the catalogue of public reports
-that the mutants were made from; one with neither number nor link is a slip that learners make.
+*Shows at* is the first tensor that differs, in the first of the two cases where one does. *Diagnosed* is the answer of
+`diagnose` to the mutant's tensors in the cases E2B and 26B-A4B, with random noise of a tenth of the tolerance added: `named`
+means this mutant and no other. *From results* is the answer for an engine that gives no inner tensors, only the results that
+every engine has (logits, hidden states, tokens, counts). `unseen` there are bugs that only cost acceptance, that a norm
+cancels, or that only the enumeration of the distribution finds (`oracle check --adapter` runs it). Other differences of a real
+engine, above all a second bug, are not part of this table. Bugs have the numbers of the catalogue of public reports that the
+mutants were made from; a mutant with neither number nor link is a slip of learners.
 
 Written by `gemma4-mtp oracle mutants --confusion`.
 """
@@ -36,7 +36,7 @@ COLUMNS = ("mutant", "bugs", "mistake", "effect", "right", "seen in", "shows at"
 
 
 def print_mutants(names: Sequence[str] = (), *, with_confusion: bool = False) -> None:
-    """What the command prints.  Errors: OracleError for a name that no variant has."""
+    """Print what the command asks for.  Errors: OracleError for an unknown name."""
     if unknown := [name for name in names if name not in MUTANTS | EQUIVALENT]:
         raise OracleError(f"mutants: no mutant is called {unknown[0]}; `gemma4-mtp oracle mutants` lists them")
     if with_confusion:
@@ -100,7 +100,7 @@ def page(verdicts: Mapping[str, Verdicts]) -> Iterator[str]:
     yield from ("", "## Bugs without a mutant", "")
     reasons = ((bug, CLASSES[it.rank], it.what, it.seen_in, it.why) for bug, it in INEXPRESSIBLE.items())
     yield from table(("bug", "class", "what", "seen in", "why not"), reasons)
-    yield from ("", "## Not bugs", "", "These variants are right, and are not flagged.", "")
+    yield from ("", "## Not bugs", "", "These variants are correct, and are not flagged.", "")
     yield from table(("variant", "bugs", "what", "taken for a bug in"), map(variant_row, EQUIVALENT))
 
 
@@ -109,8 +109,8 @@ def summary(verdicts: Mapping[str, Verdicts]) -> Iterator[str]:
     bugs = len({bug for mutant in MUTANTS.values() for bug in mutant.bugs})
     others = [bool(mutant.seen_in) for mutant in MUTANTS.values() if not mutant.bugs]
     yield (
-        f"{len(verdicts)} mutants: of {bugs} numbered bugs in {classes} classes, of {others.count(True)} reported elsewhere, "
-        f"and {others.count(False)} slips that nobody has reported."
+        f"{len(verdicts)} mutants: of {bugs} numbered bugs in {classes} classes, of {others.count(True)} other reported bugs, "
+        f"and {others.count(False)} slips without a public report."
     )
     for given, column in (("all tensors", 0), ("results alone", 1)):
         count = Counter(of_mutant[column].split(":")[0] for of_mutant in verdicts.values())
@@ -126,7 +126,7 @@ def row(mutant: Mutant, verdicts: Verdicts) -> tuple[str, ...]:
 
 
 def verdicts_on(page: str) -> dict[str, Verdicts]:
-    """The last two columns, read back."""
+    """The last two columns of a page."""
     rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
     return {cells[0].strip("`"): Verdicts(*cells[-2:]) for cells in rows if cells[0].strip("`") in MUTANTS}
 
@@ -145,7 +145,9 @@ def link(seen: Seen) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    line = lambda cells: "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
     yield line(header)
     yield "|" + "---|" * len(header)
     yield from map(line, rows)
