@@ -1,25 +1,25 @@
-"""What a generation looks like: text as it comes, each piece by where it came from, and a table of figures after it."""
+"""What a generation looks like: text as it comes, each piece marked by its origin, and a table of counts after it."""
 
 import os
 from collections.abc import Sequence
 from enum import Enum
 from io import TextIOBase
+from typing import IO, cast
 
 from rich.color import ColorSystem
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.style import Style
 from rich.table import Table
 from tokenizers import Tokenizer
 
-from decoding.bench.generate_timing import Figures, Speed
 from decoding.state import Round
 from decoding.stats import Stats
 
-INCOMPLETE = "\ufffd"  # what a decoder writes for bytes that are no whole character (yet)
+INCOMPLETE = "\ufffd"  # what a decoder writes for bytes that are not a whole character (yet)
 
 
 class Origin(Enum):
-    """Where a piece of text came from: its style in colour, and the marks around it without."""
+    """Where a piece of text came from: its style with colours, and the marks around it without."""
 
     PROMPT = ("dim", "", "")
     ACCEPTED = ("green", "", "")
@@ -31,14 +31,14 @@ class Origin(Enum):
 
 
 class TextStream:
-    """Token ids in, text out, as soon as it is certain; the pieces joined are exactly `tokenizer.decode` of all ids.
+    """Token ids in, text out as soon as it is certain.  The pieces joined are exactly `tokenizer.decode` of all ids.
 
     Byte-level tokens may split a character: its bytes are held back until the token that completes it.
     """
 
     def __init__(self, tokenizer: Tokenizer):
         self._decode = tokenizer.decode
-        self._context: list[int] = []  # the ids that last gave text: a decoder may look at what stands before
+        self._context: list[int] = []  # the ids that last gave text: a decoder may depend on what comes before
         self._held: list[int] = []
 
     def push(self, token: int) -> str:
@@ -50,12 +50,12 @@ class TextStream:
         return text
 
     def end(self) -> str:
-        """What is still held back: half a character, if the text stops inside one."""
+        """The text that is still held back: half a character, if the ids end inside one."""
         text, self._held = self._text_of_held(), []
         return text
 
     def preview(self, tokens: Sequence[int]) -> str:
-        """What `tokens` would have added, had they come next."""
+        """The text that `tokens` would add if they came next."""
         return self._text_of_held(tokens)
 
     def _text_of_held(self, more: Sequence[int] = ()) -> str:
@@ -76,12 +76,12 @@ class IdStream:
 
 
 def use_color(out: TextIOBase) -> bool:
-    """A terminal that can, and a user who does not object (https://no-color.org)."""
+    """Whether `out` is a terminal with colours and the user does not object (https://no-color.org)."""
     return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 class Printer:
-    """Writes rounds as they end.  Everything that is shown goes through `segment`."""
+    """Writes rounds as they end.  All text goes through `segment`."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Printer:
         *,
         color: bool,
         show_rejected: bool = False,
-        is_baseline: bool = False,  # all tokens are the target's own then, and not worth a mark
+        is_baseline: bool = False,  # then all tokens are the target's own, so none is marked
     ):
         self.out, self.color, self.show_rejected, self.is_baseline = out, color, show_rejected, is_baseline
         self._stream = TextStream(tokenizer) if tokenizer else IdStream()
@@ -101,7 +101,7 @@ class Printer:
         self._write(Origin.PROMPT, text)
 
     def round(self, last: Round) -> None:
-        """The first row of a round: accepted drafts, rejected ones if asked for, and the target's own token."""
+        """Print the first row of a round: accepted drafts, rejected ones if asked for, and the target's own token."""
         tokens = last.tokens[0, : last.num_emitted[0]].tolist()
         num_accepted = int(last.num_accepted[0])
         self._emit(Origin.ACCEPTED, tokens[:num_accepted])
@@ -119,7 +119,7 @@ class Printer:
         self.out.flush()
 
     def _emit(self, origin: Origin, tokens: Sequence[int]) -> None:
-        """A character whose bytes came from several tokens goes with the last of them."""
+        """Write the tokens' text.  A character whose bytes come from several tokens has the origin of the last of them."""
         if tokens:
             self._last = origin
         self._write(origin, "".join(map(self._stream.push, tokens)))
@@ -134,7 +134,7 @@ class Printer:
             return text
         if self.color:
             return origin.style.render(text, color_system=ColorSystem.STANDARD)
-        inner = text.strip("\n")  # a mark at the start of a line, far from what it marks, would confuse
+        inner = text.strip("\n")  # a mark on another line than its text would confuse
         before = text[: len(text) - len(text.lstrip("\n"))] if inner else ""
         return before + origin.opening + inner + origin.closing + text[len(before) + len(inner) :]
 
@@ -147,8 +147,11 @@ class Printer:
 
 
 def _harmless(text: str) -> str:
-    """Control characters spelt out: a model may write any, and a terminal would obey."""
-    is_control = lambda c: ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0
+    """Control characters as escapes: a model may write any, and a terminal would obey them."""
+
+    def is_control(c: str) -> bool:
+        return ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0
+
     return "".join(f"\\x{ord(c):02x}" if is_control(c) and c not in "\n\t" else c for c in text)
 
 
@@ -156,44 +159,36 @@ def _one_line(text: str) -> str:
     return text.replace("\n", "\\n").rstrip(INCOMPLETE)
 
 
-def print_table(out: TextIOBase, stats: Stats, draft_length: int, figures: Figures, *, color: bool) -> None:
-    table = Table.grid(padding=(0, 2))
-    table.add_row("tokens per round", f"{stats.tokens_per_round:.2f} of at most {draft_length + 1}")
+LABEL_WIDTH = len(
+    "accepted, by draft position"
+)  # the longest label, so that tables printed one after the other line up
+
+
+def print_counts(out: TextIOBase, stats: Stats, draft_length: int) -> None:
     shares = enumerate(stats.acceptance_per_position, start=1)
-    table.add_row("accepted, by draft position", "  ".join(f"{place}: {share:.0%}" for place, share in shares))
-    table.add_row("ms for each stage", "  ".join(f"{name} {_ms(seconds)}" for name, seconds in figures.stages.items()))
-    if figures.speculative:
-        table.add_row("ms for a whole round", _ms(figures.speculative.seconds_per_round))
-    table.add_row("speculative", _speed(figures.speculative))
-    table.add_row("autoregressive", _speed(figures.autoregressive))
-    if figures.speed_up:
-        table.add_row("speed-up", f"{figures.speed_up:.2f} x")
-    _print(out, table, color)
-    _print(out, CAPTION, color)
+    rows = {
+        "tokens per round": f"{stats.tokens_per_round:.2f} of at most {draft_length + 1}",
+        "accepted, by draft position": "  ".join(f"{position}: {share:.0%}" for position, share in shares),
+    }
+    print_rows(out, rows)
 
 
-CAPTION = (
-    "\nMeasured after the text, with the same prompt. Tokens/s: both loops compiled beforehand, without the prefill, "
-    "median of up to 3 runs. Stages: each compiled alone and repeated in one call; a whole round compiles them together, "
-    "so they need not add up to it."
-)
+def print_baseline(out: TextIOBase, stats: Stats) -> None:
+    out.write(f"\nautoregressive: {stats.emitted} tokens\n")
 
 
-def print_baseline(out: TextIOBase, stats: Stats, figures: Figures, *, color: bool) -> None:
-    speed = _speed(figures.autoregressive)
-    _print(out, f"\nautoregressive: {stats.emitted} tokens, {speed} (compiled beforehand, without the prefill)", color)
+def print_rows(out: TextIOBase, rows: dict[str, str]) -> None:
+    """A label and a value a line; long values are wrapped in their own column."""
+    table = Table.grid(padding=(0, 2))
+    for label, value in rows.items():
+        table.add_row(label.ljust(LABEL_WIDTH), value)
+    print_rich(out, table)
 
 
-def _print(out: TextIOBase, what, color: bool) -> None:
-    console = Console(file=out, highlight=False, force_terminal=color, color_system="standard" if color else None)
+def print_rich(out: TextIOBase, what: RenderableType, *, color: bool = False, style: str | None = None) -> None:
+    """`what` as rich renders it, as wide as the terminal; `style` applies with colours only."""
+    colors = "standard" if color else None
+    console = Console(file=cast(IO[str], out), highlight=False, force_terminal=color, color_system=colors)
     with console.capture() as captured:
-        console.print(what, style="dim" if what is CAPTION else None)
+        console.print(what, style=style)
     out.write(captured.get())
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.{2 if seconds < 0.01 else 0}f}"
-
-
-def _speed(speed: Speed | None) -> str:
-    return f"{speed.tokens_per_second:.0f} tokens/s" if speed else "not measured: the text ended with its first token"

@@ -1,23 +1,26 @@
-"""What the command does once its arguments are read: check and load everything, then generate, show and measure."""
+"""`gemma4-mtp generate`: validate and load everything, then generate and print.
+
+It measures nothing unless `--timings` is given, and then only after the text is out.
+"""
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import re
 import sys
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from tokenizers import Tokenizer
 
-from decoding.bench.generate_timing import Figures, compare, time_stages
-from decoding.cli.main.console import Printer, print_baseline, print_table, use_color
+from decoding.cli.console import Printer, print_baseline, print_counts, use_color
 from decoding.generation import Generation, OnRound, generate, generate_autoregressive
 from decoding.load import load_pair, load_target
-from decoding.options import Options
-from decoding.prompts import check_draft_length, check_max_new_tokens, validate_prompts
+from decoding.options import MAX_DRAFT_LENGTH, Options, whole_number
+from decoding.prompts import validate_prompts
 from decoding.sampling import Sampling
 from decoding.state import Round
 from drafter import Drafter
@@ -25,14 +28,15 @@ from gemma4 import Gemma4
 from gemma4.chat import chat
 
 CHATS = {"plain": {}, "empty-thought": {"empty_thought": True}, "thinking": {"thinking": True}}
+NOT_MEASURED = dict.fromkeys(("speculative", "autoregressive", "speed_up", "stage_seconds"))  # in place of figures
 
 
 class UserError(ValueError):
     """What the user should do differently; shown as one line."""
 
 
-class Job(NamedTuple):
-    """All that a run needs, checked."""
+class Request(NamedTuple):
+    """All that a generation needs, validated and loaded."""
 
     target: Gemma4
     draft_model: Drafter | None  # None: the baseline
@@ -42,20 +46,15 @@ class Job(NamedTuple):
     max_new_tokens: int
     options: Options
     seed: int
+    loop: str
 
     def speculative(self, on_round: OnRound) -> Generation:
+        assert self.draft_model is not None, "the baseline has no drafter"
         how = {name: getattr(self.options, name) for name in ("draft_length", "draft_sampling", "acceptance")}
         return generate(self.target, self.draft_model, self.prompt, **how, **self._common(), on_round=on_round)
 
     def autoregressive(self, on_round: OnRound) -> Generation:
         return generate_autoregressive(self.target, self.prompt, **self._common(), on_round=on_round)
-
-    def measure(self) -> Figures:
-        if self.draft_model is None:
-            return Figures(*compare(self.autoregressive))
-        stages = time_stages(self.target, self.draft_model, self.prompt, self.options, self.max_new_tokens)
-        speculative, autoregressive = compare(self.speculative, self.autoregressive)
-        return Figures(autoregressive, speculative, stages)
 
     def _common(self) -> dict:
         return {
@@ -63,30 +62,18 @@ class Job(NamedTuple):
             "sampling": self.options.sampling,
             "key": jax.random.key(self.seed),
             "eos_ids": self.options.eos_ids,
+            "loop": self.loop,
         }
 
 
-def prepare(args: argparse.Namespace) -> Job:
+def prepare(args: argparse.Namespace) -> Request:
     """Errors: ValueError or OSError for every mistake that a user can make."""
-    sampling = Sampling(args.temperature, args.top_k, args.top_p).check()
-    check_draft_length(args.draft_length)
-    check_max_new_tokens(args.max_new_tokens)
+    options = _options(args)  # before the models are loaded, like all else that does not need them
+    whole_number("--max-new-tokens", args.max_new_tokens, least=1)
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed: expected a number in 0..{2**32 - 1}, got {args.seed}")
-    if (args.text is None) == (args.prompt_ids is None):
-        got = "neither" if args.text is None else "both"
-        raise UserError(f"expected a prompt, either TEXT or --prompt-ids, got {got}")
-    if args.drafter and not args.target:
-        raise UserError("--drafter needs --target: name both directories, or neither for the shipped pair")
-    if args.chat and args.prompt_ids is not None:
-        raise UserError("--chat: expected TEXT, what a user says, got --prompt-ids")
-    if args.target and not args.drafter and not args.baseline:
-        raise UserError("--target needs --drafter: name both directories, or add --baseline to run the target alone")
+    _check_sources(args)
     prompt = None if args.prompt_ids is None else _parse_ids(args.prompt_ids)
-    if args.text == "":
-        raise UserError("the prompt is empty: expected a text of at least one character")
-    if any("\ud800" <= character <= "\udfff" for character in args.text or ""):  # how Python passes on other bytes
-        raise UserError("TEXT: expected UTF-8, got bytes that are not; set the terminal to UTF-8")
 
     if args.baseline:
         (target, tokenizer), draft_model = load_target(args.target, args.dtype), None
@@ -96,16 +83,43 @@ def prepare(args: argparse.Namespace) -> Job:
         if tokenizer is None:
             raise UserError(f"{args.target}: no tokenizer.json, so TEXT cannot be read; give --prompt-ids")
         prompt = _encoded(args, target, tokenizer)
-    validate_prompts(target, prompt, args.max_new_tokens)
+    validate_prompts(target.config, prompt, args.max_new_tokens)
     text = args.text or (tokenizer.decode(prompt) if tokenizer else " ".join(map(str, prompt)) + " ")
-    options = Options(args.draft_length, sampling, sampling, target.config.eos_token_ids, args.acceptance)
-    return Job(target, draft_model, tokenizer, prompt, text, args.max_new_tokens, options, args.seed)
+    options = dataclasses.replace(options, eos_ids=target.config.eos_token_ids)
+    return Request(target, draft_model, tokenizer, prompt, text, args.max_new_tokens, options, args.seed, args.loop)
+
+
+def _options(args: argparse.Namespace) -> Options:
+    if not 1 <= args.draft_length <= MAX_DRAFT_LENGTH:
+        raise UserError(
+            f"--draft-length: expected 1 to {MAX_DRAFT_LENGTH} tokens a round, got {args.draft_length}; "
+            "to run without a drafter, give --baseline"
+        )
+    sampling = Sampling(args.temperature, args.top_k, args.top_p)
+    return Options(args.draft_length, sampling, acceptance=args.acceptance)
+
+
+def _check_sources(args: argparse.Namespace) -> None:
+    """Errors: UserError unless there is one prompt, and directories for both models or for neither."""
+    if (args.text is None) == (args.prompt_ids is None):
+        got = "neither" if args.text is None else "both"
+        raise UserError(f"expected a prompt, either TEXT or --prompt-ids, got {got}")
+    if args.drafter and not args.target:
+        raise UserError("--drafter needs --target: name both directories, or neither for the shipped pair")
+    if args.chat and args.prompt_ids is not None:
+        raise UserError("--chat: expected TEXT, what a user says, got --prompt-ids")
+    if args.target and not args.drafter and not args.baseline:
+        raise UserError("--target needs --drafter: name both directories, or add --baseline to run the target alone")
+    if args.text == "":
+        raise UserError("the prompt is empty: expected a text of at least one character")
+    if any("\ud800" <= character <= "\udfff" for character in args.text or ""):  # how Python passes on other bytes
+        raise UserError("TEXT: expected UTF-8, got bytes that are not; set the terminal to UTF-8")
 
 
 def _encoded(args: argparse.Namespace, target: Gemma4, tokenizer: Tokenizer) -> list[int]:
     if args.chat is None:
         bos = target.config.bos_token_id
-        return [bos] * (bos is not None) + tokenizer.encode(args.text, add_special_tokens=False).ids
+        return ([] if bos is None else [bos]) + tokenizer.encode(args.text, add_special_tokens=False).ids
     try:
         return chat(tokenizer, [("user", args.text)], **CHATS[args.chat])
     except ValueError as error:
@@ -121,15 +135,44 @@ def _parse_ids(text: str) -> list[int]:
     return list(map(int, items))
 
 
-def run(job: Job, args: argparse.Namespace, began: float) -> None:
-    """Show the text as it comes, then what was measured; or one JSON object after all of it.
+def run(request: Request, args: argparse.Namespace, began: float) -> None:
+    """Print the text as it comes, the counts, and what was measured; or one JSON object after all of it.
 
     began: when the command started, by `time.perf_counter`.
     """
-    out, color = sys.stdout, use_color(sys.stdout) and not args.no_color
+    out: Any = sys.stdout
+    color = use_color(out) and not args.no_color
     if hasattr(out, "reconfigure"):
         out.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character must not end the run
-    printer = Printer(out, job.tokenizer, color=color, show_rejected=args.show_rejected, is_baseline=args.baseline)
+    printer = Printer(out, request.tokenizer, color=color, show_rejected=args.show_rejected, is_baseline=args.baseline)
+    generation, first_token_seconds = _generate(request, args, printer, began)
+    stats, figures = generation.stats, None
+    if not args.json:
+        if args.baseline:
+            print_baseline(out, stats)
+        else:
+            out.write(f"\n{printer.legend()}\n")
+            print_counts(out, stats, request.options.draft_length)
+        out.flush()
+    if args.timings:
+        from decoding.cli import timings  # here, because all else needs nothing of `decoding.bench`
+
+        with notice("measuring"):
+            figures = timings.measure(request)
+        if not args.json:
+            timings.print_figures(out, figures, color=color)
+    if args.json:
+        tokens = generation.tokens[0].tolist()
+        text = request.tokenizer.decode(tokens) if request.tokenizer else None
+        seconds = {"first_token_seconds": first_token_seconds, **(figures.as_dict() if figures else NOT_MEASURED)}
+        print(json.dumps({"tokens": tokens, "text": text, "stats": stats.as_dict(), "timings": seconds}), file=out)
+    out.flush()
+
+
+def _generate(
+    request: Request, args: argparse.Namespace, printer: Printer, began: float
+) -> tuple[Generation, float | None]:
+    """Generate; unless --json is given, print each round as it ends.  Also returns when the first token came, after `began`."""
     waiting = contextlib.ExitStack()
     first_token_seconds = None
 
@@ -139,34 +182,21 @@ def run(job: Job, args: argparse.Namespace, began: float) -> None:
             first_token_seconds = time.perf_counter() - began
             waiting.close()
             if not args.json:
-                printer.prompt(job.prompt_text)
+                printer.prompt(request.prompt_text)
         if not args.json:
             printer.round(last)
 
     with waiting:
-        waiting.enter_context(notice("compiling (a later start is quicker)"))
-        generation = job.autoregressive(on_round) if args.baseline else job.speculative(on_round)
+        waiting.enter_context(notice("compiling (later starts are quicker)"))
+        generation = request.autoregressive(on_round) if args.baseline else request.speculative(on_round)
     if not args.json:
         printer.end()
-    with notice("measuring"):
-        figures = job.measure()
-
-    if args.json:
-        tokens = generation.tokens[0].tolist()
-        text = job.tokenizer.decode(tokens) if job.tokenizer else None
-        timings = {"first_token_seconds": first_token_seconds, **figures.as_dict()}
-        print(json.dumps({"tokens": tokens, "text": text, "stats": generation.stats.as_dict(), "timings": timings}))
-    elif args.baseline:
-        print_baseline(out, generation.stats, figures, color=color)
-    else:
-        out.write(f"\n{printer.legend()}\n")
-        print_table(out, generation.stats, job.options.draft_length, figures, color=color)
-    out.flush()
+    return generation, first_token_seconds
 
 
 @contextlib.contextmanager
 def notice(what: str) -> Iterator[None]:
-    """Says what takes its time while nothing is printed; on standard error, and only if that is a terminal."""
+    """Say what takes its time while nothing is printed; on standard error, and only if that is a terminal."""
     if not sys.stderr.isatty():
         yield
         return

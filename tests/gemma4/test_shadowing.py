@@ -1,4 +1,4 @@
-"""Another package called `drafter` or `decoding` is found out before any of it, or anything built on it, runs."""
+"""Another package called `drafter` or `decoding` is detected before any of its code, or any code built on it, runs."""
 
 import os
 import subprocess
@@ -30,11 +30,11 @@ def test_other_package(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     write(tmp_path, "ours_by_marker", f'"""Text."""\n\n{MARKER}  # and why\n')
     check_not_shadowed("ours_by_marker")
-    place = write(tmp_path, "somebody_elses", "raise SystemExit('this code must not run')")
+    location = write(tmp_path, "somebody_elses", "raise SystemExit('this code must not run')")
     with pytest.raises(ImportError) as caught:
         check_not_shadowed("ours_by_marker", "somebody_elses")
     assert str(caught.value) == (
-        f"the package 'somebody_elses' at {place / '__init__.py'} is not gemma4-mtp's, but hides it: install gemma4-mtp "
+        f"the package 'somebody_elses' at {location / '__init__.py'} is not gemma4-mtp's, but hides it: install gemma4-mtp "
         "into a fresh virtual environment, or remove the other (pip uninstall somebody_elses) and install gemma4-mtp again"
     )
     assert caught.value.name == "somebody_elses"
@@ -48,7 +48,7 @@ def test_bare_folder(tmp_path, monkeypatch):
 
 
 def run(tmp_path: Path, code: str) -> subprocess.CompletedProcess:
-    """A fresh interpreter that meets packages in `tmp_path` first."""
+    """A fresh interpreter that finds packages in `tmp_path` first."""
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
     return subprocess.run(

@@ -1,11 +1,12 @@
 """Speculative greedy text is the target's greedy text, whatever is drafted, however texts and rounds end.
 
-Every test runs `decoding.generation` and checks after the prefill and after every round, row by row, that
-cache.length == prompt + emitted - 1.  float32; a difference is excused only where the two best logits lie within 1e-4,
-and counted (`tests/near_ties.py`).
+Every test runs the plain loop of `decoding/generation.py` and checks after the prefill and after every round, row by row, that
+cache.length == prompt + emitted - 1.  float32; a difference is excused only where the two best logits are within 1e-4 of each
+other, and counted (`tests/near_ties.py`).
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ Prompts = list[list[int]]
 class Pair(NamedTuple):
     target: Gemma4
     draft_model: Drafter
-    batches: tuple[Prompts, Prompts]  # ragged; first and last row of the first run alone, too
+    batches: tuple[Prompts, Prompts]  # ragged; the first and the last row of the first batch run alone, too
     new_tokens: int  # at least three windows
 
 
@@ -46,18 +47,24 @@ def small_pair() -> Pair:
 PAIRS = {"small": small_pair}  # another pair joins by one line
 
 # What is drafted where the target has a given token: the drafter's own choice, never that token, always that token.
-PROPOSALS = {
+PROPOSALS: dict[str, Callable[[int, int], int]] = {
     "own": lambda index, token: BY_ITSELF,
     "adversarial": lambda index, token: (token + 1) % VOCAB,
     "perfect": lambda index, token: token,
 }
 
 
+def generate_alone(target: Gemma4, prompts, **settings) -> decoding.Generation:
+    """The baseline: the target one token at a time."""
+    return decoding.generate_autoregressive(target, prompts, loop="plain", **settings)
+
+
 @functools.cache
 def greedy_text(name: str, prompt: tuple[int, ...]) -> list[int]:
     """The reference: one token at a time, one prompt at a time."""
     pair = PAIRS[name]()
-    return decoding.generate_autoregressive(pair.target, prompt, max_new_tokens=pair.new_tokens).tokens[0].tolist()
+    out = decoding.generate_autoregressive(pair.target, prompt, max_new_tokens=pair.new_tokens, loop="plain")
+    return out.tokens[0].tolist()
 
 
 def greedy_texts(name: str, prompts: Prompts) -> list[list[int]]:
@@ -65,7 +72,7 @@ def greedy_texts(name: str, prompts: Prompts) -> list[list[int]]:
 
 
 def generate(pair: Pair, script: np.ndarray, prompts: Prompts, **settings) -> decoding.Generation:
-    """`generate_scripted`, with the invariants that hold whatever happens."""
+    """`generate_scripted`, with the invariants that always hold."""
     lengths, emitted = np.array([len(prompt) for prompt in prompts]), []
 
     def check(state: decoding.DecodeState) -> None:
@@ -86,13 +93,13 @@ def generate(pair: Pair, script: np.ndarray, prompts: Prompts, **settings) -> de
 def test_speculative_text_is_autoregressive_text(name, gamma, near_ties):
     """Batch 1 and ragged 4, the three kinds of proposals, past three windows, against the baseline in batches of one.
 
-    Nothing adversarial is accepted; of perfect proposals every one is, so that rounds are as few as can be.
+    No adversarial proposal is accepted; every perfect one is, so that there are as few rounds as possible.
     """
     pair = PAIRS[name]()
     for prompts in (*pair.batches, pair.batches[0][:1], pair.batches[0][-1:]):
         texts, excused = greedy_texts(name, prompts), near_ties.excused
-        for kind, change in PROPOSALS.items():
-            script = script_of(prompts, texts, change)
+        for kind, propose in PROPOSALS.items():
+            script = script_of(prompts, texts, propose)
             out = generate(pair, script, prompts, draft_length=gamma, max_new_tokens=pair.new_tokens)
             for row, prompt in enumerate(prompts):
                 what = f"{name}, gamma {gamma}, {kind} drafts, row {row} of {len(prompts)}"
@@ -108,7 +115,7 @@ def test_autoregressive_rows_are_their_own_batch(name, near_ties):
     """The baseline's ragged batch against its batches of one."""
     pair = PAIRS[name]()
     for prompts in pair.batches:
-        out = decoding.generate_autoregressive(pair.target, prompts, max_new_tokens=pair.new_tokens)
+        out = decoding.generate_autoregressive(pair.target, prompts, max_new_tokens=pair.new_tokens, loop="plain")
         for row, prompt in enumerate(prompts):
             near_ties.compare(
                 pair.target, prompt, out.tokens[row], greedy_text(name, tuple(prompt)), f"{name}, row {row}"
@@ -131,35 +138,40 @@ GAMMA = 4
 class Ending(NamedTuple):
     prompt: list[int]
     text: list[int]
-    place: int  # of the first EOS in the text
+    index: int  # of the first EOS in the text
     eos: int
 
 
 @functools.cache
 def ending() -> Ending:
-    """A text with a token that first occurs late enough for a whole round, and more, to stand before it."""
+    """A text with a token that first occurs late enough for more than a whole round before it."""
     for prompt in random_prompts((3,) * 50, seed=3):
         text = greedy_text("small", tuple(prompt))
-        firsts = [place for place, token in enumerate(text) if place >= GAMMA + 4 and token not in text[:place]]
+        firsts = [index for index, token in enumerate(text) if index >= GAMMA + 4 and token not in text[:index]]
         if firsts:
             return Ending(prompt, text, firsts[0], text[firsts[0]])
     raise AssertionError("no such text; take another seed")
 
 
-def generate_ending(last: int, max_new_tokens: int, propose=lambda index, token: token) -> decoding.Generation:
-    """Six rows of one prompt: place `last` of the text falls on draft 1, 2, 3, 4 and on the target's token of a round.
+def generate_ending(
+    last: int, max_new_tokens: int, propose: Callable[[int, int], int] = PROPOSALS["perfect"]
+) -> decoding.Generation:
+    """Six rows of one prompt, in which token `last` of the text is emitted in six ways.
 
-    Drafts of row r are wrong up to text place last - 5 + r, so that a round begins right after it, and right from there
-    on; in row 5 the draft at `last` itself is wrong, and the target's token is a correction.
+    Drafts of row r are wrong up to token last - 5 + r of the text, so that a round begins right after it, and right from there
+    on.  So `last` is the bonus token after four drafts in row 0, and draft 5 - r in rows 1 to 4; in row 5 the draft at `last`
+    itself is wrong, and the target's token is a correction.
     """
-    this, first_right = ending(), [last - GAMMA - 1 + row for row in range(GAMMA + 2)]
-    assert first_right[0] >= 1
+    this, last_wrong = ending(), [last - GAMMA - 1 + row for row in range(GAMMA + 2)]
+    assert last_wrong[0] >= 1
 
-    def script(right: int) -> np.ndarray:
-        wrong = lambda token: (token + 1) % VOCAB
-        return script_of([this.prompt], [this.text], lambda i, token: propose(i, token if i > right else wrong(token)))
+    def script(last_wrong: int) -> np.ndarray:
+        def proposal(index: int, token: int) -> int:
+            return propose(index, token if index > last_wrong else (token + 1) % VOCAB)
 
-    scripts = [script(right) for right in first_right]
+        return script_of([this.prompt], [this.text], proposal)
+
+    scripts = [script(index) for index in last_wrong]
     prompts = [this.prompt] * len(scripts)
     return generate(
         small_pair(),
@@ -172,28 +184,28 @@ def generate_ending(last: int, max_new_tokens: int, propose=lambda index, token:
 
 
 def test_eos_at_every_index_of_a_run():
-    """The text ends with its first EOS, be it draft 1 .. gamma, the target's token after them, or a correction."""
+    """The text ends with its first EOS, whether draft 1 .. gamma, the bonus token after them, or a correction."""
     this = ending()
-    out = generate_ending(this.place, len(this.text))
+    out = generate_ending(this.index, len(this.text))
     for row, text in enumerate(out.tokens):
-        assert text.tolist() == this.text[: this.place + 1], row
-    # The places really fall where they should: row by row, the last round emitted 5, 4, 3, 2, 1 and 1 tokens.
-    assert out.stats.rounds == sum(this.place - GAMMA - 1 + row + 1 for row in range(GAMMA + 1)) + this.place
+        assert text.tolist() == this.text[: this.index + 1], row
+    # Rounds began where they should: row by row, the last round emitted 5, 4, 3, 2, 1 and 1 tokens.
+    assert out.stats.rounds == sum(this.index - GAMMA - 1 + row + 1 for row in range(GAMMA + 1)) + this.index
 
 
 @pytest.mark.parametrize("beyond", [0, 1, 3])
 def test_eos_and_budget_in_one_run(beyond):
     """The budget ends with the EOS, or up to three tokens after it: the same text."""
     this = ending()
-    for text in generate_ending(this.place, this.place + 1 + beyond).tokens:
-        assert text.tolist() == this.text[: this.place + 1]
+    for text in generate_ending(this.index, this.index + 1 + beyond).tokens:
+        assert text.tolist() == this.text[: this.index + 1]
 
 
 @pytest.mark.parametrize("before", [0, 1])
 def test_budget_at_every_index_of_a_run(before):
-    """The text is cut at the budget, be that at draft 1 .. gamma, the target's token after them, or a correction."""
+    """The text ends with the budget, whether at draft 1 .. gamma, the bonus token after them, or a correction."""
     this = ending()
-    budget = this.place - before
+    budget = this.index - before
     for text in generate_ending(budget - 1, budget).tokens:
         assert text.tolist() == this.text[:budget]
 
@@ -201,34 +213,35 @@ def test_budget_at_every_index_of_a_run(before):
 def test_eos_as_the_first_token():
     """The prefill's own token ends the text: no round runs."""
     this, pair = ending(), small_pair()
+    settings = {"max_new_tokens": 9, "eos_ids": (this.text[0],)}
     for generated in (
-        decoding.generate(pair.target, pair.draft_model, this.prompt, max_new_tokens=9, eos_ids=(this.text[0],)),
-        decoding.generate_autoregressive(pair.target, this.prompt, max_new_tokens=9, eos_ids=(this.text[0],)),
+        decoding.generate(pair.target, pair.draft_model, this.prompt, loop="plain", **settings),
+        generate_alone(pair.target, this.prompt, **settings),
     ):
         assert generated.tokens[0].tolist() == this.text[:1] and generated.stats.rounds == 0
 
 
 def test_a_drafted_eos_ends_nothing():
-    """A drafter that proposes EOS all the time: rejected, it ends nothing, and the true one still ends the text."""
+    """A drafter that always proposes EOS: rejected, it ends nothing, and the target's still ends the text."""
     this = ending()
-    out = generate_ending(this.place, len(this.text), propose=lambda index, token: this.eos)
+    out = generate_ending(this.index, len(this.text), propose=lambda index, token: this.eos)
     for text in out.tokens:
-        assert text.tolist() == this.text[: this.place + 1]
-    assert out.stats.accepted == len(out.tokens)  # each row's last token: there the proposal was right
+        assert text.tolist() == this.text[: this.index + 1]
+    assert out.stats.accepted == len(out.tokens)  # the last token of each row, where the proposal was right
 
 
 def test_autoregressive_text_ends_alike():
     this, pair = ending(), small_pair()
-    out = decoding.generate_autoregressive(pair.target, this.prompt, max_new_tokens=this.place + 3, eos_ids=(this.eos,))
-    assert out.tokens[0].tolist() == this.text[: this.place + 1]
+    out = generate_alone(pair.target, this.prompt, max_new_tokens=this.index + 3, eos_ids=(this.eos,))
+    assert out.tokens[0].tolist() == this.text[: this.index + 1]
 
 
 def test_context_exactly_full(near_ties):
-    """prompt + new tokens == max_position_embeddings, with drafts that reach past it; one token more is refused."""
+    """prompt + new tokens == max_position_embeddings, with drafts that reach past it; one token more is an error."""
     pair, new_tokens = small_pair(), 3 * WINDOW + 4
     prompt = random_prompts((CONTEXT - new_tokens,), seed=4)[0]
     text, prompts = greedy_text("small", tuple(prompt)), [prompt] * 3
-    script = np.concatenate([script_of([prompt], [text], change) for change in PROPOSALS.values()])
+    script = np.concatenate([script_of([prompt], [text], propose) for propose in PROPOSALS.values()])
     out = generate(pair, script, prompts, draft_length=GAMMA, max_new_tokens=new_tokens)
     for row in range(3):
         near_ties.compare(pair.target, prompt, out.tokens[row], text, f"full context, {list(PROPOSALS)[row]} drafts")

@@ -5,7 +5,6 @@ tokens too old for any query are filled, too, so that these tests also bound the
 """
 
 import functools
-import importlib
 from typing import NamedTuple
 from unittest import mock
 
@@ -43,9 +42,8 @@ class Case(NamedTuple):
 def case() -> Case:
     target, rng = small_target(), np.random.default_rng(5)
     prompts = [rng.integers(0, VOCAB, length).tolist() for length in LENGTHS]
-    texts = [
-        text.tolist() for text in decoding.generate_autoregressive(target, prompts, max_new_tokens=NEW_TOKENS).tokens
-    ]
+    out = decoding.generate_autoregressive(target, prompts, max_new_tokens=NEW_TOKENS, loop="plain")
+    texts = [text.tolist() for text in out.tokens]
     wrong = rng.random((len(prompts), NEW_TOKENS)) < 0.35
     scripts = [
         script_of(
@@ -58,17 +56,15 @@ def case() -> Case:
 
 def fresh_state() -> DecodeState:
     """The state after a prefill in chunks of 8: the ring (15 slots) wraps in it, and short rows get chunks of pads."""
-    this, chunk = case(), mock.patch.object(importlib.import_module("decoding.stages.prefill"), "LONGEST_CHUNK", 8)
-    with chunk:
-        state = decoding.prefill(
-            this.target, this.prompts, max_new_tokens=NEW_TOKENS, draft_length=GAMMA, key=jax.random.key(0)
-        )
+    this = case()
+    with mock.patch.object(decoding.stages.prefill, "MAX_CHUNK", 8):
+        state = decoding.prefill(this.target, this.prompts, OPTIONS, max_new_tokens=NEW_TOKENS)
     assert state.cache.layers[0].capacity < max(LENGTHS)
     return state
 
 
 def poisoned(state: DecodeState, poison, convention: str) -> DecodeState:
-    """Every slot that holds no committed row in anyone's sight is filled, keys and values."""
+    """Every slot whose K/V no query may see is filled, keys and values."""
     oldest_seen = {True: WINDOW + 1 if convention == TRANSFORMERS else WINDOW, False: CONTEXT}  # by is_sliding
     layers, last = [], state.cache.length - 1
     for layer, kv in enumerate(state.cache.layers):
@@ -83,12 +79,12 @@ def poisoned(state: DecodeState, poison, convention: str) -> DecodeState:
 
 @jax.jit
 def look(target: gemma4.Gemma4, draft_model: Drafter, state: DecodeState):
-    """All that a round computes from the cache: drafts and their laws, the target's logits and hidden rows."""
+    """All that a round computes from the cache: drafts and their distributions, the target's logits and hidden states."""
     shared = share_cache(state.cache, target.config)
     drafting = {"draft_length": GAMMA, "sampling": Sampling(1.0)}
-    block = decoding.draft(target, draft_model, state.token, state.hidden, shared, jax.random.key(3), **drafting)
-    verdict = decoding.verify(target, state.cache, state.token, block.tokens)
-    return block, verdict.logits, verdict.hidden
+    drafted = decoding.draft(target, draft_model, state.token, state.hidden, shared, jax.random.key(3), **drafting)
+    verified = decoding.verify(target, state.cache, state.token, drafted.tokens)
+    return drafted, verified.logits, verified.hidden
 
 
 def copied(state: DecodeState) -> DecodeState:
@@ -105,8 +101,8 @@ def assert_equal(ours, reference, what: str) -> None:
 def test_poison_changes_nothing(convention, poison):
     """After the prefill and after each of eight rounds, in ragged rows around the window and past the ring's wrap.
 
-    Bit for bit: the drafts and their laws, the target's logits and hidden rows, and the rounds that follow.  The
-    poisoned state is carried on, and poisoned anew after every round.
+    Bit for bit: the drafts and their distributions, the target's logits and hidden states, and the rounds that follow.  The
+    poisoned state is carried on, and poisoned again after every round.
     """
     this, draft_model = case(), small_drafter(convention=convention)
     script, accepted = jnp.asarray(this.script), []

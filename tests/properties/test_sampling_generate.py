@@ -1,9 +1,9 @@
-"""Sampled text follows the target's law: one statistical test of the whole of `generate`, with a fixed seed.
+"""Sampled text follows the target's distribution: one statistical test of the whole of `generate`, with a fixed seed.
 
 4096 equal prompts in one batch, three new tokens each: the first is the prefill's, the others come from one round or
-two.  Their joint law is computed exactly from the target; Pearson's chi-square compares.
+two.  Their joint distribution is computed exactly from the target; Pearson's chi-square compares.
 
-Power: at a level of 1e-3, any law whose chi-square distance from the true one (sum of difference^2 / p) is at least
+Power: at a level of 1e-3, any distribution whose chi-square distance from the true one (sum of difference^2 / p) is at least
 0.02 is caught with a probability of 99%; `test_power` computes this.  The commonest mistake, drafts taken greedily but
 accepted as if drawn from the softmax, is caught in fact.
 
@@ -11,7 +11,6 @@ A batch of equal rows does not show every dependence between the random numbers 
 """
 
 import functools
-import importlib
 from unittest import mock
 
 import jax
@@ -35,8 +34,8 @@ NEW_TOKENS = 3
 
 
 @functools.cache
-def true_law() -> np.ndarray:
-    """[v, v, v], float64: the target's joint law of the first three tokens."""
+def true_distribution() -> np.ndarray:
+    """[v, v, v], float64: the target's joint distribution of the first three tokens."""
     joint = np.ones(())
     for length in range(NEW_TOKENS):
         prefixes = np.array([[*PROMPT, *prefix] for prefix in np.ndindex((VOCAB,) * length)])
@@ -48,7 +47,7 @@ def true_law() -> np.ndarray:
 
 def cells() -> tuple[np.ndarray, np.ndarray]:
     """Expected counts, and for each text the cell that it falls in: those expected less than 5 times share one."""
-    expected = ROWS * true_law().reshape(-1)
+    expected = ROWS * true_distribution().reshape(-1)
     often = expected >= 5
     index = np.where(often, np.cumsum(often), 0)
     return np.bincount(index, expected), index
@@ -57,14 +56,14 @@ def cells() -> tuple[np.ndarray, np.ndarray]:
 def chi_square(texts: np.ndarray) -> float:
     expected, index = cells()
     place = np.ravel_multi_index(tuple(texts.T), (VOCAB,) * NEW_TOKENS)
-    assert (true_law().reshape(-1)[place] > 0).all(), "a text that the target cannot write"
+    assert (true_distribution().reshape(-1)[place] > 0).all(), "a text that the target cannot write"
     return float((np.square(np.bincount(index[place], minlength=len(expected)) - expected) / expected).sum())
 
 
 def sample(draft_length: int, draft_sampling: Sampling, acceptance: str = "token") -> decoding.Generation:
     return decoding.generate(
         small_target(),
-        small_drafter(seed=13),  # of the first sixteen the one that is accepted most
+        small_drafter(seed=11),  # of the first 24 the one whose second drafts are accepted most
         [PROMPT] * ROWS,
         max_new_tokens=NEW_TOKENS,
         draft_length=draft_length,
@@ -72,6 +71,7 @@ def sample(draft_length: int, draft_sampling: Sampling, acceptance: str = "token
         draft_sampling=draft_sampling,
         acceptance=acceptance,
         key=jax.random.key(1),
+        loop="plain",
     )
 
 
@@ -84,7 +84,7 @@ def limit() -> float:
     [(1, DRAFTING, "token"), (2, DRAFTING, "token"), (2, DRAFTING, "block"), (1, Sampling(), "token")],
     ids=str,
 )
-def test_sampled_text_follows_the_targets_law(draft_length, draft_sampling, acceptance):
+def test_sampled_text_follows_the_targets_distribution(draft_length, draft_sampling, acceptance):
     """Chi-square below its 1e-3 quantile.  Drafts are sampled or greedy, accepted and rejected, and more follows."""
     out = sample(draft_length, draft_sampling, acceptance)
     statistic = chi_square(np.stack(out.tokens))
@@ -94,17 +94,17 @@ def test_sampled_text_follows_the_targets_law(draft_length, draft_sampling, acce
 
 
 def test_random_numbers_of_a_round_are_independent():
-    """One row, one draft, 16384 keys: the first token, and the second after an acceptance, follow the target's law.
+    """One row, one draft, 16384 keys: the first token, and the second after an acceptance, follow the target's distribution.
 
     Chi-square each below its 1e-3 quantile.  If drawing the draft and accepting it shared a uniform number, the first
     would not; in a batch each row would then share it with another row, and every row alone would look right.
-    Not every pair of laws shows that: where each token is accepted for all numbers that draw it or for none, it changes
-    nothing.  This prompt is one where the statistic would be in the thousands.
+    Not every pair of distributions shows that: where each token is accepted for all numbers that draw it or for none, it
+    changes nothing.  With this prompt and drafter the statistic would be nearly two thousand.
     """
-    target, draft_model, keys = small_target(), small_drafter(seed=13), jax.random.split(jax.random.key(2), 4 * ROWS)
+    target, draft_model, keys = small_target(), small_drafter(seed=10), jax.random.split(jax.random.key(2), 4 * ROWS)
     options = decoding.Options(1, SAMPLING, DRAFTING)
-    prompt = [4, 9, 12, 6, 7, 15, 12, 15]
-    state = decoding.prefill(target, [prompt], max_new_tokens=NEW_TOKENS, draft_length=1, key=jax.random.key(0))
+    prompt = [2, 1, 2, 11, 15, 14, 10, 15]
+    state = decoding.prefill(target, [prompt], options, max_new_tokens=NEW_TOKENS)
     prefix = [*prompt, int(state.token[0])]
 
     def last_round(key, state):
@@ -112,7 +112,7 @@ def test_random_numbers_of_a_round_are_independent():
         return last.tokens[0], last.num_accepted[0]
 
     def statistic(tokens, prefixes) -> tuple[float, float]:
-        """Chi-square, and its limit, of the tokens after each of the prefixes (with the law of each)."""
+        """Chi-square, and its limit, of the tokens after each of the prefixes (with the distribution of each)."""
         kinds, index = np.unique(np.array(prefixes), axis=0, return_inverse=True)
         probs = np.float64(token_probs(gemma4.forward(target, kinds).logits[:, -1], SAMPLING))
         expected = probs * np.bincount(index.ravel())[:, None]
@@ -133,22 +133,21 @@ def test_random_numbers_of_a_round_are_independent():
 
 
 def test_power():
-    """What the docstring promises about laws that are caught."""
+    """What the docstring promises about distributions that are caught."""
     degrees = len(cells()[0]) - 1
     assert scipy.stats.ncx2.sf(limit(), degrees, ROWS * 0.02) > 0.99
 
 
 def test_greedy_drafts_accepted_as_if_drawn_are_caught():
-    """Drafts by argmax, acceptance told their softmax, as transformers 5.22.2 and KerasHub 0.32 do: far off."""
-    speculative = importlib.import_module("decoding.round")
+    """Drafts by argmax, accepted with their softmax, as transformers 5.22.2 and KerasHub 0.32 do: far off."""
 
     def mistaken_draft(*args, sampling, **settings) -> Draft:
-        block = decoding.draft(*args, sampling=sampling, **settings)
-        return block._replace(tokens=block.probs.argmax(axis=-1).astype(block.tokens.dtype))
+        drafted = decoding.draft(*args, sampling=sampling, **settings)
+        return drafted._replace(tokens=drafted.probs.argmax(axis=-1).astype(drafted.tokens.dtype))
 
-    importlib.import_module("decoding.fast.jit")._jitted.cache_clear()
-    with mock.patch.object(speculative, "draft", mistaken_draft):
+    decoding.speculative_step.clear_cache()  # it would run the round that it has compiled
+    with mock.patch.object(decoding.round, "draft", mistaken_draft):
         statistic = chi_square(np.stack(sample(1, DRAFTING).tokens))
-    importlib.import_module("decoding.fast.jit")._jitted.cache_clear()
+    decoding.speculative_step.clear_cache()
     print(f"chi-square {statistic:.1f}, limit {limit():.1f}")
     assert statistic > 3 * limit()

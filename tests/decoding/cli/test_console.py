@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, decoders, models
 
 from decoding import Round, Stats
 from decoding.bench.generate_timing import Figures, Speed
-from decoding.cli.main.console import Origin, Printer, TextStream, print_baseline, print_table, use_color
+from decoding.cli.console import Origin, Printer, TextStream, print_baseline, print_counts, use_color
+from decoding.cli.timings import print_figures
 from decoding.shipped_pair.corpus import EOS, train_tokenizer
 
 GAMMA = 3
@@ -229,9 +230,11 @@ STATS = Stats(rounds=4, drafted=12, accepted=6, emitted=11, prompts=1, reached=[
 STAGES = {"draft": 0.00125, "verify": 0.0025, "accept": 0.0002, "rollback": 0.00005}
 
 
-def table(figures: Figures, color: bool = False) -> str:
+def table(figures: Figures | None, color: bool = False) -> str:
     out = io.StringIO()
-    print_table(out, STATS, GAMMA, figures, color=color)
+    print_counts(out, STATS, GAMMA)
+    if figures:
+        print_figures(out, figures, color=color)
     return out.getvalue()
 
 
@@ -240,12 +243,25 @@ def wide(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
 
 
+COUNTS = ["tokens per round 2.50 of at most 4", "accepted, by draft position 1: 75% 2: 50% 3: 25%"]
+
+
+def test_counts():
+    assert [" ".join(line.split()) for line in table(None).splitlines()] == COUNTS
+
+
+@pytest.mark.parametrize("columns", [30, 45])
+def test_a_narrow_terminal_hides_nothing(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = table(None)
+    assert sorted(text.split()) == sorted(" ".join(COUNTS).split()) and max(map(len, text.splitlines())) <= columns
+
+
 def test_table():
     text = table(Figures(Speed(200.0, 0.005), Speed(500.0, 0.0051), STAGES))
     rows = [" ".join(line.split()) for line in text.splitlines()]
     assert rows[:7] == [
-        "tokens per round 2.50 of at most 4",
-        "accepted, by draft position 1: 75% 2: 50% 3: 25%",
+        *COUNTS,
         "ms for each stage draft 1.25 verify 2.50 accept 0.20 rollback 0.05",
         "ms for a whole round 5.10",
         "speculative 500 tokens/s",
@@ -255,6 +271,10 @@ def test_table():
     caption = " ".join(text.split())
     assert "both loops compiled beforehand" in caption and "Stages: each compiled alone" in caption
     assert "\x1b" not in text
+    values = zip(text.splitlines()[:5], ["2.50", "1:", "draft", "5.10", "500"], strict=True)
+    assert len({line.index(value) for line, value in values}) == 1, (
+        "counts and figures line up, though they are printed one after the other"
+    )
 
 
 def test_table_of_a_text_of_one_token():
@@ -263,7 +283,14 @@ def test_table_of_a_text_of_one_token():
     assert "speed-up" not in text and "whole round" not in text.split("Measured")[0]
 
 
-def test_baseline_line():
+def test_caption_is_dim_in_colour():
+    figures = Figures(Speed(200.0, 0.005), Speed(500.0, 0.0051), STAGES)
+    assert "\x1b[2mMeasured after the text" in table(figures, color=True)
+
+
+def test_baseline_lines():
     out = io.StringIO()
-    print_baseline(out, STATS, Figures(Speed(200.0, 0.005)), color=False)
-    assert out.getvalue().strip().startswith("autoregressive: 11 tokens, 200 tokens/s (compiled beforehand")
+    print_baseline(out, STATS)
+    assert out.getvalue() == "\nautoregressive: 11 tokens\n"
+    print_figures(out, Figures(Speed(200.0, 0.005)), color=False)
+    assert out.getvalue().endswith("tokens\nautoregressive: 200 tokens/s (compiled beforehand, without the prefill)\n")

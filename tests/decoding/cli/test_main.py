@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import json
 import os
 import shutil
@@ -19,12 +20,22 @@ from tokenizers.processors import TemplateProcessing
 
 import decoding
 import drafter
-from decoding.cli.main import generate, main
-from decoding.cli.main.console import Origin
+from decoding.bench import cli as bench_cli
+from decoding.bench.generate_timing import Figures
+from decoding.cli import generate, main, timings
+from decoding.cli.console import Origin
+from decoding.fast import KERNELS
+from decoding.generation import LOOPS
+from decoding.oracle import cli as oracle_cli
+from decoding.sampling import REFERENCE
 from decoding.shipped_pair.corpus import train_tokenizer
+from drafter import Drafter
+from drafter.fast import FastDrafter
+from gemma4 import Gemma4
+from gemma4.fast.target import FastGemma4
 from tests.models import SENTENCES, TINY, drafter_config, random_drafter
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROMPT = "In the beginning"
 LENGTH, GAMMA = 12, 2  # of every text here, so that steps compile once
 
@@ -41,16 +52,16 @@ def in_this_process(monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Nothing is measured."""
-    monkeypatch.setattr(generate.Job, "measure", lambda self: generate.Figures(None, stages={}))
+    """--timings measures nothing."""
+    monkeypatch.setattr(timings, "measure", lambda request: Figures(None, stages={}))
 
 
 @pytest.fixture
 def run(pair_dir, capsys):
     """generate, on the tiny pair unless other directories are given: (exit code, standard output, standard error)."""
 
-    def run(*arguments, target=pair_dir / "target", draft_model=pair_dir / "drafter"):
-        directories = [f"--{name}={path}" for name, path in (("target", target), ("drafter", draft_model)) if path]
+    def run(*arguments, target_dir=pair_dir / "target", drafter_dir=pair_dir / "drafter"):
+        directories = [f"--{name}={path}" for name, path in (("target", target_dir), ("drafter", drafter_dir)) if path]
         sizes = [f"--max-new-tokens={LENGTH}", f"--draft-length={GAMMA}"]
         code = main.main(["generate", *directories, *sizes, *arguments])
         return code, *capsys.readouterr()
@@ -70,10 +81,10 @@ def expected_text(pair_dir, **settings) -> tuple[list[int], str]:
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_streamed_text_is_the_decoded_text(run, pair_dir, sampled, quick, monkeypatch):
+def test_streamed_text_is_the_decoded_text(run, pair_dir, sampled, monkeypatch):
     monkeypatch.setattr(Origin.OWN, "opening", "")
     monkeypatch.setattr(Origin.OWN, "closing", "")
-    monkeypatch.setattr("decoding.cli.main.console._harmless", lambda text: text)
+    monkeypatch.setattr("decoding.cli.console._harmless", lambda text: text)
     options, settings = [], {}
     if sampled:
         options = ["--temperature=1", "--top-k=50", "--top-p=0.9", "--seed=3"]
@@ -84,20 +95,36 @@ def test_streamed_text_is_the_decoded_text(run, pair_dir, sampled, quick, monkey
     assert out.split("\n\n(marks")[0] == PROMPT + text
 
 
-def test_acceptance_by_block_reaches_the_loop(run, monkeypatch, quick):
-    seen = []
-    generate = lambda *args, **settings: seen.append(settings["acceptance"]) or decoding.generate(*args, **settings)
-    monkeypatch.setattr(generate, "generate", generate)
+@pytest.fixture
+def calls(monkeypatch):
+    """What each call of `decoding.generate` and `decoding.generate_autoregressive` was given: (models and prompt, settings)."""
+    calls = []
+    for name in ("generate", "generate_autoregressive"):
+
+        def recorded(*args, of=getattr(decoding, name), **settings):
+            calls.append((args, settings))
+            return of(*args, **settings)
+
+        monkeypatch.setattr(generate, name, recorded)
+    return calls
+
+
+def test_acceptance_by_block_reaches_the_loop(run, calls):
     assert run(PROMPT, "--temperature=1", "--acceptance=block")[0] == 0
-    assert set(seen) == {"block"}
+    assert [settings["acceptance"] for _, settings in calls] == ["block"]
 
 
-def test_convention_reaches_the_drafter(run, monkeypatch, quick):
-    seen = []
-    generate = lambda *args, **settings: seen.append(args[1].config.convention) or decoding.generate(*args, **settings)
-    monkeypatch.setattr(generate, "generate", generate)
+def test_convention_reaches_the_drafter(run, calls):
     assert [run(PROMPT, *options)[0] for options in ([], ["--convention=vllm"])] == [0, 0]
-    assert seen == ["transformers", "vllm"]
+    assert [draft.config.convention for (_, draft, _), _ in calls] == ["transformers", "vllm"]
+
+
+@pytest.mark.parametrize("how", [[], ["--baseline"]], ids=["speculative", "baseline"])
+def test_every_loop_gives_the_same_text(how, run, calls, pair_dir):
+    for loop in ([], *([f"--loop={loop}"] for loop in LOOPS)):
+        code, out, _ = run(PROMPT, "--json", *how, *loop)
+        assert code == 0 and json.loads(out)["tokens"] == expected_text(pair_dir)[0]
+    assert [settings["loop"] for _, settings in calls] == ["streamed", "plain", "streamed", "on_device"]
 
 
 @pytest.mark.parametrize("command", ["generate", "bench", "oracle"])
@@ -109,10 +136,10 @@ def test_float32_is_multiplied_in_float32(command, monkeypatch):
         seen.append(jax.config.jax_default_matmul_precision)
         return main.OK
 
-    for module in (main, main.bench, main.oracle):
+    for module in (generate, bench_cli, oracle_cli):
         monkeypatch.setattr(module, "run", look)
-    monkeypatch.setattr(main, "prepare", look)
-    monkeypatch.setattr(main.bench, "prepare", look)
+    monkeypatch.setattr(generate, "prepare", look)
+    monkeypatch.setattr(bench_cli, "prepare", look)
     before = jax.config.jax_default_matmul_precision
     jax.config.update("jax_default_matmul_precision", None)
     try:
@@ -122,30 +149,47 @@ def test_float32_is_multiplied_in_float32(command, monkeypatch):
     assert set(seen) == {"highest"}
 
 
-def test_text_is_out_before_anything_is_measured(run, capsys, monkeypatch):
-    seen = []
+def test_text_is_out_before_anything_is_measured(run, monkeypatch):
+    class Flushed(io.StringIO):
+        seen = ""
 
-    def measure(self):
-        seen.append(capsys.readouterr().out)
-        return generate.Figures(None, stages={})
+        def flush(self):
+            self.seen = self.getvalue()
 
-    monkeypatch.setattr(generate.Job, "measure", measure)
-    code, out, _ = run(PROMPT)
-    assert code == 0 and "tokens per round" in out
-    assert seen[0].startswith(PROMPT + "[") and seen[0].endswith("\n") and "tokens per round" not in seen[0]
+    out, seen = Flushed(), []
+
+    def measure(request):
+        seen.append(out.seen)
+        return Figures(None, stages={})
+
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(timings, "measure", measure)
+    assert run(PROMPT, "--timings")[0] == 0
+    (before,) = seen
+    assert before.startswith(PROMPT + "[") and "\ntokens per round" in before and before.count("\n") == 6
+    assert out.getvalue().startswith(before + "ms for each stage")
 
 
-def test_legend_and_table(run):
+def test_legend_and_counts(run, monkeypatch):
+    monkeypatch.setattr(timings, "measure", None)
     code, out, err = run(PROMPT, "--show-rejected")
     assert (code, err) == (0, "")
-    assert "{" in out.split("\n\n(marks")[0], "a random drafter is mostly wrong"
-    assert "(marks: drafted and accepted, [the target's own], {drafted and rejected})\n" in out
+    text, table = out.split("\n\n(marks")
+    assert "{" in text, "a random drafter is mostly wrong"
+    assert table.startswith(": drafted and accepted, [the target's own], {drafted and rejected})\n\n")
+    labels = [line.split("  ")[0] for line in table.splitlines()[2:]]
+    assert labels == ["tokens per round", "accepted, by draft position"] and "\x1b" not in out
+
+
+def test_table_of_timings(run):
+    code, out, err = run(PROMPT, "--timings")
+    assert (code, err) == (0, "")
     for row in ("tokens per round", "accepted, by draft position", "ms for each stage", "speculative", "speed-up"):
         assert f"\n{row}  " in out
     assert "not measured" not in out and "\x1b" not in out
 
 
-def test_colours_on_a_terminal(run, quick, monkeypatch):
+def test_colours_on_a_terminal(run, monkeypatch):
     monkeypatch.setattr(generate, "use_color", lambda out: True)
     _, out, _ = run(PROMPT)
     assert out.startswith(f"\x1b[2m{PROMPT}\x1b[0m\x1b[1;35m") and "(colours: \x1b[32m" in out
@@ -153,7 +197,11 @@ def test_colours_on_a_terminal(run, quick, monkeypatch):
     assert out.startswith(f"{PROMPT}[") and "\x1b" not in out
 
 
-def test_json(run, pair_dir):
+MEASURED = ["speculative", "autoregressive", "speed_up", "stage_seconds"]
+
+
+def test_json(run, pair_dir, monkeypatch):
+    monkeypatch.setattr(timings, "measure", None)
     began = time.perf_counter()
     code, out, err = run(PROMPT, "--json", "--show-rejected")
     assert (code, err, out.count("\n")) == (0, "", 1)
@@ -163,9 +211,17 @@ def test_json(run, pair_dir):
     stats = result["stats"]
     assert stats["emitted"] == len(result["tokens"]) and stats["drafted"] == GAMMA * stats["rounds"]
     assert len(stats["acceptance_per_position"]) == GAMMA
-    timings = result["timings"]
-    keys = ["first_token_seconds", "speculative", "autoregressive", "speed_up", "stage_seconds"]
-    assert list(timings) == keys and 0 < timings["first_token_seconds"] < time.perf_counter() - began
+    assert 0 < result["timings"].pop("first_token_seconds") < time.perf_counter() - began
+    assert result["timings"] == dict.fromkeys(MEASURED)
+
+
+def test_json_with_timings(run):
+    began = time.perf_counter()
+    code, out, err = run(PROMPT, "--json", "--timings")
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    timings = json.loads(out)["timings"]
+    assert list(timings) == ["first_token_seconds", *MEASURED]
+    assert 0 < timings["first_token_seconds"] < time.perf_counter() - began
     assert list(timings["stage_seconds"]) == ["draft", "verify", "accept", "rollback"]
     for speed in (timings["speculative"], timings["autoregressive"]):
         assert speed["tokens_per_second"] > 0 and speed["seconds_per_round"] > 0
@@ -173,30 +229,45 @@ def test_json(run, pair_dir):
 
 def test_baseline(run, pair_dir):
     tokens, text = expected_text(pair_dir)
-    code, out, _ = run(PROMPT, "--baseline", "--json", draft_model=None)
+    code, out, _ = run(PROMPT, "--baseline", "--json", "--timings", drafter_dir=None)
     result = json.loads(out)
     assert code == 0 and (result["tokens"], result["text"]) == (tokens, text)
     assert result["timings"]["speculative"] is result["timings"]["speed_up"] is None
+    assert result["timings"]["autoregressive"]["tokens_per_second"] > 0
     code, out, _ = run(PROMPT, "--baseline")
-    assert code == 0 and f"\nautoregressive: {LENGTH} tokens, " in out and "(marks" not in out
+    assert code == 0 and out.endswith(f"\n\nautoregressive: {LENGTH} tokens\n") and "(marks" not in out
+    code, out, _ = run(PROMPT, "--baseline", "--timings")
+    assert code == 0 and f"\nautoregressive: {LENGTH} tokens\nautoregressive: " in out and " tokens/s (compiled" in out
 
 
-def test_prompt_ids_are_taken_as_they_are(run, pair_dir, quick):
+def test_timings_are_of_the_loop_that_ran(run, calls, monkeypatch):
+    """The stages, too: for the plain loop the models as loaded, for others their twins."""
+    staged = []
+    monkeypatch.setattr(timings, "time_stages", lambda *args: staged.append(args) or {})
+    for loop in LOOPS:
+        assert run(PROMPT, "--timings", f"--loop={loop}")[0] == 0
+        assert {settings["loop"] for _, settings in calls} == {loop}
+        calls.clear()
+    assert [(type(target), type(draft)) for target, draft, *_ in staged] == [(Gemma4, Drafter)] + 2 * [
+        (FastGemma4, FastDrafter)
+    ]
+    assert [options.kernels for *_, options, _ in staged] == [REFERENCE, KERNELS, KERNELS]
+
+
+def test_prompt_ids_are_taken_as_they_are(run, pair_dir):
     target, draft, _ = load_pair(str(pair_dir / "target"), str(pair_dir / "drafter"), "float32")
     settings = {"max_new_tokens": LENGTH, "draft_length": GAMMA, "eos_ids": target.config.eos_token_ids}
     _, out, _ = run("--prompt-ids= 7,19 300", "--json")
     assert json.loads(out)["tokens"] == decoding.generate(target, draft, [7, 19, 300], **settings).tokens[0].tolist()
 
 
-def test_a_users_turn(run, pair_dir, tmp_path, quick, monkeypatch):
+def test_a_users_turn(run, pair_dir, tmp_path, calls):
     tokenizer = train_tokenizer(SENTENCES, 300)
     tokenizer.add_tokens(["<|turn>", "<turn|>", "<|think|>", "<|channel>", "<channel|>"])
-    target, prompts = shutil.copytree(pair_dir / "target", tmp_path / "target"), []
+    target = shutil.copytree(pair_dir / "target", tmp_path / "target")
     tokenizer.save(str(target / "tokenizer.json"))
-    generate = lambda *args, **settings: prompts.append(args[2]) or decoding.generate(*args, **settings)
-    monkeypatch.setattr(generate, "generate", generate)
     for mode in ("plain", "empty-thought", "thinking"):
-        code, out, _ = run("Hello", f"--chat={mode}", target=target)
+        code, out, _ = run("Hello", f"--chat={mode}", target_dir=target)
         assert code == 0 and out.startswith("Hello[")
     plain = "<bos><|turn>user\nHello<turn|>\n<|turn>model\n"
     expected = [
@@ -204,38 +275,39 @@ def test_a_users_turn(run, pair_dir, tmp_path, quick, monkeypatch):
         plain + "<|channel>thought\n<channel|>",
         plain.replace("<bos>", "<bos><|turn>system\n<|think|>\n<turn|>\n"),
     ]
-    assert [tokenizer.decode(prompt, skip_special_tokens=False) for prompt in prompts] == expected
+    assert [tokenizer.decode(prompt, skip_special_tokens=False) for (_, _, prompt), _ in calls] == expected
 
 
-def test_without_a_tokenizer(run, pair_dir, tmp_path, quick):
+def test_without_a_tokenizer(run, pair_dir, tmp_path):
     target = shutil.copytree(pair_dir / "target", tmp_path / "target")
     (target / "tokenizer.json").unlink()
-    code, out, _ = run("--prompt-ids=2,7", "--json", target=target)
+    code, out, _ = run("--prompt-ids=2,7", "--json", target_dir=target)
     assert code == 0 and json.loads(out)["text"] is None
     tokens = json.loads(out)["tokens"]
-    _, out, _ = run("--prompt-ids=2,7", "--baseline", target=target)
+    _, out, _ = run("--prompt-ids=2,7", "--baseline", target_dir=target)
     assert out.startswith(" ".join(map(str, [2, 7, *tokens])) + " \n")
 
 
 def test_text_ends_at_the_targets_eos(run, pair_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "time_stages", lambda *args: {})
+    monkeypatch.setattr(timings, "time_stages", lambda *args: {})
     tokens, _ = expected_text(pair_dir)
     target = shutil.copytree(pair_dir / "target", tmp_path / "target")
     config = json.loads((target / "config.json").read_text())
     (target / "config.json").write_text(json.dumps({**config, "eos_token_id": [1, tokens[0]]}))
-    code, out, _ = run(PROMPT, "--json", target=target)
+    code, out, _ = run(PROMPT, "--json", "--timings", target_dir=target)
     result = json.loads(out)
     assert code == 0 and result["tokens"] == tokens[:1]
     assert result["timings"]["speculative"] is result["timings"]["autoregressive"] is None
-    code, out, _ = run(PROMPT, target=target)
+    code, out, _ = run(PROMPT, "--timings", target_dir=target)
     assert code == 0 and out.count("not measured: the text ended with its first token") == 2
 
 
 def test_a_terminal_is_told_what_takes_its_time(run, quick, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    code, out, err = run(PROMPT, "--json")
+    code, out, err = run(PROMPT, "--json", "--timings")
     assert code == 0 and json.loads(out)
-    assert err == "compiling (a later start is quicker) ...\r\x1b[Kmeasuring ...\r\x1b[K"
+    assert err == "compiling (later starts are quicker) ...\r\x1b[Kmeasuring ...\r\x1b[K"
+    assert run(PROMPT, "--json")[2] == "compiling (later starts are quicker) ...\r\x1b[K"
 
 
 def test_notices_are_gone_before_text_comes(run, quick, monkeypatch):
@@ -250,7 +322,7 @@ def test_notices_are_gone_before_text_comes(run, quick, monkeypatch):
     monkeypatch.setattr(generate, "notice", notice)
     monkeypatch.setattr(generate.Printer, "prompt", lambda *args: events.append("prompt"))
     monkeypatch.setattr(generate.Printer, "end", lambda *args: events.append("end"))
-    run(PROMPT)
+    run(PROMPT, "--timings")
     assert events == ["compiling", "gone", "prompt", "end", "measuring", "gone"]
 
 
@@ -262,8 +334,52 @@ def test_help(arguments, capsys):
     assert exit.value.code == 0
     assert 'gemma4-mtp generate "In the beginning"' in out and max(map(len, out.splitlines())) <= 120
     if "generate" in arguments:
-        for part in ("--draft-length N", "(64)", "bold magenta", "[the target's own]", "130 interrupted"):
+        for part in (
+            "--draft-length N",
+            "(64)",
+            "bold magenta",
+            "[the target's own]",
+            "130 interrupted",
+            "--timings, else null",
+        ):
             assert part in out
+
+
+@pytest.mark.parametrize("command", main.COMMANDS)
+def test_help_is_the_same_whichever_command_is_named(command):
+    """So the lines that are listed without a command's own parser are those of the parser."""
+    assert main.make_parser(command).format_help() == main.make_parser(None).format_help()
+    lines = [" ".join(line.split()) for line in main.make_parser(None).format_help().splitlines()]
+    assert {f"{name} {line}" for name, line in main.COMMANDS.items()} <= set(lines)
+
+
+IMPORTED = """
+import contextlib, io, sys
+from decoding.cli.main import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    main(sys.argv[1:])
+print(*sorted({".".join(name.split(".")[:2]) for name in sys.modules if name.startswith("decoding.")}))
+print("decoding.cli.timings" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "packages"),
+    [
+        (["generate", PROMPT, f"--max-new-tokens={LENGTH}", "--target={}/target", "--drafter={}/drafter"], set()),
+        (["generate", "--help"], set()),
+        (["--help"], set()),
+        (["bench", "--help"], {"decoding.bench"}),
+        (["oracle", "--help"], {"decoding.oracle"}),
+    ],
+    ids=["generate", "its help", "help of all", "help of bench", "help of oracle"],
+)
+def test_a_command_imports_only_its_own_package(arguments, packages, pair_dir, tmp_path):
+    command = [sys.executable, "-c", IMPORTED, *(argument.format(pair_dir) for argument in arguments)]
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    imported, has_timings = done.stdout.splitlines()
+    assert {"decoding.bench", "decoding.oracle"} & set(imported.split()) == packages and has_timings == "False"
 
 
 # -- what it refuses ---------------------------------------------------------------------------------------------------
@@ -290,12 +406,12 @@ REFUSED = {
     "bytes that are no text": (["\udcff"], "TEXT: expected UTF-8, got bytes that are not"),
     "past the context": (
         ["--prompt-ids=2,7", "--max-new-tokens=127"],
-        "the prompt has 2 tokens, and 127 new ones go past this model's context of 128: shorten the prompt, or ask for "
+        "the prompt has 2 tokens, and 127 new ones exceed this model's context of 128: shorten the prompt, or ask for "
         "at most 126 new tokens",
     ),
-    "no new tokens": (["x", "--max-new-tokens=0"], "max_new_tokens: expected at least 1, got 0"),
-    "nothing drafted": (["x", "--draft-length=0"], "draft_length: expected 1 to 32 tokens a round, got 0"),
-    "too much drafted": (["x", "--draft-length=33"], "draft_length: expected 1 to 32 tokens a round, got 33"),
+    "no new tokens": (["x", "--max-new-tokens=0"], "--max-new-tokens: expected at least 1, got 0"),
+    "nothing drafted": (["x", "--draft-length=0"], "--draft-length: expected 1 to 32 tokens a round, got 0; "),
+    "too much drafted": (["x", "--draft-length=33"], "--draft-length: expected 1 to 32 tokens a round, got 33; "),
     "no number": (["x", "--draft-length=four"], "argument --draft-length: invalid int value: 'four'"),
     "negative temperature": (
         ["x", "--temperature=-0.5"],
@@ -305,16 +421,17 @@ REFUSED = {
         ["x", "--temperature=nan"],
         "temperature: expected a number from 0 (greedy) up, got nan",
     ),
-    "top_p 0": (["x", "--top-p=0"], "top_p: expected a share of probability from 1e-30 to 1, got 0"),
+    "top_p 0": (["x", "--top-p=0"], "top_p: expected a probability from 1e-30 to 1, got 0"),
     "top_p of less than float32": (
         ["x", "--top-p=1e-40"],
-        "top_p: expected a share of probability from 1e-30 to 1, got 1e-40",
+        "top_p: expected a probability from 1e-30 to 1, got 1e-40",
     ),
-    "top_p above 1": (["x", "--top-p=1.5"], "top_p: expected a share of probability from 1e-30 to 1, got 1.5"),
+    "top_p above 1": (["x", "--top-p=1.5"], "top_p: expected a probability from 1e-30 to 1, got 1.5"),
     "top_k negative": (["x", "--top-k=-1"], "top_k: expected a number of tokens, or 0 for all, got -1"),
     "seed negative": (["x", "--seed=-1"], "--seed: expected a number in 0..4294967295, got -1"),
     "seed past 32 bits": (["x", f"--seed={2**32}"], "--seed: expected a number in 0..4294967295, got 4294967296"),
     "dtype": (["x", "--dtype=int8"], "argument --dtype: invalid choice: 'int8' (choose from "),
+    "loop": (["x", "--loop=fast"], "argument --loop: invalid choice: 'fast' (choose from "),
 }
 
 
@@ -327,6 +444,24 @@ def assert_refused(result, message: str) -> None:
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_arguments(case, run):
+    arguments, message = REFUSED[case]
+    assert_refused(run(*arguments), message)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "nothing drafted",
+        "too much drafted",
+        "no new tokens",
+        "top_k negative",
+        "top_p 0",
+        "negative temperature",
+        "seed negative",
+    ],
+)
+def test_settings_are_refused_before_the_models_are_read(case, run, monkeypatch):
+    monkeypatch.setattr(generate, "load_pair", None)
     arguments, message = REFUSED[case]
     assert_refused(run(*arguments), message)
 
@@ -392,7 +527,7 @@ def test_damaged_directories(case, half, run, pair_dir, tmp_path):
     damage, message = DAMAGE[case]
     directory = shutil.copytree(pair_dir / half, tmp_path / half)
     damage(directory)
-    result = run(PROMPT, **{half: directory})
+    result = run(PROMPT, **{f"{half}_dir": directory})
     assert_refused(result, message)
     assert str(directory) in result[2]
 
@@ -400,19 +535,19 @@ def test_damaged_directories(case, half, run, pair_dir, tmp_path):
 def test_pair_that_does_not_fit(run, tmp_path):
     drafter.export_hf(random_drafter(drafter_config(TINY["12B"], clustered=False)), tmp_path / "drafter")
     assert_refused(
-        run(PROMPT, draft_model=tmp_path / "drafter"), "drafter and target do not fit (vocab_size: drafter 64, "
+        run(PROMPT, drafter_dir=tmp_path / "drafter"), "drafter and target do not fit (vocab_size: drafter 64, "
     )
 
 
 def test_directories_the_wrong_way_round(run, pair_dir):
-    swapped = run(PROMPT, target=pair_dir / "drafter", draft_model=pair_dir / "target")
+    swapped = run(PROMPT, target_dir=pair_dir / "drafter", drafter_dir=pair_dir / "target")
     assert_refused(swapped, "got 'gemma4_assistant'; this is not the configuration of a Gemma 4 target")
 
 
 def test_text_without_a_tokenizer(run, pair_dir, tmp_path):
     target = shutil.copytree(pair_dir / "target", tmp_path / "target")
     (target / "tokenizer.json").unlink()
-    assert_refused(run(PROMPT, target=target), "no tokenizer.json, so TEXT cannot be read; give --prompt-ids")
+    assert_refused(run(PROMPT, target_dir=target), "no tokenizer.json, so TEXT cannot be read; give --prompt-ids")
 
 
 @pytest.mark.parametrize("command", ["generate", "bench", "oracle"])
@@ -439,7 +574,7 @@ def test_interrupt_is_quiet(run, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main, "prepare", interrupt)
+    monkeypatch.setattr(generate, "prepare", interrupt)
     assert run(PROMPT) == (130, "", "")
 
 
@@ -447,21 +582,25 @@ def test_bug_keeps_its_traceback(run, monkeypatch):
     def bug(*args):
         raise ValueError("not a mistake of the user's")
 
-    monkeypatch.setattr(main, "run", bug)
+    monkeypatch.setattr(generate, "run", bug)
     with pytest.raises(ValueError, match="not a mistake"):
         run(PROMPT)
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
-def test_closed_stream(name, run, quick, monkeypatch):
-    """`>&-` and `2>&-`: what would stand there is lost, and nothing else changes."""
+def test_closed_stream(name, run, monkeypatch):
+    """`>&-` and `2>&-`: what would be written there is lost, and nothing else changes."""
     monkeypatch.setattr(sys, name, None)
     code, out, err = run(PROMPT)
     getattr(sys, name).close()
     assert (code, err) == (0, "") and bool(out) == (name == "stderr")
 
 
-@pytest.mark.parametrize("arguments", [[PROMPT], [PROMPT, "--json"], ["--help"]], ids=["text", "json", "help"])
+@pytest.mark.parametrize(
+    "arguments",
+    [[PROMPT], [PROMPT, "--timings"], [PROMPT, "--json"], ["--help"]],
+    ids=["text", "timings", "json", "help"],
+)
 def test_full_disk(arguments, run, quick, monkeypatch):
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
@@ -476,14 +615,19 @@ def test_standard_error_is_full(run, monkeypatch):
         assert run("x", "--draft-length=0") == (2, "", "")
 
 
+def environment(cache: Path, platforms: str = "cpu") -> dict[str, str]:
+    """Of a process of its own."""
+    given = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": platforms}
+    given.pop("JAX_COMPILATION_CACHE_DIR", None)
+    return given
+
+
 def start(pair_dir, cache: Path, *arguments, platforms: str = "cpu", **settings) -> subprocess.Popen:
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": platforms}
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     command = [sys.executable, "-m", *arguments, "--target", pair_dir / "target", "--drafter", pair_dir / "drafter"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     # A run of the tests in the background hands on an ignored SIGINT, and the command respects that.
     settings = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **settings}
-    return subprocess.Popen(command, env=environment, **pipes, **settings)
+    return subprocess.Popen(command, env=environment(cache, platforms), **pipes, **settings)
 
 
 @pytest.mark.slow
@@ -512,9 +656,9 @@ def test_real_processes(pair_dir, tmp_path):
     reader_gone.stderr.close()
 
 
-def prepared(pair_dir, *arguments, target=None) -> generate.Job:
+def prepared(pair_dir, *arguments, target=None) -> generate.Request:
     directories = [f"--target={target or pair_dir / 'target'}", f"--drafter={pair_dir / 'drafter'}"]
-    return generate.prepare(main.make_parser().parse_args(["generate", PROMPT, *directories, *arguments]))
+    return generate.prepare(main.parse(["generate", PROMPT, *directories, *arguments]))
 
 
 @pytest.mark.parametrize("how", [[], ["--baseline"]], ids=["speculative", "baseline"])

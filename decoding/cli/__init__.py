@@ -1,0 +1,9 @@
+"""The command `gemma4-mtp`.
+
+main.py      arguments, help, exit codes
+generate.py  `generate`: validate and load everything, then generate and print
+console.py   text as it comes, with colours or marks, and the tables after it
+timings.py   what `generate --timings` measures
+
+`bench` and `oracle` are in their own packages, which are imported only when one of them is asked for.
+"""
