@@ -49,12 +49,12 @@ def for_backend(draft_model: Drafter, backend: str | None = None) -> Drafter:
     loop over clusters would be slower.
     """
     backend = backend or this_backend()
-    table, blocks, transposed_table = draft_model.embed_tokens.weight[...], None, None
+    weight, blocks, transposed_table = draft_model.embed_tokens.weight, None, None
     if backend == "cpu" and draft_model.config.use_ordered_embeddings:
         _, ordering, _ = draft_model.masked_embedding.clusters()
-        blocks = nnx.Variable(table_in_blocks(table, ordering, draft_model.config.num_centroids))
-    elif backend == "cpu" and table.dtype == "float32":  # XLA would convert a copy in bfloat16 to float32 at every call
-        transposed_table = nnx.Variable(transposed(table))
+        blocks = nnx.Variable(table_in_blocks(weight[...], ordering, draft_model.config.num_centroids))
+    elif backend == "cpu" and weight.dtype == "float32":  # bfloat16 would be converted to float32 at every call
+        transposed_table = nnx.Variable(transposed(weight[...]))
     twin = twin_of(draft_model, FastDrafter, blocks=nnx.data(blocks), transposed_table=nnx.data(transposed_table))
     twin.layers = nnx.List([layer_for_backend(layer, backend) for layer in draft_model.layers])
     return twin

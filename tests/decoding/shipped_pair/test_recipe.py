@@ -1,4 +1,4 @@
-"""The recipe, in small: every stage from text to a pair that loads and generates; and the shape of its curve."""
+"""The recipe with tiny models: every stage, from text to a pair that loads and generates; the training log; DIR/pair."""
 
 import dataclasses
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
 import decoding
 from decoding.shipped_pair import corpus
@@ -24,28 +25,30 @@ from decoding.shipped_pair.recipe import (
 )
 from gemma4.checkpoints.directories import CheckpointError
 from gemma4.config import interleave
+from gemma4.fast.linear import FlatLinear
 from gemma4.training import windows
 from tests.models import TINY, TINY_DRAFTERS, random_drafter, random_target
 
 
 def shallow(recipe: Recipe) -> Recipe:
-    """The same with four target layers, two drafter layers and two draft steps: compiling takes nearly all the time.
+    """The same with four target layers, two drafter layers and two draft steps, because compilation takes nearly all the time.
 
-    Fewer are none of this layout: each type needs a layer that owns K/V and one that shares it.
+    This layout needs that many: each type has a layer that owns K/V and one that shares them.
     """
     target = dataclasses.replace(recipe.target, layer_types=interleave(1, 4), num_kv_shared_layers=2)
     text = dataclasses.replace(recipe.drafter.text, layer_types=interleave(1, 2), num_kv_shared_layers=2)
-    return recipe._replace(target=target, draft_model=dataclasses.replace(recipe.drafter, text=text), unroll=2)
+    return recipe._replace(target=target, drafter=dataclasses.replace(recipe.drafter, text=text), unroll=2)
 
 
 @pytest.mark.slow
 def test_smoke_run_learns_resumes_and_ships(tmp_path):
-    """Half of the target's training by itself; then the whole recipe, which goes on from there."""
+    """Half of the target's training alone; then the whole recipe, which resumes there."""
     recipe, chapters = shallow(smoke_recipe()), 20
     text = corpus.king_james()
     text = corpus.Corpus(text.train[:chapters], text.held_out[:chapters])
     tokenizer = corpus.train_tokenizer(text.train, recipe.target.vocab_size)
-    train_target(recipe._replace(target_steps=30), tokenizer, text, tmp_path)
+    target = train_target(recipe._replace(target_steps=30), tokenizer, text, tmp_path)
+    assert not any(isinstance(module, FlatLinear) for _, module in nnx.iter_modules(target)), "trained, a plain model"
 
     run(recipe, tmp_path, chapters)
     log = [json.loads(line) for line in (tmp_path / "pair" / "training_log.jsonl").read_text().splitlines()]
@@ -64,12 +67,12 @@ def test_smoke_run_learns_resumes_and_ships(tmp_path):
     np.testing.assert_array_equal(fast.tokens[0], slow.tokens[0])
 
     before = digest(tmp_path / "pair")
-    run(recipe, tmp_path, chapters)  # finished: nothing is trained or sampled, and the same pair comes out
+    run(recipe, tmp_path, chapters)  # all stages are finished: it trains and samples nothing, and exports the same pair
     assert digest(tmp_path / "pair") == before
 
 
 def test_the_windows_are_those_that_the_shipped_pair_was_trained_on():
-    """Step 0 of its target's training: where the 16 windows began when it was made, of a text of this length."""
+    """Step 0 of the target's training: the 16 windows start where they did for the shipped pair, for a text of this length."""
     text, length = corpus.Corpus(["In the beginning God created the heaven and the earth.\n"] * 300, []), 256
     tokenizer = corpus.train_tokenizer(text.train, 280)
     stream = np.concatenate(corpus.encode_chapters(tokenizer, text.train))
@@ -83,7 +86,7 @@ def sample_a_little(out: Path) -> np.ndarray:
     return sample_text(recipe, random_target(TINY["E2B"]), np.arange(64, dtype=np.int32), 0.0, out)
 
 
-def test_text_that_was_saved_by_half_is_sampled_anew(tmp_path, monkeypatch):
+def test_text_that_was_saved_by_half_is_sampled_again(tmp_path, monkeypatch):
     save = np.save
 
     def interrupted(file, rows):
@@ -133,7 +136,7 @@ def empty_folder(pair: Path) -> None:
 
 
 def of_another(pair: Path) -> None:
-    """Whole, but exported elsewhere."""
+    """Complete, but not exported to this folder."""
     (pair.parent / "exported.txt").unlink()
 
 
@@ -144,7 +147,7 @@ def file_instead(pair: Path) -> None:
 
 @pytest.mark.parametrize("meddle", [put_beside, change, empty_folder, of_another, file_instead])
 def test_a_pair_that_is_not_the_recipes_own_is_refused_before_training(meddle, tmp_path, monkeypatch, capsys):
-    """One line, exit code 2; also where it came there while training ran.  What is there stays."""
+    """One line, exit code 2; `export` refuses, too, in case it appears while training runs.  The folder stays as it is."""
     export_tiny(tmp_path)
     meddle(tmp_path / "pair")
     found = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -160,7 +163,7 @@ def test_a_pair_that_is_not_the_recipes_own_is_refused_before_training(meddle, t
 
 
 def test_the_recipes_own_pair_is_replaced_when_the_new_one_is_whole(tmp_path, monkeypatch):
-    """An empty folder, too.  If writing fails, the old one stays, and nothing else is left."""
+    """So is an empty folder.  If writing fails, the old pair stays, and nothing else is left behind."""
     (tmp_path / "pair").mkdir()
     for held_out in ("first", "second"):
         export_tiny(tmp_path, held_out)
