@@ -1,4 +1,4 @@
-"""The matrix products of a traced program, counted."""
+"""Count the operations in the matrix products of a traced program."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -7,9 +7,9 @@ import jax
 
 
 def counted_flops(jaxpr) -> int:
-    """Of all matrix products in a jaxpr: 2 x batch x m x n x k each, those in a scan as often as it runs.
+    """All matrix products of a jaxpr: 2 x batch x m x n x k for each, times the iterations of a scan around it.
 
-    Errors: ValueError for a product in a `while`, whose number of turns no one knows, and for branches that differ.
+    Errors: ValueError for a product in a `while`, whose number of iterations is unknown, and for branches that differ.
     """
     total = 0
     for equation in jaxpr.eqns:
@@ -23,12 +23,12 @@ def counted_flops(jaxpr) -> int:
                 total += equation.params["length"] * sum(inner)
             case "cond":
                 if len(set(inner)) > 1:
-                    raise ValueError(f"branches of {inner} operations")
+                    raise ValueError(f"cond: expected branches of equal operations, got {inner}")
                 total += inner[0]
             case "while":
                 if any(inner):
-                    raise ValueError("a product in a loop of unknown length")
-            case _:  # jit, custom derivatives and the like call theirs once
+                    raise ValueError("a matrix product in a loop of unknown length")
+            case _:  # jit, custom derivatives and others call their inner programs once
                 total += sum(inner)
     return total
 

@@ -1,7 +1,7 @@
 """Tiny models for all tests: the five layouts, a smaller pair that compiles in seconds, and a whole pair on disk.
 
-The five layouts are those of the oracle (`decoding/oracle/tiny.py`).  The properties of decoding hold for every target and every
-drafter, so they are tested where a mistake shows soonest: the texts of `restless` targets depend on everything in the cache.
+The five layouts are those of the oracle (`decoding/oracle/tiny.py`).  The properties of decoding hold for every target and
+every drafter, so they are tested where a mistake shows soonest: the text of a `restless` target depends on the whole cache.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ def drafter_config(target: Config, *, clustered: bool) -> drafter.Config:
 def write_pair(directory: Path, vocab_size: int = 320) -> None:
     """`directory`/target, with a byte-level tokenizer.json, and `directory`/drafter, in Hugging Face layout.
 
-    Few layers, because a pair on disk is compiled again and again.
+    Few layers, because many tests compile this pair.
     """
     config = dataclasses.replace(
         TINY["E2B"],
@@ -79,7 +79,7 @@ SMALL = Config(
 
 @functools.cache
 def small_target(seed: int = 18) -> Gemma4:
-    """Of the first forty seeds this one writes the most varied texts."""
+    """Of the first forty seeds, this one has the most varied texts."""
     return restless(random_target(SMALL, seed))
 
 
@@ -92,5 +92,5 @@ def small_drafter(seed: int = 0, convention: str = "transformers") -> Drafter:
 
 @functools.cache
 def small_subject() -> Subject:
-    """To be measured."""
+    """The pair for benchmarks to measure."""
     return Subject("a small pair", small_target(), small_drafter(), texts=[])

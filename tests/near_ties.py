@@ -1,7 +1,7 @@
-"""Compare greedy texts of two ways to one model.  They may differ where the two best logits all but tie, nowhere else.
+"""Compare greedy texts that were computed in two ways.  They may differ where the two best logits nearly tie, nowhere else.
 
-float32 sums come out a few units in the last place apart when a batch or a block has another shape; where two logits
-lie that close, which is larger is an accident.  Each such difference is counted; pytest prints the counts at its end.
+float32 sums differ by a few units in the last place when a batch or a chunk has another shape.  Where two logits are that
+close, rounding decides which is larger.  Each such difference is counted; pytest prints the counts at its end.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ class NearTies:
         self.texts = self.excused = 0
 
     def compare(self, target: gemma4.Gemma4, prompt: Sequence[int], text, reference, what: str = "") -> None:
-        """Fail unless the texts are equal, or part at a token where the two best logits lie within TIE (counted)."""
+        """Fail unless the texts are equal, or first differ at a token whose two best logits are within TIE (counted)."""
         self.texts += 1
         text, reference = list(map(int, text)), list(map(int, reference))
         if text == reference:
             return
         pairs = zip(text, reference, strict=False)
         first = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
-        assert first is not None, f"{what}: {len(text)} tokens, {len(reference)} expected; equal as far as they go"
+        assert first is not None, f"{what}: {len(text)} tokens, {len(reference)} expected; equal up to the shorter end"
         read = np.array([[*prompt, *reference[:first]]])
         logits = np.asarray(gemma4.forward(target, read).logits[0, -1])
         second, best = np.argsort(logits)[-2:]

@@ -18,9 +18,9 @@ from tests.models import SMALL_CONTEXT
 
 
 def script_of(prompts: list[list[int]], texts: list[list[int]], propose: Callable[[int, int], int]) -> np.ndarray:
-    """[row, position]: the token to draft there; propose(index in the text, its token) is it.
+    """[row, position]: the token to draft there, which is propose(index in the text, the text's token).
 
-    BY_ITSELF, which also stands at all positions outside the texts, leaves the choice to the drafter.
+    BY_ITSELF, as at all positions outside the texts, leaves the choice to the drafter.
     """
     longest = max(len(prompt) + len(text) for prompt, text in zip(prompts, texts, strict=True))
     script = np.full((len(prompts), max(longest, SMALL_CONTEXT) + 16), BY_ITSELF, np.int32)
@@ -34,7 +34,7 @@ def script_of(prompts: list[list[int]], texts: list[list[int]], propose: Callabl
 def scripted_step(
     target: Gemma4, draft_model: Drafter, script: jax.Array, state: DecodeState, options: Options
 ) -> DecodeState:
-    """`decoding.speculative_step`, but where the script has a token for a position the draft stage proposes that."""
+    """`decoding.speculative_step`, but where the script has a token for a position, the draft stage proposes that token."""
     with mock.patch.object(decoding.round, "draft", scripted(draft, script)):
         return decoding.round.speculative_round(target, draft_model, state, options)
 
@@ -48,12 +48,12 @@ def generate_scripted(
     on_state: Callable[[DecodeState], None] = lambda state: None,
     **settings,
 ) -> Generation:
-    """`decoding.generate` by the plain loop with drafts by script.
+    """`decoding.generate` by the plain loop, with scripted drafts.
 
-    on_state: sees the state after the prefill and after every round.
+    on_state: called with the state after the prefill and after every round.
     """
 
-    def seen_prefill(*args, **settings) -> DecodeState:
+    def watched_prefill(*args, **settings) -> DecodeState:
         state = decoding.prefill(*args, **settings)
         on_state(state)
         return state
@@ -64,7 +64,7 @@ def generate_scripted(
         return state
 
     with (
-        mock.patch.object(generation, "prefill", seen_prefill),
+        mock.patch.object(generation, "prefill", watched_prefill),
         mock.patch.object(generation, "speculative_step", step),
     ):
         return decoding.generate(target, draft_model, prompts, loop="plain", **settings)

@@ -1,5 +1,5 @@
-"""What tiny pairs do when they are split over virtual CPU devices, as JSON.  `tests/unit/test_sharding.py` runs this file by
-itself, for the number of devices must be set before JAX begins.
+"""Facts about tiny pairs that are split over virtual CPU devices, as JSON.  `tests/gemma4/test_sharding.py` runs this file in a
+process of its own, because the number of devices must be set before JAX starts.
 
     python -m tests.virtual_devices '[["31B", 4]]'       # layouts and numbers of devices
 """
@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import decoding
+import decoding.stages.prefill
 import drafter
 import gemma4
-from decoding.fast.jit import laid_out
+from decoding import fast
 from decoding.oracle.tiny import restless
 from decoding.stages.prefill import _read_chunk
 from gemma4.checkpoints.params import named_params
@@ -40,35 +41,38 @@ def main() -> None:
 def facts(layout: str, devices: int) -> dict:
     whole = restless(random_target(TINY[layout])), random_drafter(TINY_DRAFTERS[layout])
     mesh = jax.make_mesh((devices,), ("model",))
-    split, kept_by_orbax = through_files(whole, mesh)
-    target, draft = split
-    forward = _forward.lower(target, jnp.asarray(TOKENS), None).compile()
-    logits, expected = forward(target, jnp.asarray(TOKENS), None).logits, gemma4.forward(whole[0], TOKENS).logits
+    split, from_orbax = through_files(whole, mesh)
+    target, twin = split[0], fast.for_backend(split[0])
     cache = gemma4.init_cache(target.config, 1, 32, chunk=1, mesh=mesh)
     one_token = jnp.zeros((1, 1), jnp.int32), jnp.array([1]), jnp.zeros((1, target.config.hidden_size))
-    of_one_token = _read_chunk.lower(target, cache, *one_token).compile()
-    heads = jax.tree.leaves([(model.cpu_head, getattr(model, "masked_embedding", None)) for model in laid_out(*split)])
+    forwards = [_forward.lower(model, jnp.asarray(TOKENS), None).compile() for model in (target, twin)]
+    reads_one_token = [_read_chunk.lower(model, cache, *one_token).compile() for model in (target, twin)]
+    expected = gemma4.forward(whole[0], TOKENS).logits
+    logits = [
+        forward(model, jnp.asarray(TOKENS), None).logits
+        for forward, model in zip(forwards, (target, twin), strict=True)
+    ]
     return {
         "loaded": [same(a, b) for a, b in zip(split, whole, strict=True)],
-        "kept_by_orbax": same(kept_by_orbax, target) and places(kept_by_orbax) == places(target),
+        "orbax_keeps": same(from_orbax, target) and places(from_orbax) == places(target),
         "parts": [parts(model) for model in split],
         "footprints": [footprint(named_params(model), devices).each for model in split],
         "held": [held(model) for model in split],
-        "distance": float(np.abs(logits - np.asarray(expected)).max() / np.abs(expected).max()),
-        "exchanges": len(exchanged(forward)),
-        "most_exchanged": max(exchanged(of_one_token)),
+        "distances": [float(np.abs(ours - np.asarray(expected)).max() / np.abs(expected).max()) for ours in logits],
+        "exchanges": [len(exchanged(program)) for program in forwards],
+        "most_exchanged": [max(exchanged(program)) for program in reads_one_token],
         "smallest_part": min(leaf.size // devices for leaf in jax.tree.leaves(target) if number_of_parts(leaf) > 1),
-        "heads": [number_of_parts(head) for head in heads if head.ndim > 1],
+        "copies": [copies(fast.for_backend(model), model) for model in split],
         "cache": parts_of_cache(cache),
-        "threads": refused(lambda: decoding.generate(*split, PROMPTS, on_device=True, threads=2)),
+        "threads": refused(lambda: decoding.generate(*split, PROMPTS, loop="on_device", threads=2)),
         **write_texts(whole, split),
     }
 
 
 def through_files(whole, mesh):
-    """The pair as it is loaded from Hugging Face files onto the mesh; and its target by way of Orbax.
+    """The pair as loaded from Hugging Face files onto the mesh; and its target through Orbax.
 
-    From the host straight to its place: a copy from one device to others is refused.
+    Each tensor goes from the host to its devices: a copy from one device to others is an error.
     """
     with tempfile.TemporaryDirectory() as directory, jax.transfer_guard_device_to_device("disallow_explicit"):
         files = Path(directory)
@@ -80,21 +84,20 @@ def through_files(whole, mesh):
 
 
 def write_texts(whole, split) -> dict:
-    """The unsplit target's own text, and what the split pair writes; and into how many parts its caches began."""
-    settings = {"max_new_tokens": NEW_TOKENS}
-    prefill, begun = sys.modules["decoding.stages.prefill"], []
+    """The text of the whole target, and those of the split pair; and into how many parts its caches are split at first."""
+    settings, new_caches = {"max_new_tokens": NEW_TOKENS}, []
 
     def init_cache(*args, **kwargs):
         cache = gemma4.init_cache(*args, **kwargs)
-        begun.extend(parts_of_cache(cache))
+        new_caches.extend(parts_of_cache(cache))
         return cache
 
     plain = decoding.generate_autoregressive(whole[0], PROMPTS, **settings)
-    with mock.patch.object(prefill, "init_cache", init_cache):
+    with mock.patch.object(decoding.stages.prefill, "init_cache", init_cache):
         outs = [plain, decoding.generate(*split, PROMPTS, **settings)]
-    if whole[0].config == TINY["31B"]:  # one layout is enough: it is compiled once more
-        outs.append(decoding.generate(*split, PROMPTS, **settings, on_device=True))
-    return {"texts": [[text.tolist() for text in out.tokens] for out in outs], "begun": begun}
+    if whole[0].config == TINY["31B"]:  # one layout is enough, because each loop is compiled
+        outs += [decoding.generate(*split, PROMPTS, **settings, loop=loop) for loop in ("on_device", "plain")]
+    return {"texts": [[text.tolist() for text in out.tokens] for out in outs], "new_caches": new_caches}
 
 
 def refused(call) -> str | None:
@@ -112,17 +115,22 @@ def places(model) -> list:
     return [leaf.sharding for leaf in jax.tree.leaves(model)]
 
 
+def copies(twin, model) -> dict[str, int]:
+    """The arrays that a twin holds beside the model's own: into how many parts each is split."""
+    return {name: count for name, count in parts(twin).items() if name not in named_params(model)}
+
+
 def number_of_parts(array: jax.Array) -> int:
     return array.size // array.addressable_shards[0].data.size
 
 
 def parts(model) -> dict[str, int]:
-    """Of every parameter: into how many parts it is split."""
+    """For every parameter, into how many parts it is split."""
     return {name: number_of_parts(leaf) for name, leaf in named_params(model).items()}
 
 
 def parts_of_cache(cache: gemma4.KVCache) -> list[int]:
-    """Of each layer that owns K/V; its keys and values alike."""
+    """For each layer that owns K/V; its keys and values alike."""
     return [max(map(number_of_parts, kv)) for kv in cache.layers if kv]
 
 
@@ -136,7 +144,7 @@ def held(model) -> list[int]:
 
 
 def exchanged(program: jax.stages.Compiled) -> list[int]:
-    """Of every array that devices add up, gather or send each other: its size on one of them afterwards."""
+    """For every array that devices add up, gather or send each other, its size on one of them afterwards."""
     operation = r"= (.*) (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
     shapes = re.findall(r"\w\[([\d,]+)\]", " ".join(re.findall(operation, program.as_text())))
     return [math.prod(map(int, shape.split(","))) for shape in shapes]

@@ -1,6 +1,7 @@
-"""`gemma4-mtp bench`: arguments, help, and what they mean.  Everything a user can get wrong is found before the first run."""
+"""`gemma4-mtp bench`: arguments and help.  Everything that a user can get wrong is found before the first run."""
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -9,21 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from decoding.bench.contexts import measure_contexts
-from decoding.bench.experts import time_experts
-from decoding.bench.heads import time_heads
+from decoding.bench.extra.contexts import measure_contexts
+from decoding.bench.extra.experts import time_experts
+from decoding.bench.extra.heads import time_heads
+from decoding.bench.extra.peer import Transformers, compare
 from decoding.bench.measure import Plan, measure
-from decoding.bench.peer import Transformers, compare
 from decoding.bench.plot import check_plot, plot
 from decoding.bench.report import lines
 from decoding.bench.subject import LAYOUTS, Subject, from_directories, from_preset
 from decoding.options import ACCEPTANCE_METHODS, MAX_DRAFT_LENGTH
-from decoding.sampling import Sampling
+from decoding.sampling import MIN_TEMPERATURE, Sampling
 
 PEERS = ("transformers",)
-# Measurements of their own, and the options that each of them heeds.
+# Measurements of their own, and the options that each of them reads.
 PAIR = ("target", "drafter", "preset", "scale", "dtype")
-HEEDED = {
+READ_BY = {
     "against": (*PAIR, "draft_lengths", "prompt_tokens", "new_tokens", "prompts", "runs"),
     "contexts": (*PAIR, "runs", "plot"),
     "heads": ("runs",),
@@ -31,32 +32,35 @@ HEEDED = {
 }
 
 DESCRIPTION = """\
-How fast a pair is on this machine: each stage by itself, whole loops, and how both compare with what the formulas cannot do
-without and with what the machine gives.  Without arguments, the shipped pair on text that it was not trained on."""
+Measure how fast a pair is on this machine: each stage alone, whole loops, and how both compare with what the formulas
+need at least and with what the machine can do.  Without arguments, the shipped pair on text held out of its training."""
 
 EPILOG = """\
 examples:
   gemma4-mtp bench                                              the shipped pair, draft lengths 1 to 8
   gemma4-mtp bench --batch 1,8 --plot speed_up.png              also eight ragged prompts at once
-  gemma4-mtp bench --batch 1,8 --threads 2                      and those eight as two programs of four, side by side
-  gemma4-mtp bench --against transformers --draft-lengths 4     transformers' generate and assisted generate, in turn
+  gemma4-mtp bench --batch 1,8 --threads 2                      and those eight in two threads of four prompts each
+  gemma4-mtp bench --against transformers --draft-lengths 4     transformers' generate, plain and assisted, beside ours
   gemma4-mtp bench --preset E2B --scale 0.1 --accept-rate 0.7   random weights, a tenth of the width
   gemma4-mtp bench --preset 50M --contexts 512,4096,32768       how time and memory grow with the context
   gemma4-mtp bench --heads                                      the clustered head at its released size
-  gemma4-mtp bench --experts                                    all experts for all tokens, or only the chosen ones
+  gemma4-mtp bench --experts                                    all experts for every token, or each token's own
 
 what is measured:
-  A stage is compiled by itself and repeated in one call, so that calls do not count; loops run whole generations, and their
-  prefill does not count, except where transformers is compared with: there both count it.  Everything takes turns; figures
-  are medians over --runs, with quartiles in --json.  The speed-up is against our own autoregressive loop of the same kind;
-  `predicted` comes from tokens per round and the stages' own times.
-  The share of the copy bandwidth counts what must move: each weight in use once, the keys and values that are seen.  A model
-  that fits into the processor's cache exceeds 100 %.  The share of the matmul rate likewise.
-  Code is compiled anew in every run, so compile times are true ones.
+  Models and loops run in the form in which `gemma4-mtp generate` runs them.  A stage is compiled alone and repeated in one
+  call, so that the call itself does not count.  A loop runs whole generations, without their prefill; only with --against
+  does the prefill count, for both engines.  All measurements alternate; figures are medians over --runs, with quartiles in
+  --json.
+  The speed-up is over our own autoregressive loop of the same kind; `predicted` follows from tokens per round and from the
+  times of the stages.
+  The share of bandwidth counts what must move at least: each weight in use once, and the keys and values that are visible.
+  A model that fits into the processor's cache may exceed 100 %.  The share of the matmul rate counts operations in the same
+  way.
+  The cache of compiled code is off, so that compile times are those of a first start.
 """
 
 
-def add_command(commands: argparse._SubParsersAction, layout) -> None:
+def add_command(commands: argparse._SubParsersAction, layout: Any) -> None:
     parser = commands.add_parser(
         "bench",
         help="measure speed",
@@ -70,40 +74,60 @@ def add_command(commands: argparse._SubParsersAction, layout) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     option, default = parser.add_argument, Plan()
-    option("--target", metavar="DIR", help="directory of a target; with --drafter, in place of the shipped pair")
+    option("--target", metavar="DIR", help="directory of a target; with --drafter, instead of the shipped pair")
     option("--drafter", metavar="DIR", help="directory of its drafter")
-    option("--preset", metavar="NAME", help=f"random weights in a layout: {', '.join(LAYOUTS)}")
-    option("--scale", metavar="F", type=float, default=1.0, help="with --preset: all widths times F, over 0 to 1 (1)")
-    option("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)")
-    option("--draft-lengths", metavar="LIST", default="1-8", help="such as 1-8 or 2,4 (%(default)s)")
-    option("--batch", metavar="LIST", default="1", help="batch sizes, ragged, such as 1,8 (%(default)s)")
+    option("--preset", metavar="NAME", help=f"random weights in one of these layouts: {', '.join(LAYOUTS)}")
+    option(
+        "--scale",
+        metavar="F",
+        type=float,
+        default=1.0,
+        help="with --preset: all widths times F, above 0 and up to 1 (1)",
+    )
+    option(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of weights and arithmetic (%(default)s)",
+    )
+    option(
+        "--draft-lengths",
+        metavar="LIST",
+        default="1-8",
+        help="tokens drafted a round, such as 1-8 or 2,4 (%(default)s)",
+    )
+    option(
+        "--batch", metavar="LIST", default="1", help="batch sizes, such as 1,8; prompts are ragged then (%(default)s)"
+    )
     option(
         "--threads",
         metavar="N",
         type=int,
         default=default.threads,
-        help="to which a batch is dealt on the device (%(default)s)",
+        help="threads over which the loop on the device splits a batch (%(default)s)",
     )
-    option("--prompt-tokens", metavar="N", type=int, default=default.prompt_tokens, help="(%(default)s)")
-    option("--new-tokens", metavar="N", type=int, default=default.new_tokens, help="(%(default)s)")
-    option("--prefill-tokens", metavar="N", type=int, default=default.prefill_tokens, help="(%(default)s)")
-    option(
+    count = functools.partial(option, metavar="N", type=int)
+    count("--prompt-tokens", default=default.prompt_tokens, help="length of the prompts (%(default)s)")
+    count("--new-tokens", default=default.new_tokens, help="tokens to generate for each (%(default)s)")
+    count("--prefill-tokens", default=default.prefill_tokens, help="length of the prompt of the prefill (%(default)s)")
+    count(
         "--prompts",
-        metavar="N",
-        type=int,
         default=default.num_prompts,
-        help="in all; more, if that fills the batches (%(default)s)",
+        help="number of prompts, rounded up to a multiple of every batch size (%(default)s)",
     )
-    option("--runs", metavar="N", type=int, default=default.runs, help="of everything, in turn (%(default)s)")
+    count("--runs", default=default.runs, help="repetitions of all measurements, which alternate (%(default)s)")
     option("--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (0)")
     option(
-        "--acceptance", choices=ACCEPTANCE_METHODS, default="token", help="how sampled drafts are judged (%(default)s)"
+        "--acceptance",
+        choices=ACCEPTANCE_METHODS,
+        default="token",
+        help="how sampled drafts are accepted: one by one (token), or as a whole (block) (%(default)s)",
     )
-    option("--accept-rate", metavar="A", type=float, help="simulate that each draft is accepted with probability A")
+    option("--accept-rate", metavar="A", type=float, help="simulate: accept each draft with probability A")
     option("--against", choices=PEERS, help="compare with this engine, and measure nothing else")
-    option("--contexts", metavar="LIST", help="measure only how a step depends on the context: lengths in tokens")
+    option("--contexts", metavar="LIST", help="measure only a step at these lengths of the context, in tokens")
     option("--heads", action="store_true", help="measure only the clustered head against the dense one")
-    option("--experts", action="store_true", help="measure only a layer of experts, its two forms")
+    option("--experts", action="store_true", help="measure only the two forms of a layer of experts")
     option("--json", action="store_true", help="print one JSON object and nothing else")
     option(
         "--plot", metavar="FILE", help="draw speed-up over draft length and batch, or the contexts (needs matplotlib)"
@@ -111,10 +135,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
-    """The measurement, not yet run.  Errors: ValueError or OSError for every mistake that a user can make."""
+    """Validate and load everything; the result runs the measurement.  Errors: ValueError or OSError for a user's mistake."""
     plan = plan_of(args)
     contexts = () if args.contexts is None else numbers("--contexts", args.contexts, least=16)
-    check_heeded(args)
+    check_read(args)
     if args.plot is not None:
         check_plot(Path(args.plot))
     if args.heads:
@@ -122,14 +146,14 @@ def prepare(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     if args.experts:
         return lambda: {"experts": time_experts(runs=plan.runs)}
     subject = subject_of(args)
-    used = [("--contexts", context) for context in contexts]
+    needed = [("--contexts", context) for context in contexts]
     if not contexts:
-        used = [("--prompt-tokens and --new-tokens", plan.prompt_tokens + plan.new_tokens)]
-        used += [] if args.against else [("--prefill-tokens", plan.prefill_tokens + 1)]  # and the token after them
+        needed = [("--prompt-tokens and --new-tokens", plan.prompt_tokens + plan.new_tokens)]
+        needed += [] if args.against else [("--prefill-tokens", plan.prefill_tokens + 1)]  # and the first new token
     longest = subject.target.config.max_position_embeddings
-    for name, tokens in used:
+    for name, tokens in needed:
         if tokens > longest:
-            raise ValueError(f"{name}: {tokens} tokens, but this model's context is {longest}")
+            raise ValueError(f"{name}: expected at most {longest} tokens, this model's context, got {tokens}")
     if args.against:
         peer = Transformers(subject)
         return lambda: {"against": against(subject, peer, plan)}
@@ -138,44 +162,44 @@ def prepare(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     return lambda: measure(subject, plan, progress)
 
 
-def check_heeded(args: argparse.Namespace) -> None:
-    """Errors: ValueError for two measurements at once, and for an option that would do nothing."""
-    own = [name for name in HEEDED if getattr(args, name)]
+def check_read(args: argparse.Namespace) -> None:
+    """Errors: ValueError for two measurements at once, and for an option that nothing would read."""
+    own = [name for name in READ_BY if getattr(args, name)]
     if len(own) > 1:
         raise ValueError("--against, --contexts, --heads, --experts are measurements of their own: give one of them")
     if not own:
         return
-    blank = argparse.ArgumentParser()
-    add_options(blank)
-    for name, default in vars(blank.parse_args([])).items():
-        if name not in (*own, *HEEDED[own[0]], "json") and getattr(args, name) != default:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    for name, default in vars(parser.parse_args([])).items():
+        if name not in (*own, *READ_BY[own[0]], "json") and getattr(args, name) != default:
             raise ValueError(f"--{name.replace('_', '-')} does nothing with --{own[0]}: leave one of them out")
 
 
 def subject_of(args: argparse.Namespace) -> Subject:
     if args.preset is None:
         if args.scale != 1:
-            raise ValueError("--scale: only the layout of a --preset can be shrunk; a pair's own weights cannot")
+            raise ValueError("--scale: scales the layout of a --preset, not a pair with its own weights; give --preset")
         return from_directories(args.target, args.drafter, args.dtype)
     if args.target or args.drafter:
-        raise ValueError("--preset has random weights: give it or --target and --drafter, not both")
+        raise ValueError("--preset: has random weights; give it, or --target and --drafter, not both")
     return from_preset(args.preset, args.scale, args.dtype)
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
     draft_lengths = numbers("--draft-lengths", args.draft_lengths)
     if max(draft_lengths) > MAX_DRAFT_LENGTH:
-        raise ValueError(f"--draft-lengths: expected 1 to {LONGEST_DRAFT} tokens a round, got {max(draft_lengths)}")
+        raise ValueError(f"--draft-lengths: expected 1 to {MAX_DRAFT_LENGTH} tokens a round, got {max(draft_lengths)}")
     for name in ("prompt_tokens", "new_tokens", "prefill_tokens", "prompts", "runs"):
         least = 3 if name == "new_tokens" else 1
         if getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {getattr(args, name)}")
     if args.accept_rate is not None and not 0 <= args.accept_rate <= 1:
         raise ValueError(f"--accept-rate: expected a probability in 0..1, got {args.accept_rate:g}")
-    sampling = Sampling(args.temperature).check()
+    sampling = Sampling(args.temperature)
     if args.acceptance != "token" and (sampling.is_greedy or args.accept_rate is not None):
         raise ValueError(
-            f"--acceptance {args.acceptance}: judges sampled drafts; give a --temperature of {COLDEST:g} or more, "
+            f"--acceptance {args.acceptance}: is for sampled drafts; give a --temperature of {MIN_TEMPERATURE:g} or more, "
             "and no --accept-rate"
         )
     batches = numbers("--batch", args.batch)
@@ -183,7 +207,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         raise ValueError(f"--threads: expected at least 1, got {args.threads}")
     if args.threads > 1 and max(batches) == 1:
         raise ValueError(
-            "--threads: rows of a batch are dealt to them, and a batch of one has none to deal: give --batch 8"
+            "--threads: splits the rows of a batch, and a batch of one cannot be split; give a larger one, such as --batch 8"
         )
     full = math.lcm(*batches)
     return Plan(
@@ -203,14 +227,14 @@ def plan_of(args: argparse.Namespace) -> Plan:
 
 
 def numbers(option: str, text: str, least: int = 1) -> tuple[int, ...]:
-    """`1-8` or `1,2,4`, rising.  Errors: ValueError that names the option."""
+    """`1-8` or `1,2,4` as numbers in rising order.  Errors: ValueError that names the option."""
     found: set[int] = set()
     for item in text.split(","):
         first, _, last = item.strip().partition("-")
         if not first.isdecimal() or not (last or first).isdecimal() or len(item) > 16:
             raise ValueError(f"{option}: expected numbers such as 1-8 or 1,2,4, got {text!r}")
         if int(last or first) - int(first) > 1000:
-            raise ValueError(f"{option}: {item} is a range of more than 1000 numbers")
+            raise ValueError(f"{option}: expected a range of at most 1000 numbers, got {item}")
         found |= set(range(int(first), int(last or first) + 1))
     if not found or min(found) < least:
         raise ValueError(f"{option}: expected numbers of at least {least}, got {text!r}")
@@ -218,14 +242,14 @@ def numbers(option: str, text: str, least: int = 1) -> tuple[int, ...]:
 
 
 def against(subject: Subject, peer: Transformers, plan: Plan) -> dict[str, Any]:
-    """Greedy, batch 1, the streamed draft length."""
+    """Greedy, batch 1, with the draft length that a plan streams."""
     texts = plan._replace(batches=(1,)).prompts(subject)
     found = compare(subject, peer, texts, plan.new_tokens, plan.streamed, plan.runs, progress)
     return {"name": subject.name, "draft_length": plan.streamed, "new_tokens": plan.new_tokens, **found}
 
 
-def run(args: argparse.Namespace, job: Callable[[], dict[str, Any]]) -> None:
-    found = job()
+def run(args: argparse.Namespace, measurement: Callable[[], dict[str, Any]]) -> None:
+    found = measurement()
     progress("")
     print(json.dumps(found) if args.json else "\n".join(lines(found)), flush=True)
     if args.plot is not None:
@@ -233,6 +257,6 @@ def run(args: argparse.Namespace, job: Callable[[], dict[str, Any]]) -> None:
 
 
 def progress(what: str) -> None:
-    """On one line of a terminal, which the next one replaces."""
+    """Show what is running, on one line of a terminal, which the next call replaces."""
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         print(f"\r\x1b[K{what}{' ...' if what else ''}", end="", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""How fast: tokens a second of either loop, and the time of each stage on its own.  For people, not for tests."""
+"""What `gemma4-mtp generate --timings` measures: tokens per second of both loops, and the time of each stage alone."""
 
 import contextlib
 import statistics
@@ -16,15 +16,15 @@ from decoding.state import Round
 from drafter import Drafter
 from gemma4 import Gemma4
 
-RUNS = 3  # of each loop, while they are short: no new one starts after RUN_SECONDS
+RUNS = 3  # of each loop; no new one starts after RUN_SECONDS
 RUN_SECONDS = 2.0
-LONGEST_RUN = 5.0  # seconds; a longer one is stopped and counts as far as it came
+LONGEST_RUN = 5.0  # seconds; a longer run is stopped, and counts up to there
 
 Run = Callable[[OnRound], Any]  # one generation that calls back after each round
 
 
 class Speed(NamedTuple):
-    """Of the rounds after the prefill."""
+    """The speed of the rounds after the prefill."""
 
     tokens_per_second: float
     seconds_per_round: float
@@ -44,21 +44,20 @@ class Figures(NamedTuple):
         return self.speculative.tokens_per_second / self.autoregressive.tokens_per_second
 
     def as_dict(self) -> dict:
-        as_dict = lambda speed: None if speed is None else speed._asdict()
         return {
-            "speculative": as_dict(self.speculative),
-            "autoregressive": as_dict(self.autoregressive),
+            "speculative": None if self.speculative is None else self.speculative._asdict(),
+            "autoregressive": None if self.autoregressive is None else self.autoregressive._asdict(),
             "speed_up": self.speed_up,
             "stage_seconds": self.stages,
         }
 
 
 class _Enough(Exception):
-    pass
+    """Ends a generation from within its callback."""
 
 
 def compare(*loops: Run) -> list[Speed | None]:
-    """The speed of each loop, compilation and prefill left out: the median of a few runs, taken in turn.
+    """The speed of each loop, without compilation and prefill: the median of a few runs, which alternate between the loops.
 
     None for a loop that ends with its prefill.
     """
@@ -74,8 +73,9 @@ def compare(*loops: Run) -> list[Speed | None]:
 
 
 def _time_rounds(run: Run, seconds: float) -> Speed | None:
-    """Run until the first round that ends `seconds` after the prefill, or to the end."""
-    ends, emitted = [], []
+    """Run until the first round that ends `seconds` or more after the prefill, or to the end."""
+    ends: list[float] = []
+    emitted: list[int] = []
 
     def on_round(last: Round) -> None:
         ends.append(time.perf_counter())
@@ -92,9 +92,10 @@ def _time_rounds(run: Run, seconds: float) -> Speed | None:
 
 
 def _median(speeds: list[Speed | None]) -> Speed | None:
-    if None in speeds:
+    measured = [speed for speed in speeds if speed is not None]
+    if len(measured) < len(speeds):
         return None
-    return Speed(*(statistics.median(values) for values in zip(*speeds, strict=True)))
+    return Speed(*(statistics.median(values) for values in zip(*measured, strict=True)))
 
 
 STAGES = {"draft": draft_stage, "verify": verify_stage, "accept": accept_stage, "rollback": rollback_stage}
@@ -103,10 +104,10 @@ STAGES = {"draft": draft_stage, "verify": verify_stage, "accept": accept_stage, 
 def time_stages(
     target: Gemma4, draft_model: Drafter, prompt: Sequence[int], options: Options, max_new_tokens: int
 ) -> dict[str, float]:
-    """Seconds of each stage after `prompt`, compiled on its own and repeated in one call.
+    """Seconds of each stage after `prompt`, compiled alone and repeated in one call, in the forms that models and options have.
 
-    The cache has the size that a generation of `max_new_tokens` gives it.  One compiled round fuses the stages, so
-    their sum is not quite its time.
+    The cache has the size that a generation of `max_new_tokens` gives it.  A compiled round fuses the stages, so their sum is
+    not quite its time.
     """
-    state = prefill(target, prompt, max_new_tokens, options, jax.random.key(0))
+    state = prefill(target, prompt, options, max_new_tokens=max_new_tokens, key=jax.random.key(0))
     return {name: Timer(stage, target, draft_model, state, options).lap() for name, stage in STAGES.items()}

@@ -1,30 +1,33 @@
-"""Whole generations, timed after their prefill: tokens a second, and how many tokens a round yields."""
+"""Whole generations, timed after their prefill: tokens per second, and tokens per round."""
 
 import functools
 import itertools
 import statistics
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 
+from decoding import fast
 from decoding.baseline import autoregressive_round
 from decoding.bench.cost import simulated
 from decoding.bench.subject import Subject
 from decoding.fast.jit import RoundFn
-from decoding.generation import collect, loop_of
+from decoding.generation import collect
 from decoding.options import Options
 from decoding.round import speculative_round
 from decoding.stages.prefill import prefill
+from decoding.state import Round
 
 
 class Lap(NamedTuple):
-    """One generation from the prefill's token on."""
+    """One generation after the prefill's token."""
 
     seconds: float
     tokens: int  # of all rows
-    rounds: int  # likewise
-    turns: int  # of the loop: rounds of the row that took the most
+    rounds: int  # of all rows: each counts those in which it emits something
+    iterations: int  # of the loop: the rounds of the row that takes the most
     reached: list[float]  # share of rounds that accepted the first 1, 2, ... drafts
 
     @property
@@ -33,32 +36,32 @@ class Lap(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """One way to continue prompts: which step, and who turns it over."""
+    """One way to continue prompts: which round, and which loop of `decoding.fast` runs it."""
 
-    subject: Subject
+    subject: Subject  # with its twins
     new_tokens: int
     options: Options  # draft_length 0: autoregressive
-    on_device: bool
+    on_device: bool  # else streamed
     accept_rate: float | None = None  # simulated
-    threads: int = 1  # on the device alone
+    threads: int = 1  # more only on the device
 
     def lap(self, prompts: list[list[int]], seed: int = 0) -> Lap:
         """seed: of what is sampled or simulated.  Errors: ValueError if the prompts do not fit the context."""
-        subject, options = self.subject, self.options
-        state = prefill(subject.target, prompts, self.new_tokens, options, jax.random.key(seed))
+        subject, options, key = self.subject, self.options, jax.random.key(seed)
+        state = prefill(subject.target, prompts, options, max_new_tokens=self.new_tokens, key=key)
         jax.block_until_ready(state)
-        turn = loop_of(self.on_device, self.threads)
         models = (subject.target, subject.draft_model) if options.draft_length else (subject.target,)
-        loop = turn(state, self._step(), options, *models)
-        first = next(loop)  # what is done by then, `generate` does while the prefill is still under way
+        run = fast.run("on_device" if self.on_device else "streamed", self.threads)
+        loop = run(state, self._round_fn(), options, *models)
+        first = next(loop)  # `generate` does what comes before it while the prefill still runs
         began = time.perf_counter()
-        turns = []
-        stats = collect(itertools.chain([first], loop), turns.append).stats
+        rounds: list[Round] = []
+        stats = collect(itertools.chain([first], loop), rounds.append).stats
         seconds = time.perf_counter() - began
         tokens = stats.emitted - stats.prompts
-        return Lap(seconds, tokens, stats.rounds, len(turns) - 1, stats.acceptance_per_position)
+        return Lap(seconds, tokens, stats.rounds, len(rounds) - 1, stats.acceptance_per_position)
 
-    def _step(self) -> RoundFn:
+    def _round_fn(self) -> RoundFn:
         if not self.options.draft_length:
             return autoregressive_round
         return speculative_round if self.accept_rate is None else _simulated_round(self.accept_rate)
@@ -66,11 +69,11 @@ class Loop(NamedTuple):
 
 @functools.lru_cache
 def _simulated_round(rate: float) -> RoundFn:
-    return functools.partial(speculative_round, judge=simulated(rate))
+    return functools.partial(speculative_round, accept_fn=simulated(rate))
 
 
 def typical(laps: list[list[Lap]]) -> Lap:
-    """Of repeated laps over the same prompts (outer list: prompts), what they make together: median seconds, all tokens."""
+    """Repeated laps over the same prompts (outer list: prompts) as one lap over all prompts: median seconds, all tokens."""
     firsts = [repeats[0] for repeats in laps]
     rounds = sum(lap.rounds for lap in firsts)
     reached = [
@@ -78,4 +81,12 @@ def typical(laps: list[list[Lap]]) -> Lap:
         for shares in zip(*(lap.reached for lap in firsts), strict=True)
     ]
     seconds = sum(statistics.median(lap.seconds for lap in repeats) for repeats in laps)
-    return Lap(seconds, sum(lap.tokens for lap in firsts), rounds, sum(lap.turns for lap in firsts), reached)
+    return Lap(seconds, sum(lap.tokens for lap in firsts), rounds, sum(lap.iterations for lap in firsts), reached)
+
+
+def quartiles(values: Sequence[float]) -> list[float]:
+    """The first and the third quartile, which show how much repeated measurements vary; of one value, that value twice."""
+    if len(values) < 2:
+        return [values[0], values[0]]
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return [first, third]

@@ -1,4 +1,4 @@
-"""Pictures of a measurement.  matplotlib is an extra: it is looked for only when a picture is asked for."""
+"""Plots of a measurement.  matplotlib is an extra: it is imported only when a plot is asked for."""
 
 import importlib.util
 import os
@@ -11,13 +11,13 @@ SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def check_plot(file: Path) -> None:
-    """Before anything is measured.  Errors: ValueError if the picture could not be drawn or written."""
+    """To be called before anything is measured.  Errors: ValueError if the plot could not be drawn or written."""
     if file.suffix not in SUFFIXES:
-        raise ValueError(f"--plot {file}: expected a name that ends in {', '.join(SUFFIXES)}")
+        raise ValueError(f"--plot {file}: expected a file name that ends in {', '.join(SUFFIXES)}")
     if not file.absolute().parent.is_dir():
         raise ValueError(f"--plot {file}: no such directory {file.absolute().parent}; make it first")
     if not os.access(file.absolute().parent, os.W_OK):
-        raise ValueError(f"--plot {file}: {file.absolute().parent} cannot be written to; name another directory")
+        raise ValueError(f"--plot {file}: no permission to write into {file.absolute().parent}; name another directory")
     if file.is_dir():
         raise ValueError(f"--plot {file}: is a directory; give the name of a file")
     if importlib.util.find_spec("matplotlib") is None:
@@ -25,7 +25,7 @@ def check_plot(file: Path) -> None:
 
 
 def plot(found: dict[str, Any], file: Path) -> None:
-    """Draw what `measure` or `measure_contexts` found.  The file is whole or, after an error, as it was before."""
+    """Draw the record of `measure` or of `measure_contexts`.  After an error the file is as it was before."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -47,7 +47,7 @@ def plot(found: dict[str, Any], file: Path) -> None:
         plt.close(figure)
 
 
-def _draw_speed_up(found: dict[str, Any], axes) -> None:
+def _draw_speed_up(found: dict[str, Any], axes: Any) -> None:
     for batch in found["batches"]:
         entries = [entry for entry in batch["loops"] if "predicted" in entry]
         gammas = [entry["draft_length"] for entry in entries]
@@ -60,7 +60,7 @@ def _draw_speed_up(found: dict[str, Any], axes) -> None:
     axes.legend()
 
 
-def _draw_contexts(entries: list[dict[str, Any]], left, right) -> None:
+def _draw_contexts(entries: list[dict[str, Any]], left: Any, right: Any) -> None:
     contexts = [entry["context"] for entry in entries]
     for kind in (SLIDING, FULL):
         if kind in entries[0]["seconds"]:

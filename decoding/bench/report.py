@@ -1,4 +1,4 @@
-"""The record of a measurement as tables for people."""
+"""The record of a measurement as text and tables."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -31,7 +31,7 @@ def _pair(found: dict[str, Any]) -> Iterator[str]:
         f"{_prompts(plan)} of {plan['prompt_tokens']} tokens{_ragged(plan)} ({subject['text']}), "
         f"{plan['new_tokens']} new ones, temperature {plan['sampling']['temperature']:g}, acceptance {_acceptance(plan)}"
     )
-    yield f"memory: weights {sum(size.values()) / 1e6:.0f} MB, at most {found['peak_bytes'] / 1e6:.0f} MB in use"
+    yield f"memory: weights {sum(size.values()) / 1e6:.0f} MB{_peak(found['peak_bytes'])}"
     yield (
         f"prefill: {prefill['tokens_per_second']:.0f} tokens/s over {prefill['tokens']} tokens, "
         f"{prefill['share_of_flops']:.0%} of the matmul rate"
@@ -39,7 +39,7 @@ def _pair(found: dict[str, Any]) -> Iterator[str]:
     if prefill["gain"] > 1.05:
         yield f"  {prefill['gain']:.2f} times as fast as with every layer run for every token"
     for batch in found["batches"]:
-        name = f"batch {batch['batch']}{_dealt(plan, batch['batch'])}"
+        name = f"batch {batch['batch']}{_split(plan, batch['batch'])}"
         yield f"\n{name}: one stage at a time"
         yield from _table(
             ("stage", "gamma", "ms", "MB", "MFLOP", "of bandwidth", "of matmul", "compiled in"),
@@ -56,9 +56,13 @@ def _prompts(plan: dict[str, Any]) -> str:
     return "1 prompt" if plan["num_prompts"] == 1 else f"{plan['num_prompts']} prompts"
 
 
-def _dealt(plan: dict[str, Any], batch: int) -> str:
+def _peak(peak_bytes: int | None) -> str:
+    return "" if peak_bytes is None else f", at most {peak_bytes / 1e6:.0f} MB in use"
+
+
+def _split(plan: dict[str, Any], batch: int) -> str:
     threads = min(plan["threads"], batch)
-    return "" if threads == 1 else f", on the device dealt to {threads} threads"
+    return "" if threads == 1 else f", on the device split over {threads} threads"
 
 
 def _ragged(plan: dict[str, Any]) -> str:
@@ -84,7 +88,7 @@ def _stage_row(entry: dict[str, Any]) -> tuple[str, ...]:
         )
     gamma = "" if entry["stage"].endswith("step") else str(entry["draft_length"])
     compiled = "" if entry["compile_seconds"] is None else f"{entry['compile_seconds']:.1f} s"
-    # A draft's time is a difference of laps: a short one behind a long verify may come out below zero.
+    # A draft's time is a difference of laps, so that of a short draft behind a long verify may be below zero.
     milliseconds = _ms(entry["seconds"]) if entry["seconds"] > 0 else "noise"
     return (entry["stage"], gamma, milliseconds, *work, compiled)
 
@@ -160,9 +164,9 @@ def _heads(found: dict[str, float]) -> Iterator[str]:
     rows = [
         (name.removesuffix(" seconds"), _ms(value), "") for name, value in found.items() if name.endswith(" seconds")
     ]
-    for place, (name, *_) in enumerate(rows):
+    for i, (name, *_) in enumerate(rows):
         if f"dense over {name}" in found:
-            rows[place] = (*rows[place][:2], f"{found[f'dense over {name}']:.1f} x")
+            rows[i] = (*rows[i][:2], f"{found[f'dense over {name}']:.1f} x")
     yield from _table(("head", "ms", "faster"), rows)
     scored = found["rows whose best token was scored"]
     yield f"best token among the chosen clusters in {scored:.0%} of rows, and found in all of them"
@@ -183,12 +187,12 @@ def _experts(found: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Columns as wide as they must be; all but the first to the right."""
+    """Columns of minimal width; all but the first are right-aligned."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in (head, *rows):
         first, *rest = (
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         yield "  ".join((first, *rest)).rstrip()
 

@@ -1,10 +1,10 @@
-"""What is measured: a pair from its directories, or the layout of a released size, shrunk and filled at random."""
+"""The model under test: a pair from its directories, or a released layout, scaled down and filled with random weights."""
 
 import dataclasses
 import functools
 import json
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from tokenizers import Tokenizer
 
+from decoding import fast
 from decoding.load import SHIPPED, load_pair
 from drafter import Drafter
 from drafter import config as drafter_config
@@ -19,7 +20,7 @@ from gemma4 import PRESETS, Config, Gemma4
 from gemma4.checkpoints.params import linear_weights, named_params, shape_only, with_params
 from gemma4.config import FULL, SLIDING
 
-# Not a released size: small enough for a laptop, large enough that the products of a step take the time, not the calls.
+# Not a released size: small enough for a laptop, and large enough that the products of a step take more time than the calls.
 FIFTY_MILLION = Config(
     vocab_size=8192,
     hidden_size=512,
@@ -43,41 +44,55 @@ LAYOUTS: dict[str, tuple[Config, drafter_config.Config]] = {
 }
 
 
+Module = TypeVar("Module", bound=nnx.Module)
+
+
 class Subject(NamedTuple):
+    """A pair and its texts.  The models are as loaded; `for_backend` gives them the twins that `generate` runs."""
+
     name: str
     target: Gemma4
     draft_model: Drafter
-    texts: list[list[int]]  # token ids to cut prompts from; empty: prompts are drawn at random
+    texts: list[list[int]]  # token ids, whose beginnings are the prompts; empty: prompts are drawn at random
+
+    def for_backend(self) -> "Subject":
+        return self._replace(target=fast.for_backend(self.target), draft_model=fast.for_backend(self.draft_model))
 
 
 def from_directories(target: str | None, draft_model: str | None, dtype: str) -> Subject:
-    """A pair's own weights; the shipped pair comes with text that it was not trained on.  Errors: as `load_pair`."""
+    """A pair with its own weights; the shipped pair also has text held out of its training.  Errors: as `load_pair`."""
     pair = load_pair(target, draft_model, dtype)
-    texts = [] if target else held_out(pair.tokenizer, pair.target.config)
-    return Subject(str(target or "the shipped pair"), pair.target, pair.draft_model, texts)
+    texts = []
+    if target is None:
+        assert pair.tokenizer is not None, "the shipped pair has one"
+        texts = held_out(pair.tokenizer, pair.target.config)
+    name = "the shipped pair" if target is None else str(target)
+    return Subject(name, pair.target, pair.draft_model, texts)
 
 
 def held_out(tokenizer: Tokenizer, config: Config) -> list[list[int]]:
-    """Chapters that the shipped pair was not trained on, BOS first."""
-    chapters = json.loads((SHIPPED / "held_out.json").read_text(encoding="utf-8"))
-    return [[config.bos_token_id, *encoding.ids] for encoding in tokenizer.encode_batch(chapters)]
+    """Chapters held out of the shipped pair's training, each with BOS first."""
+    chapters, bos = json.loads((SHIPPED / "held_out.json").read_text(encoding="utf-8")), config.bos_token_id
+    assert bos is not None, "the shipped pair has a BOS token"
+    return [[bos, *encoding.ids] for encoding in tokenizer.encode_batch(chapters)]
 
 
 def from_preset(name: str, scale: float, dtype: str, seed: int = 0) -> Subject:
-    """Random weights in the layout of `name`, its widths multiplied by `scale`.  Errors: ValueError for an unknown name."""
+    """Random weights in the layout `name`, all widths multiplied by `scale`.  Errors: ValueError for an unknown name."""
     if name not in LAYOUTS:
         raise ValueError(f"--preset {name}: expected one of {', '.join(LAYOUTS)}")
     target, draft_model = LAYOUTS[name] if scale == 1 else shrunk(*LAYOUTS[name], scale)
     label = f"{name}, random weights" + ("" if scale == 1 else f", widths times {scale:g}")
-    weights = [
-        random_weights(shape_only(build, config, dtype), seed)
-        for build, config in ((Gemma4, target), (Drafter, draft_model))
-    ]
-    return Subject(label, *weights, texts=[])
+    return Subject(
+        label,
+        random_weights(shape_only(Gemma4, target, dtype), seed),
+        random_weights(shape_only(Drafter, draft_model, dtype), seed),
+        texts=[],
+    )
 
 
 def shrunk(target: Config, draft_model: drafter_config.Config, scale: float) -> tuple[Config, drafter_config.Config]:
-    """Every width, that of heads and the vocabulary included, times `scale`; layers, heads, experts and windows stay.
+    """All widths times `scale`, head dim and vocabulary included; the numbers of layers, heads and experts and the window stay.
 
     Errors: ValueError unless 0 < scale <= 1.
     """
@@ -110,11 +125,11 @@ def _narrower(config: Config, scale: float, clusters: int) -> Config:
 
 
 def _width(full: int, scale: float, multiple: int) -> int:
-    return multiple * math.ceil(full * scale / multiple)  # 0 stays 0: the layout lacks that part
+    return multiple * math.ceil(full * scale / multiple)  # 0 stays 0: the layout has no such part
 
 
-def random_weights(blank: nnx.Module, seed: int) -> nnx.Module:
-    """`blank`, which holds shapes only, filled leaf by leaf, so that at no time much more than the model is in memory."""
+def random_weights(blank: Module, seed: int) -> Module:
+    """`blank`, which holds shapes only, filled leaf by leaf, so that the peak of memory is little more than the model."""
     linear, key = linear_weights(blank), jax.random.key(seed)
 
     def fill(name: str, leaf: jax.ShapeDtypeStruct, key: jax.Array) -> jax.Array:
@@ -138,13 +153,13 @@ def _normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, deviation:
 
 
 def prompts(subject: Subject, count: int, tokens: int, ragged: int = 1) -> list[list[int]]:
-    """`count` prompts: the subject's texts in turn, after the last the first again, or tokens drawn at random.
+    """`count` prompts: beginnings of the subject's texts, which are used in order and repeated, or tokens drawn at random.
 
-    ragged: among so many in a row the first has `tokens` tokens, and each next one about a sixteenth fewer.
-    A text of fewer tokens is taken whole.
+    ragged: of so many prompts in a row the first has `tokens` tokens, and each next one about a sixteenth fewer.
+    A text of fewer tokens is used whole.
     """
-    lengths = [max(1, tokens - place % ragged * tokens // 16) for place in range(count)]
+    lengths = [max(1, tokens - i % ragged * tokens // 16) for i in range(count)]
     if subject.texts:
-        return [subject.texts[place % len(subject.texts)][:length] for place, length in enumerate(lengths)]
+        return [subject.texts[i % len(subject.texts)][:length] for i, length in enumerate(lengths)]
     rng = np.random.default_rng(0)
     return [rng.integers(3, subject.target.config.vocab_size, length).tolist() for length in lengths]

@@ -1,9 +1,9 @@
-"""What a stage cannot do without: the bytes that must come from memory, and the multiplications that the formulas ask for.
+"""What a stage needs at least: the bytes that must come from memory, and the operations that the formulas ask for.
 
-Counted from shapes alone, for any device: every weight that is used is read once, every K/V row that a query sees is read
-by the layer that attends to it, new rows are written; a product of [m, k] with [k, n] is 2mkn operations.  Activations, norms
-and soft-max are left out: time spent beyond this is what an implementation adds.  For many queries at once it is no bound
-from below: scores that the mask then hides are counted, as `functional.attend` computes them.
+Counted from shapes alone, for any device.  Each weight in use is read once; each layer reads the K/V that its queries see, and
+writes those of new tokens; a product of [m, k] with [k, n] is 2mkn operations.  Activations, norms and the softmax are left
+out: time spent beyond this is what an implementation adds.  For many queries at once this is no lower bound: scores that the
+mask hides are counted, because `functional.attention` computes them.
 """
 
 from typing import Any, NamedTuple
@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 from decoding.bench.machine import Machine
 from drafter import Drafter
 from gemma4 import Config, Gemma4
-from gemma4.checkpoints.params import named_params
-from gemma4.storage import Leaf
+from gemma4.checkpoints.params import Leaf, named_params
 
 
 class Work(NamedTuple):
@@ -24,11 +23,14 @@ class Work(NamedTuple):
 
 
 def against_machine(seconds: float, work: Work, machine: Machine) -> dict[str, Any]:
-    """How a time compares with what the machine could do.
+    """How a time compares with the machine's limits.
 
-    A time that is a difference may come out as zero or less where the machine is noisy: no share then.
+    A time that is a difference may be zero or less on a noisy machine; its shares are None.
     """
-    share = lambda work, rate: work / seconds / rate if seconds > 0 else None
+
+    def share(work: int | float, rate: float) -> float | None:
+        return work / seconds / rate if seconds > 0 else None
+
     return {
         "seconds": seconds,
         **work._asdict(),
@@ -38,30 +40,30 @@ def against_machine(seconds: float, work: Work, machine: Machine) -> dict[str, A
 
 
 def forward_work(target: Gemma4, batch: int, tokens: int, context: int) -> Work:
-    """One forward over `tokens` a row that stand after `context` others, all with logits."""
+    """One forward over `tokens` tokens a row, which follow `context` others, with logits for all of them."""
     return _forward(target, batch, tokens, context, late_tokens=tokens, scored=tokens)
 
 
 def prefill_work(target: Gemma4, batch: int, tokens: int) -> Work:
-    """All of a prompt at once: what follows the last keys and values runs for its last token only, which alone gets logits."""
+    """A whole prompt at once.  All that follows the last K/V runs for the last token alone, and only that token has logits."""
     return _forward(target, batch, tokens, 0, late_tokens=1, scored=1)
 
 
 def _forward(target: Gemma4, batch: int, tokens: int, context: int, *, late_tokens: int, scored: int) -> Work:
-    """late_tokens: of how many the last owner of K/V, but for its keys and values, and all layers behind it run."""
+    """late_tokens: for how many tokens the last owner of K/V (except for its K/V) and all layers after it run."""
     config, params = target.config, named_params(target)
-    table, depth, late = params["embed_tokens.weight"], config.num_hidden_layers, config.last_kv_owner
+    table, depth, late = params["embed_tokens.weight"], config.num_hidden_layers, config.first_kv_shared_layer - 1
     work = _looked_up(table, batch * tokens) + _product(table, batch * scored)
     if config.hidden_size_per_layer_input:
         work += _looked_up(params["per_layer_inputs.embed_tokens_per_layer.weight"], batch * tokens)
     for name, weight in params.items():
-        rows = tokens
+        count: int | float = tokens
         if name.startswith("layers."):
             layer, writes = int(name.split(".")[1]), ".k_" in name or ".v_" in name
-            rows = tokens if layer < late or writes else late_tokens
-        elif name.startswith("per_layer_inputs."):  # a layer's share of its columns
-            rows = (tokens * late + late_tokens * (depth - late)) / depth
-        work += _weight(name, weight, batch * rows, config)
+            count = tokens if layer < late or writes else late_tokens
+        elif name.startswith("per_layer_inputs."):  # each layer uses its own columns
+            count = (tokens * late + late_tokens * (depth - late)) / depth
+        work += _weight(name, weight, batch * count, config)
     for layer in range(depth):
         queries, written = tokens if layer < late else late_tokens, tokens if layer <= late else 0
         work += _attention(config, layer, batch, queries, context + tokens, table.dtype.itemsize, written)
@@ -86,32 +88,33 @@ def draft_work(target: Gemma4, draft_model: Drafter, batch: int, context: int) -
     return work
 
 
-def _weight(name: str, weight: Leaf, rows: int | float, config: Config) -> Work:
-    """What one parameter costs `rows` tokens; tables cost nothing here, for a token reads one row of them."""
+def _weight(name: str, weight: Leaf, tokens: int | float, config: Config) -> Work:
+    """What one parameter costs `tokens` tokens.  Tables cost nothing here: a token reads one of their rows (`_looked_up`)."""
     if name.endswith(("embed_tokens.weight", "embed_tokens_per_layer.weight", "token_ordering")):
         return Work(0, 0)
-    if weight.ndim == 3:  # of experts, of which each token visits some
+    if weight.ndim == 3:  # of all experts; each token visits some of them
         share, experts = config.top_k_experts / config.num_experts, config.num_experts
-        read = experts * (1 - (1 - share) ** rows)  # different ones, if the choices fall by chance
+        read = experts * (1 - (1 - share) ** tokens)  # distinct ones, if the router chooses at random
         size = weight.size / experts
-        return Work(read * size * weight.dtype.itemsize, 2 * size * rows * config.top_k_experts)
+        return Work(read * size * weight.dtype.itemsize, 2 * size * tokens * config.top_k_experts)
     if weight.ndim == 2:
-        return _product(weight, rows)
+        return _product(weight, tokens)
     return Work(weight.size * weight.dtype.itemsize, 0)
 
 
-def _product(weight: Leaf, rows: int | float) -> Work:
-    return Work(weight.size * weight.dtype.itemsize, 2 * weight.size * rows)
+def _product(weight: Leaf, tokens: int | float) -> Work:
+    return Work(weight.size * weight.dtype.itemsize, 2 * weight.size * tokens)
 
 
-def _looked_up(table: Leaf, rows: int) -> Work:
-    return Work(rows * table.shape[1] * table.dtype.itemsize, 0)
+def _looked_up(table: Leaf, tokens: int) -> Work:
+    return Work(tokens * table.shape[1] * table.dtype.itemsize, 0)
 
 
 def _attention(config: Config, layer: int, batch: int, queries: int, keys: int, itemsize: int, written: int) -> Work:
-    """Scores and sums over the `keys` newest positions; a sliding layer's queries see a window's worth each."""
+    """Scores and weighted sums over the `keys` newest positions; in a sliding layer a query sees one window of them."""
     seen = min(keys, config.sliding_window + queries - 1) if config.is_sliding(layer) else keys
-    head_dim, row = config.layer_head_dim(layer), 2 * config.kv_heads(layer) * config.layer_head_dim(layer) * itemsize
+    head_dim = config.layer_head_dim(layer)
+    bytes_per_token = 2 * config.kv_heads(layer) * head_dim * itemsize
     per_query = min(keys, config.sliding_window) if config.is_sliding(layer) else keys
     flops = 4 * batch * queries * config.num_attention_heads * head_dim * per_query
-    return Work(batch * (seen + written) * row, flops)
+    return Work(batch * (seen + written) * bytes_per_token, flops)

@@ -1,4 +1,4 @@
-"""Two directories in, a pair that fits out; anything else is one clear error."""
+"""A pair from two directories, or from none: the shipped one; anything else is one clear error."""
 
 import shutil
 
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import decoding
+import decoding.load
 import drafter
 import gemma4
-from decoding import load
 from tests.models import SENTENCES, TINY, drafter_config, random_drafter
 
 
@@ -18,33 +18,33 @@ def copied(pair_dir, tmp_path):
     return shutil.copytree(pair_dir, tmp_path / "pair")
 
 
-def load(directory, **settings):
+def load(directory, **settings) -> decoding.Pair:
     return decoding.load_pair(directory / "target", directory / "drafter", **settings)
 
 
 def test_pair_is_its_parts(pair_dir):
-    target, draft, tokenizer = load(pair_dir)
+    target, draft_model, tokenizer = load(pair_dir)
     assert target.config == gemma4.load(pair_dir / "target").config
     table = drafter.load(pair_dir / "drafter").embed_tokens.weight[...]
-    np.testing.assert_array_equal(draft.embed_tokens.weight[...], table)
+    np.testing.assert_array_equal(draft_model.embed_tokens.weight[...], table)
     assert tokenizer.decode(tokenizer.encode(SENTENCES[1]).ids) == SENTENCES[1]
 
 
 def test_dtype_is_that_of_both(pair_dir):
-    target, draft, _ = load(pair_dir, dtype=jnp.bfloat16)
-    assert target.embed_tokens.weight.dtype == draft.embed_tokens.weight.dtype == jnp.bfloat16
+    target, draft_model, _ = load(pair_dir, dtype=jnp.bfloat16)
+    assert target.embed_tokens.weight.dtype == draft_model.embed_tokens.weight.dtype == jnp.bfloat16
 
 
 def test_without_arguments_the_shipped_pair(pair_dir, monkeypatch):
-    monkeypatch.setattr(load, "SHIPPED", pair_dir)
-    target, draft, tokenizer = decoding.load_pair()
+    monkeypatch.setattr(decoding.load, "SHIPPED", pair_dir)
+    target, draft_model, tokenizer = decoding.load_pair()
     assert target.config == gemma4.load(pair_dir / "target").config
-    assert draft.config == drafter.load(pair_dir / "drafter").config
+    assert draft_model.config == drafter.load(pair_dir / "drafter").config
     assert tokenizer is not None
 
 
 def test_shipped_pair_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(load, "SHIPPED", tmp_path / "absent")
+    monkeypatch.setattr(decoding.load, "SHIPPED", tmp_path / "absent")
     with pytest.raises(gemma4.CheckpointError, match="absent: the shipped pair is missing; install gemma4-mtp again"):
         decoding.load_pair()
 
@@ -67,7 +67,7 @@ def test_drafter_of_another_target(pair_dir, tmp_path):
 
 
 @pytest.mark.parametrize("setting", ["truncation", "padding"])
-def test_tokenizer_that_would_cut_or_pad_reads_all_and_no_more(copied, setting):
+def test_a_tokenizer_that_truncates_or_pads_reads_all_and_no_more(copied, setting):
     tokenizer = load(copied).tokenizer
     ids = tokenizer.encode(SENTENCES[1]).ids
     tokenizer.enable_truncation(3) if setting == "truncation" else tokenizer.enable_padding(length=len(ids) + 5)

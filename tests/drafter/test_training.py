@@ -1,4 +1,4 @@
-"""Training a drafter: what an anchor learns is what it would meet in a round, and nothing from later.
+"""Training a drafter: an anchor sees what the drafter sees in a round, and nothing from later.
 
 float32; "equal" is within 2e-5 of the largest magnitude unless said otherwise.
 """
@@ -16,6 +16,7 @@ from flax import nnx
 import decoding
 import drafter
 import gemma4
+from decoding import Options
 from drafter import Drafter, share_cache
 from drafter.config import CONVENTIONS
 from drafter.training import Teacher, draft_loss, init_drafter, teach, trainable, unroll
@@ -49,16 +50,16 @@ def assert_near(ours, reference, what: str) -> None:
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_an_anchor_is_a_round(convention):
-    """Every step at anchor t: the logits of `drafter.forward` in a live round after a prefill of t tokens.
+    """Every step at anchor t has the logits of `drafter.forward` in a round after a prefill of t tokens.
 
-    The live round reads a ragged batch of prefixes through rings, is fed the text's tokens and its own hidden rows.
-    The law to be matched at step k is the target's after t + k tokens.
+    The round reads a ragged batch of prefixes through rings, and gets the text's tokens and its own hidden states.
+    The distribution to learn at step k is the target's after t + k tokens.
     """
     target, draft_model = small_target(), small_drafter(convention=convention)
     steps = unroll_jit(draft_model, teacher(), STEPS)
-    laws = jax.nn.softmax(gemma4.forward(target, tokens()).logits, axis=-1)
+    expected_probs = jax.nn.softmax(gemma4.forward(target, tokens()).logits, axis=-1)
     prompts = [row[:anchor].tolist() for row in tokens() for anchor in ANCHORS]
-    state = decoding.prefill(target, prompts, max_new_tokens=1, draft_length=STEPS, key=jax.random.key(0))
+    state = decoding.prefill(target, prompts, Options(STEPS), max_new_tokens=1)
     shared, hidden = share_cache(state.cache, target.config), state.hidden
     for number, (normed, probs) in enumerate(steps, start=1):
         assert normed.shape[:2] == probs.shape[:2] == (BATCH, TIME - STEPS)
@@ -67,27 +68,27 @@ def test_an_anchor_is_a_round(convention):
         at_anchors = np.array(ANCHORS) - 1
         what = f"{convention}, step {number}"
         assert_near(draft_model.dense_logits(normed[:, at_anchors]).reshape(logits.shape), logits, what)
-        assert_near(probs[:, at_anchors], laws[:, np.array(ANCHORS) + number - 1], what)
+        assert_near(probs[:, at_anchors], expected_probs[:, np.array(ANCHORS) + number - 1], what)
 
 
 def test_later_tokens_change_nothing_earlier():
     """With the text changed from token 9 on, step k of anchor t is the same, bit for bit, as long as t + k - 1 < 9.
 
-    And it is another as soon as it is fed token 9.  What it learns, the target's law of the next token, likewise.
+    It differs as soon as its input is token 9.  So does what it learns, the target's distribution of the next token.
     """
     changed = tokens().copy()
     changed[:, 9:] = (changed[:, 9:] + 1) % 16
     other = teach_jit(small_target(), jnp.asarray(changed))
     steps = unroll_jit(small_drafter(), teacher(), STEPS), unroll_jit(small_drafter(), other, STEPS)
     for number, (ours, theirs) in enumerate(zip(*steps, strict=True), start=1):
-        first_fed = 9 - number  # index of the first anchor (t = index + 1) that is fed token 9 in this step
+        first = 9 - number  # index of the first anchor (t = index + 1) whose input in this step is token 9
         for one, another in zip(ours, theirs, strict=True):
-            np.testing.assert_array_equal(one[:, :first_fed], another[:, :first_fed])
-            assert (one[:, first_fed] != another[:, first_fed]).any(axis=-1).all()
+            np.testing.assert_array_equal(one[:, :first], another[:, :first])
+            assert (one[:, first] != another[:, first]).any(axis=-1).all()
 
 
-def test_an_anchor_sees_the_rows_before_it_alone():
-    """K/V rows from 7 on filled with 1e6: anchors up to 7 stay as they were, bit for bit, and later ones do not."""
+def test_an_anchor_sees_the_positions_before_it_alone():
+    """With 1e6 as K/V from position 7 on, anchors up to 7 are the same, bit for bit, and later ones differ."""
     poisoned = jax.tree.map(lambda x: x.at[:, :, 7:].set(1e6), teacher().donors)
     clean = unroll_jit(small_drafter(), teacher(), STEPS)
     dirty = unroll_jit(small_drafter(), teacher()._replace(donors=poisoned), STEPS)
@@ -117,7 +118,7 @@ def test_a_step_of_the_optimizer_leaves_the_token_ordering_alone():
     ordering = "masked_embedding.token_ordering"
     assert set(before) - set(params) == {ordering}
     of_flax = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(draft_model, nnx.Param))}
-    assert of_flax == set(params), "an optimizer of Flax's own takes what is a Param"
+    assert of_flax == set(params), "the parameters that an optimizer of Flax takes"
     optimizer, losses = make_optimizer(Schedule(steps=10, warmup=1), params), []
 
     @jax.jit
@@ -137,8 +138,8 @@ def test_a_step_of_the_optimizer_leaves_the_token_ordering_alone():
     assert losses[-1] < losses[0]
 
 
-def test_centroids_train_themselves_alone():
-    """A clustered head changes no other gradient (1e-6 of the largest); the centroids have one of their own."""
+def test_the_loss_of_the_centroids_trains_nothing_else():
+    """A clustered head adds a gradient of the centroids, and changes no other (1e-6 of the largest)."""
     draft_model, teacher = clustered_pair()
     dense_config = dataclasses.replace(draft_model.config, use_ordered_embeddings=False)
     dense = with_params(random_drafter(dense_config), named_params(draft_model))
@@ -151,7 +152,7 @@ def test_centroids_train_themselves_alone():
 
 
 def test_the_loss_is_the_mean_cross_entropy():
-    """By hand, from `unroll`, in float64, dense head: nats per anchor and step (1e-6, relative)."""
+    """From `unroll`, by hand in float64, dense head: nats per anchor and step (relative error 1e-6)."""
     draft_model, by_hand = small_drafter(), []
     for normed, probs in unroll_jit(draft_model, teacher(), 2):
         logits = np.float64(draft_model.dense_logits(normed))
@@ -173,8 +174,8 @@ def test_steps_that_leave_no_anchor_are_refused(steps):
     assert {normed.shape[:2] for normed, _ in shapes} == {(BATCH, 1)}
 
 
-def test_centroids_learn_the_laws_mass_in_each_cluster():
-    """By hand, from `unroll`, in float64: what a clustered head adds to the loss of a dense one (1e-4, relative)."""
+def test_centroids_learn_the_probability_of_each_cluster():
+    """What a clustered head adds to the loss of a dense one: from `unroll`, by hand in float64 (relative error 1e-4)."""
     draft_model, teacher = clustered_pair()
     dense_config = dataclasses.replace(draft_model.config, use_ordered_embeddings=False)
     dense, loss = (
@@ -185,17 +186,17 @@ def test_centroids_learn_the_laws_mass_in_each_cluster():
     members, by_hand = np.asarray(ordering).reshape(len(centroids), -1), []
     for normed, probs in unroll_jit(draft_model, teacher, 2):
         scores = np.float64(normed) @ np.float64(centroids).T
-        law = scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True))
-        by_hand.append(-(np.float64(probs)[..., members].sum(axis=-1) * law).sum(axis=-1))
+        log_probs = scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True))
+        by_hand.append(-(np.float64(probs)[..., members].sum(axis=-1) * log_probs).sum(axis=-1))
     added = float(loss(draft_model, teacher, 2)) - float(loss(dense, teacher, 2))
     assert added == pytest.approx(np.mean(by_hand), rel=1e-4)
 
 
 def test_a_new_drafter_starts_from_the_targets_head():
-    """Its table keeps the directions of the target's that carry most, orthogonally projected; clusters come with it.
+    """Its table is the target's head (table times final norm), projected onto its principal components; with clusters.
 
-    Dot products of table rows are those of the target's head (table times final norm) as well as any projection to this
-    width can keep them: the part lost is the tail of the singular values, to 1e-4.
+    Dot products of table rows are as close to those of the target's head as any projection to this width can make them:
+    what is lost is the tail of the singular values (relative error 1e-4).
     """
     target, config = random_target(TINY["E2B"]), TINY_DRAFTERS["E2B"]
     draft_model = init_drafter(config, target)
@@ -209,7 +210,7 @@ def test_a_new_drafter_starts_from_the_targets_head():
     np.testing.assert_allclose(centroids, members.mean(axis=1), rtol=0, atol=1e-5)
 
 
-# -- what does not fit -------------------------------------------------------------------------------------------------
+# -- drafters that do not fit --------------------------------------------------------------------------------------------
 
 TARGET = TINY["12B"]
 MISFITS = {
@@ -228,7 +229,7 @@ MISFITS = {
 
 @pytest.mark.parametrize("name", MISFITS)
 def test_a_drafter_that_does_not_fit_is_refused(name):
-    """One error that names what differs, from `check_fits`, and from whatever first needs both."""
+    """One error that names what differs, from `check_fits` and from `init_drafter`."""
     other = dataclasses.replace(TARGET, **MISFITS[name])
     config = TINY_DRAFTERS["12B"]
     config.check_fits(TARGET)
@@ -237,14 +238,14 @@ def test_a_drafter_that_does_not_fit_is_refused(name):
             attempt()
 
 
-def test_a_misfit_is_refused_before_anything_runs():
+def test_generate_refuses_a_drafter_that_does_not_fit():
     other = random_target(dataclasses.replace(TARGET, sliding_window=9))
     with pytest.raises(ValueError, match="do not fit.*sliding_window: drafter 8, target 9"):
         decoding.generate(other, random_drafter(TINY_DRAFTERS["12B"]), [1, 2, 3], max_new_tokens=2)
 
 
 def test_layers_of_one_type_are_enough():
-    """A drafter of full layers alone reads a target that has sliding ones, too."""
+    """A drafter of full layers alone fits a target that also has sliding ones."""
     text = dataclasses.replace(TINY_DRAFTERS["12B"].text, layer_types=(FULL,), num_kv_shared_layers=1)
     config = dataclasses.replace(TINY_DRAFTERS["12B"], text=text)
     config.check_fits(TARGET)

@@ -1,7 +1,9 @@
 """The cache: its one rule, rollback, what it refuses, and that nothing outside the committed set is ever read.
 
-The committed set is worked out here with loops, from the rule alone, and not with `slot_positions`.
+Loops compute the committed set here, from the rule alone, and not `slot_positions`.
 """
+
+import doctest
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +11,15 @@ import numpy as np
 import pytest
 
 import gemma4
-from gemma4 import PRESETS, KVCache, LayerKV, init_cache, rollback
+from gemma4 import PRESETS, KVCache, LayerKV, init_cache, truncate
+from gemma4 import cache as cache_module
 from gemma4.cache import slot_positions, write
 from gemma4.config import FULL, SLIDING
 from tests.models import TINY, WINDOW, random_target, random_tokens
 
 CONFIG = TINY["E2B"]
 LENGTHS = (WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3)  # one row of a batch each
-VERIFY = 5  # tokens in a verified block
+VERIFY = 5  # tokens in a verify
 CAPACITY = 40
 POISONS = (np.nan, 3e38, -3e38)
 
@@ -33,6 +36,11 @@ def empty_cache() -> KVCache:
 # -- the rule ----------------------------------------------------------------------------------------------------------
 
 
+def test_examples_of_the_docstrings():
+    results = doctest.testmod(cache_module)
+    assert results.attempted >= 2 and not results.failed
+
+
 @pytest.mark.parametrize("capacity", [1, 4, 13])
 def test_slot_positions_against_a_simulation(capacity):
     slots = [None] * capacity
@@ -45,7 +53,7 @@ def test_slot_positions_against_a_simulation(capacity):
 def test_write_touches_only_its_slots():
     before = np.random.default_rng(0).normal(size=(2, 3, 7, 4)).astype(np.float32)
     key, value = (np.random.default_rng(i).normal(size=(2, 5, 3, 4)).astype(np.float32) for i in (1, 2))
-    starts = [4, 16]  # the first wraps round
+    starts = [4, 16]  # the first wraps around
     kv = write(
         LayerKV(jnp.asarray(before), jnp.asarray(-before)), jnp.asarray(key), jnp.asarray(value), jnp.asarray(starts)
     )
@@ -81,7 +89,7 @@ def test_buffers_are_separate_so_that_each_may_be_donated():
 
 
 @pytest.mark.parametrize("arguments", [{"batch": 0}, {"capacity": 0}, {"chunk": 0}])
-def test_init_cache_refuses_nothing_at_all(arguments):
+def test_init_cache_refuses_empty_sizes(arguments):
     with pytest.raises(ValueError, match="at least 1"):
         init_cache(CONFIG, **arguments)
 
@@ -90,7 +98,7 @@ def test_init_cache_refuses_nothing_at_all(arguments):
 
 
 def poisoned(cache: KVCache, poison: float | None) -> KVCache:
-    """All slots filled with `poison` but those of the positions that a query at `length` or later may see."""
+    """Fill all slots with `poison` but those of the positions that a query at `length` or later may see."""
     if poison is None:
         return cache
     layers = []
@@ -120,9 +128,9 @@ def prefill(step, cache: KVCache, chunk: int) -> KVCache:
 
 
 def run(target, chunk: int, poison: float | None) -> list[np.ndarray]:
-    """Prefill, one verified block of which each row keeps another part, three single tokens; poison before every forward.
+    """A prefill, a verify of which each row keeps another number of tokens, three single tokens; poison before every forward.
 
-    Returns the logits that count: those of tokens that were kept.
+    Returns the logits of the tokens that were kept.
     """
     batch, kept = len(LENGTHS), []
 
@@ -130,7 +138,7 @@ def run(target, chunk: int, poison: float | None) -> list[np.ndarray]:
         out = gemma4.forward(target, tokens, poisoned(cache, poison))
         for row, (start, end) in enumerate(zip(cache.length.tolist(), new_length.tolist(), strict=True)):
             kept.append(np.asarray(out.logits)[row, : end - start])
-        return rollback(out.cache, jnp.asarray(new_length))
+        return truncate(out.cache, jnp.asarray(new_length))
 
     cache = prefill(step, init_cache(CONFIG, batch, CAPACITY, chunk=chunk), chunk)
     cache = step(random_tokens(batch, VERIFY, seed=1), cache, np.asarray(cache.length) + [1, 3, 5, 2])
@@ -149,7 +157,7 @@ def test_poison(target, chunk):
 
 
 def test_poison_reaches_every_other_slot():
-    """The test above would prove nothing if it poisoned nothing."""
+    """The test above needs this: it would pass if nothing were poisoned."""
     cache = init_cache(CONFIG, batch=1, capacity=40, chunk=VERIFY)._replace(length=jnp.asarray([11]))
     sliding, full = (poisoned(cache, np.nan).layers[CONFIG.donors[kind]] for kind in (SLIDING, FULL))
     clean = lambda kv: np.flatnonzero(~np.isnan(np.asarray(kv.key)).any((0, 1, 3))).tolist()
@@ -160,9 +168,12 @@ def test_poison_reaches_every_other_slot():
 
 @pytest.mark.parametrize("rejected_blocks", [1, 3])
 @pytest.mark.parametrize("then", [1, VERIFY])
-def test_after_rollback_as_if_never_drafted(target, rejected_blocks, then):
-    """Bit for bit, at each of the lengths.  One token then: what the rejected block wrote further on is not written over."""
-    step = lambda tokens, cache, length: rollback(gemma4.forward(target, tokens, cache).cache, jnp.asarray(length))
+def test_rollback_leaves_no_trace(target, rejected_blocks, then):
+    """Bit for bit, at each of the lengths.  With one token after it, slots that the rejected block wrote stay as they are."""
+
+    def step(tokens, cache, length):
+        return truncate(gemma4.forward(target, tokens, cache).cache, jnp.asarray(length))
+
     cache = drafted = prefill(step, empty_cache(), VERIFY)
     for i in range(rejected_blocks):
         drafted = step(random_tokens(len(LENGTHS), VERIFY, seed=9 + i), drafted, cache.length)
@@ -176,14 +187,14 @@ def test_shared_layers_write_nothing(target):
     assert [kv is None for kv in cache.layers] == [source != i for i, source in enumerate(CONFIG.kv_source)]
 
 
-# -- what does not fit is refused --------------------------------------------------------------------------------------
+# -- writes that do not fit are refused ---------------------------------------------------------------------------------
 
 
 def test_overfull_writes_are_refused(target):
     cache = init_cache(CONFIG, batch=2, capacity=12, chunk=4)
     with pytest.raises(ValueError, match=r"5 tokens in one forward.*at most 4.*chunk=5"):
         gemma4.forward(target, random_tokens(2, 5), init_cache(CONFIG, batch=2, capacity=40, chunk=4))
-    nearly_full = rollback(cache, jnp.asarray([3, 9]))
+    nearly_full = truncate(cache, jnp.asarray([3, 9]))
     with pytest.raises(ValueError, match=r"holds 12 tokens, but 9 are in it and 4 more.*capacity=13"):
         gemma4.forward(target, random_tokens(2, 4), nearly_full)
     with pytest.raises(ValueError, match="batch 2.*batch 1"):
@@ -199,13 +210,13 @@ def test_a_cache_may_be_filled_to_the_last_slot(target):
         gemma4.forward(target, tokens, cache)
 
 
-def test_a_known_cache_within_somebody_elses_jit(target):
-    """Its length is no tracer, though all that JAX makes of it is one; the check still holds."""
+def test_a_concrete_cache_within_jit(target):
+    """Its length is not a tracer, although what is computed from it is; the check still runs."""
     cache, tokens = empty_cache(), random_tokens(len(LENGTHS), VERIFY)
     logits = jax.jit(lambda tokens: gemma4.forward(target, tokens, cache).logits)(tokens)
     outside = np.asarray(gemma4.forward(target, tokens, cache).logits)
     np.testing.assert_allclose(logits, outside, rtol=0, atol=2e-5 * np.abs(outside).max())
-    full = rollback(cache, jnp.full(len(LENGTHS), CAPACITY))
+    full = truncate(cache, jnp.full(len(LENGTHS), CAPACITY))
     with pytest.raises(ValueError, match="holds 40 tokens, but 40 are in it and 5 more"):
         jax.jit(lambda tokens: gemma4.forward(target, tokens, full).logits)(tokens)
 
@@ -226,8 +237,8 @@ def test_bad_tokens_are_refused(target, tokens, message):
 
 
 @pytest.mark.parametrize("layout", ["E2B", "12B"])
-def test_the_caches_dtype_is_not_the_models(layout):
-    """A bfloat16 model stays one over a float32 cache, whose keys and values are rounded less."""
+def test_a_cache_of_another_dtype(layout):
+    """A bfloat16 model computes in bfloat16 over a float32 cache, whose keys and values are rounded less."""
     target = random_target(TINY[layout], dtype=jnp.bfloat16)
     dtypes = {}
 
@@ -235,6 +246,7 @@ def test_the_caches_dtype_is_not_the_models(layout):
         dtypes[name] = value.dtype
         return value
 
-    gemma4.forward(target, [[2, 5, 7]], gemma4.init_cache(target.config, 1, 8), tap=tap)
+    cache = gemma4.init_cache(target.config, 1, 8)
+    jax.eval_shape(lambda: gemma4.forward(target, [[2, 5, 7]], cache, tap=tap))
     assert dtypes["layers.0.attention"] == dtypes["layers.0.mlp"] == dtypes["hidden"] == jnp.bfloat16
     assert dtypes["logits"] == jnp.float32

@@ -1,4 +1,4 @@
-"""Chat turns: the text that templates make, and no way for a text to speak for the system."""
+"""Chat turns: the text of the templates, and control tokens, which no turn may contain."""
 
 import re
 
@@ -63,7 +63,7 @@ def test_control_tokens_in_a_text_are_refused(tokenizer, name):
 
 @pytest.mark.parametrize("name", ["<pad>", "<eos>", "<|image>"])
 def test_special_tokens_in_a_text_are_refused(tokenizer, name):
-    """Each that the tokenizer marks so, whatever it stands for; what looks like one and is none is text."""
+    """All that the tokenizer marks special.  Text that only looks like one is text."""
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.add_special_tokens(["<pad>", "<eos>", "<|image>"])
     for turns in ([("user", f"x{name}y")], [("system", name), *HELLO]):
@@ -75,16 +75,16 @@ def test_special_tokens_in_a_text_are_refused(tokenizer, name):
 
 
 @pytest.mark.parametrize("setting", ["truncation", "padding"])
-def test_a_tokenizer_that_cuts_or_pads(tokenizer, setting):
+def test_a_tokenizer_that_truncates_or_pads(tokenizer, setting):
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.enable_truncation(3) if setting == "truncation" else tokenizer.enable_padding(length=20)
     with pytest.raises(
-        ValueError, match=r"the tokenizer cuts or pads: .*; call its no_truncation\(\) and no_padding\(\)"
+        ValueError, match=r"the tokenizer truncates or pads: .*; call its no_truncation\(\) and no_padding\(\)"
     ):
         chat(tokenizer, HELLO)
 
 
-def test_turns_in_other_forms():
+def test_turns_of_other_types():
     for turns in ([["user", "A"]], iter([("user", "A")]), (("user", "A"),)):
         assert check_turns(turns) == [("user", "A")]
 
@@ -108,7 +108,7 @@ def test_turns_in_other_forms():
     ],
     ids=repr,
 )
-def test_what_are_no_turns(turns):
+def test_bad_turns(turns):
     with pytest.raises(ValueError, match=r'turn 0: expected a role and a text, such as \("user", "Hello"\), got '):
         check_turns(turns)
 
@@ -124,18 +124,18 @@ def test_what_are_no_turns(turns):
         (HELLO, {"thinking": True, "empty_thought": True}, "expected one of them or none, got both"),
     ],
 )
-def test_what_is_no_conversation(tokenizer, turns, settings, message):
+def test_bad_conversations(tokenizer, turns, settings, message):
     with pytest.raises(ValueError, match=message):
         chat(tokenizer, turns, **settings)
 
 
-def test_a_tokenizer_for_no_chats():
+def test_a_tokenizer_without_control_tokens():
     with pytest.raises(ValueError, match=r"the tokenizer has no token <\|turn>: expected that of a Gemma 4 model"):
         chat(train_tokenizer(SENTENCES, 320), HELLO)
 
 
-def test_a_tokenizer_that_would_add_bos_to_every_piece(tokenizer):
+def test_a_tokenizer_that_adds_bos_to_every_piece(tokenizer):
     before = chat(tokenizer, HELLO)
-    tokenizer = type(tokenizer).from_str(tokenizer.to_str())  # the fixture's stays as it is
+    tokenizer = type(tokenizer).from_str(tokenizer.to_str())  # a copy of the fixture's
     tokenizer.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, before[0])])
     assert chat(tokenizer, HELLO) == before

@@ -1,167 +1,192 @@
-"""Linear, embedding, MLP and attention against their NumPy twins (`twins.py`), in float32."""
+"""The parts of a decoder layer against NumPy in float64, with norms in 0.5 .. 1.5 as `random_target` draws them.
+
+float32 within 2e-6 of the largest magnitude, or as a test states.
+"""
+
+import math
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
 
 from gemma4.cache import LayerKV
-from gemma4.config import FULL, SLIDING
-from gemma4.functional import attention_mask, rope_cos_sin
-from gemma4.layers import AttentionInputs, Embedding, Linear, no_tap, scoped
-from tests.gemma4 import twins
+from gemma4.layers import MLP, Attention, AttentionInputs, Embedding, Linear, RMSNorm, no_tap, scoped
+from tests import numpy_reference as reference
 from tests.models import TINY, WINDOW, random_target
+from tests.numpy_reference import assert_close, normal, weights_of
 
-TOLERANCE = 2e-6  # of the largest value
-TIME = 2 * WINDOW + 3
+TOLERANCE = 2e-6
+TIME, CHUNK = 2 * WINDOW + 4, 5
+RING = WINDOW + CHUNK  # slots; a text of TIME tokens goes round the ring
 
-# Layouts and layers: two KV heads without k_eq_v; k_eq_v with one KV head; with two of four.
-OWNERS = [("E4B", 0), ("E4B", 2), ("12B", 0), ("12B", 2), ("26B-A4B", 1), ("31B", 2)]
-
-
-def assert_close(ours, twin: np.ndarray, tolerance: float = TOLERANCE) -> None:
-    np.testing.assert_allclose(np.asarray(ours), twin, rtol=0, atol=tolerance * np.abs(twin).max())
+call = jax.jit(lambda module, *args: module(*args))
 
 
-def states(config, batch: int = 1, time: int = TIME, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng([seed, batch, time]).normal(0, 1, (batch, time, config.hidden_size)).astype(np.float32)
+# -- linear maps, norms, tables ----------------------------------------------------------------------------------------
 
 
-def inputs_of(config, layer: int, time: int, capacity: int | None = None, start: int = 0) -> AttentionInputs:
-    """Of tokens at positions start .. start + time - 1; keys by position, or in the slots of a cache."""
-    kind = config.layer_types[layer]
-    positions = start + jnp.arange(time)[None]
-    keys = positions
-    if capacity is not None:
-        last = start + time - 1
-        keys = jnp.array([[last - (last - slot) % capacity for slot in range(capacity)]])
-    mask = attention_mask(positions, keys, config.sliding_window if kind == SLIDING else None)
-    return AttentionInputs(jnp.array([start]), rope_cos_sin(positions, *config.rope(kind)), mask)
+def test_linear():
+    """Output o is the sum over inputs i of x[i] * weight[i, o]; no bias."""
+    module = Linear(5, 3, rngs=nnx.Rngs(0), dtype=jnp.float32)
+    weight, x = np.asarray(module.weight[...], np.float64), normal(2, 4, 5)
+    assert weight.shape == (5, 3)
+    expected = np.zeros((2, 4, 3))
+    for b, t, o in np.ndindex(*expected.shape):
+        expected[b, t, o] = sum(float(x[b, t, i]) * weight[i, o] for i in range(5))
+    assert_close(call(module, x), expected, TOLERANCE)
+    assert not np.asarray(call(module, np.zeros_like(x))).any()
 
 
-def run(module, *args):
-    """Compiled, as in a model: operation by operation takes longer."""
-    return jax.jit(lambda module, *args: module(*args))(module, *args)
+def test_linear_is_initialised_by_its_inputs():
+    weight = np.asarray(Linear(400, 50, rngs=nnx.Rngs(0), dtype=jnp.float32).weight[...])
+    assert abs(weight.std() * math.sqrt(400) - 1) < 0.02 and abs(weight.mean()) < 0.002
 
 
-def test_linear_multiplies_from_the_right():
-    linear = Linear(3, 2, rngs=nnx.Rngs(0), dtype=jnp.float32)
-    x = np.arange(6, dtype=np.float32).reshape(2, 3)
-    weight = np.asarray(linear.weight[...])
-    by_hand = [[sum(row[i] * weight[i, j] for i in range(3)) for j in range(2)] for row in x]
-    assert_close(linear(jnp.asarray(x)), np.array(by_hand))
+@pytest.mark.parametrize("eps", [1e-6, 0.5])
+def test_rms_norm_module(eps):
+    module, weight = RMSNorm(7, eps, dtype=jnp.float32), np.random.default_rng(0).uniform(0.5, 1.5, 7)
+    np.testing.assert_array_equal(module.weight[...], np.ones(7))
+    module.weight[...] = jnp.asarray(weight, jnp.float32)
+    x = normal(2, 3, 7)
+    assert_close(call(module, x), reference.rms_norm(x, weight, eps), TOLERANCE)
 
 
-def test_embedding_rounds_its_scale_to_the_tables_dtype():
-    """sqrt(24) is 4.899; in bfloat16 it is 4.90625, and the product is rounded again."""
-    embedding = Embedding(5, 24, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
-    expected = embedding.weight[...][3] * jnp.asarray(24**0.5, jnp.bfloat16)
-    assert embedding(jnp.array([3]))[0].tolist() == expected.tolist()
-    assert (embedding(jnp.array([3]))[0] != (embedding.weight[...][3].astype(jnp.float32) * 24**0.5)).any()
+@pytest.mark.parametrize(("scale", "factor"), [(None, math.sqrt(24)), (0.7, 0.7)])
+def test_embedding_is_a_scaled_row_of_the_table(scale, factor):
+    module = Embedding(11, 24, rngs=nnx.Rngs(0), dtype=jnp.float32, scale=scale)
+    table, tokens = np.asarray(module.weight[...], np.float64), np.array([[3, 0, 10], [3, 3, 7]])
+    expected = np.array([[table[token] * factor for token in row] for row in tokens])
+    assert_close(call(module, tokens), expected, TOLERANCE)
 
 
-def test_embedding_scale_is_the_root_of_the_width_unless_given():
-    for scale, expected in ((None, 24**0.5), (3.0, 3.0)):
-        embedding = Embedding(5, 24, rngs=nnx.Rngs(0), dtype=jnp.float32, scale=scale)
-        assert_close(
-            embedding(jnp.array([[1, 4]]))[0], np.asarray(embedding.weight[...], np.float64)[[1, 4]] * expected
-        )
+@pytest.mark.parametrize("width", [1536, 5376])
+def test_the_scale_of_an_embedding_is_rounded_first(width):
+    """In bfloat16, as in transformers: sqrt(1536) = 39.19 is 39.25 there.  Then the product is rounded."""
+    module = Embedding(4, width, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+    table, tokens = np.asarray(module.weight[...]).astype(np.float32), np.array([[1, 3]])
+    rounded_scale = np.float32(ml_dtypes.bfloat16(math.sqrt(width)))
+    rounded_first = (table[tokens] * rounded_scale).astype(ml_dtypes.bfloat16)
+    rounded_once = (table[tokens] * np.float32(math.sqrt(width))).astype(ml_dtypes.bfloat16)
+    ours = np.asarray(call(module, tokens))
+    np.testing.assert_array_equal(ours, rounded_first)
+    assert (rounded_first != rounded_once).mean() > 0.1, "the test tells the two apart"
 
 
-@pytest.mark.parametrize("layout, layer", [("E2B", 0), ("E2B", 4)], ids=["narrow", "double-wide"])
-def test_mlp(layout, layer):
-    target = random_target(TINY[layout])
-    x = states(target.config, time=3)
-    module = target.layers[layer].mlp
-    weights = twins.weights_of(module)
-    assert weights["gate_proj.weight"].shape[1] == target.config.intermediate_size * (2 if layer == 4 else 1)
-    assert_close(run(module, jnp.asarray(x))[0], np.array([twins.mlp(weights, token) for token in x[0].astype(float)]))
+def test_mlp():
+    module = MLP(6, 9, rngs=nnx.Rngs(0), dtype=jnp.float32)
+    weights, x = weights_of(module), normal(2, 3, 6, scale=2)
+    assert_close(call(module, x), reference.mlp(weights, x.astype(np.float64)), TOLERANCE)
 
 
-@pytest.mark.parametrize("layout, layer", OWNERS)
-def test_attention_of_a_layer_that_owns_its_kv(layout, layer):
-    """GQA grouping, q_norm and k_norm with weights, V's norm without, RoPE, the window, k_eq_v."""
-    target = random_target(TINY[layout])
-    config, module = target.config, target.layers[layer].self_attn
-    assert module.k_eq_v == (layout not in ("E2B", "E4B") and config.layer_types[layer] == FULL)
-    assert hasattr(module, "v_proj") != module.k_eq_v
-    x, weights = states(config), twins.weights_of(module)
-    out, kv = run(module, jnp.asarray(x), None, inputs_of(config, layer, TIME))
-    keys, values = twins.key_value(config, layer, weights, x[0].astype(float))
-    assert_close(kv.key[0].swapaxes(0, 1), keys)
-    assert_close(kv.value[0].swapaxes(0, 1), values)
-    assert_close(out[0], twins.attention(config, layer, weights, x[0].astype(float), keys, values))
+# -- attention ---------------------------------------------------------------------------------------------------------
+
+OWNERS = {
+    "sliding, one KV head": ("E2B", 1),
+    "full, a quarter of the pairs rotates": ("E2B", 2),
+    "full, two KV heads": ("E4B", 1),
+    "sliding, four KV heads": ("26B-A4B", 0),
+    "full, V is the raw key": ("12B", 2),
+    "full, V is the raw key, four KV heads": ("31B", 2),
+}
+owners = pytest.mark.parametrize(("layout", "layer"), OWNERS.values(), ids=OWNERS)
 
 
-def test_k_eq_v_takes_v_from_the_raw_key():
-    """V has neither k_norm nor RoPE: another k_norm weight or position changes K and leaves V as it is."""
-    target = random_target(TINY["12B"])
-    config, module = target.config, target.layers[2].self_attn
-    x = jnp.asarray(states(config, time=4))
-    key, value = module._key_value(x, inputs_of(config, 2, 4), no_tap)
-    raw = twins.weights_of(module)["k_proj.weight"]
-    raw_heads = (np.asarray(x[0], float) @ raw).reshape(4, config.kv_heads(2), -1)
-    expected = [[twins.norm(head, 1.0, config.rms_norm_eps) for head in token] for token in raw_heads]
-    assert_close(value[0], np.array(expected))
-    assert np.abs(np.asarray(key - value)).max() > 0.1
+def attention_of(layout: str, layer: int) -> Attention:
+    return random_target(TINY[layout]).layers[layer].self_attn
 
 
-@pytest.mark.parametrize("layout, layer", [("E2B", 3), ("E2B", 4)], ids=["sliding", "full"])
-def test_attention_of_a_layer_that_shares_kv(layout, layer):
-    """It has no K/V weights, reads what it is given, and gives that back untouched."""
-    target = random_target(TINY[layout])
-    config, module = target.config, target.layers[layer].self_attn
-    weights = twins.weights_of(module)
-    assert not module.owns_kv and not any(name.startswith(("k_", "v_")) for name in weights)
-    x, rng = states(config), np.random.default_rng(7)
-    shape = (TIME, config.kv_heads(layer), config.layer_head_dim(layer))
-    keys, values = (rng.normal(0, 1, shape).astype(np.float32) for _ in range(2))
-    shared = LayerKV.of(jnp.asarray(keys[None]), jnp.asarray(values[None]))
-    out, kv = run(module, jnp.asarray(x), shared, inputs_of(config, layer, TIME))
-    assert_close(out[0], twins.attention(config, layer, weights, x[0].astype(float), keys, values))
-    assert (kv.key == shared.key).all() and (kv.value == shared.value).all()
+def inputs_by_hand(layout: str, layer: int, starts: list[int], time: int, held: list[list[int]]) -> AttentionInputs:
+    """The inputs of `time` tokens from `starts` on.  held: for each row, the position in each slot; -1 if empty."""
+    config = TINY[layout]
+    frequencies = reference.rope_frequencies(*config.rope(config.layer_types[layer]))
+    angles = np.array([[[(start + t) * f for f in frequencies] for t in range(time)] for start in starts])
+    window = config.sliding_window if config.is_sliding(layer) else None
+    mask = [
+        [[position in reference.visible_keys(start + t, window) for position in slots] for t in range(time)]
+        for start, slots in zip(starts, held, strict=True)
+    ]
+    cos_sin = jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32)
+    return AttentionInputs(jnp.asarray(starts), cos_sin, jnp.asarray(mask))
 
 
-@pytest.mark.parametrize("layout, layer", [("E4B", 0), ("12B", 2)], ids=["ring", "full"])
-def test_attention_over_a_cache_that_has_wrapped(layout, layer):
-    """Token by token through a cache is the same as all at once; the sliding layer's ring has window + 2 slots."""
-    target = random_target(TINY[layout])
-    config, module = target.config, target.layers[layer].self_attn
-    capacity = WINDOW + 2 if config.is_sliding(layer) else TIME
-    x, weights = states(config), twins.weights_of(module)
-    shape = (1, config.kv_heads(layer), capacity, config.layer_head_dim(layer))
-    kv = LayerKV(jnp.full(shape, jnp.nan), jnp.full(shape, jnp.nan))  # what nothing has written shows if it is read
-    step = jax.jit(lambda module, x, kv, inputs: module(x, kv, inputs))
-    outs = []
-    for position in range(TIME):
-        inputs = inputs_of(config, layer, 1, capacity, start=position)
-        out, kv = step(module, jnp.asarray(x[:, position : position + 1]), kv, inputs)
-        outs.append(out[0, 0])
-    keys, values = twins.key_value(config, layer, weights, x[0].astype(float))
-    assert_close(np.array(outs), twins.attention(config, layer, weights, x[0].astype(float), keys, values))
-    for position in range(TIME - capacity, TIME):
-        assert_close(kv.key[0, :, position % capacity], keys[position])
+def expected_attention(layout: str, layer: int, x: np.ndarray) -> tuple[np.ndarray, list]:
+    """Outputs, [b, t, d], and for each row its keys and values, [t, k, h]."""
+    weights, config = weights_of(attention_of(layout, layer)), TINY[layout]
+    kvs = [reference.key_value(weights, config, layer, row.astype(np.float64)) for row in x]
+    rows = zip(x, kvs, strict=True)
+    return np.stack([reference.attention(weights, config, layer, row.astype(np.float64), *kv) for row, kv in rows]), kvs
 
 
-def test_a_cache_of_another_dtype():
-    """Scores and values are rounded to the cache's dtype; the output has the query's."""
-    target = random_target(TINY["12B"])
-    config, module = target.config, target.layers[0].self_attn
-    shape = (1, config.kv_heads(0), WINDOW + 3, config.layer_head_dim(0))
-    kv = LayerKV(jnp.zeros(shape, jnp.bfloat16), jnp.zeros(shape, jnp.bfloat16))
-    x, weights = states(config, time=3), twins.weights_of(module)
-    out, kv = run(module, jnp.asarray(x), kv, inputs_of(config, 0, 3, WINDOW + 3))
-    assert (out.dtype, kv.key.dtype) == (jnp.float32, jnp.bfloat16)
-    keys, values = twins.key_value(config, 0, weights, x[0].astype(float))
-    assert_close(out[0], twins.attention(config, 0, weights, x[0].astype(float), keys, values), 1e-2)
+@owners
+def test_attention_without_a_cache(layout, layer):
+    """Grouped queries, norms of queries and keys, a norm without weight for values, RoPE; keys and values by position."""
+    module, x = attention_of(layout, layer), normal(2, TIME, TINY[layout].hidden_size)
+    assert hasattr(module, "v_proj") != module.k_eq_v == TINY[layout].k_eq_v(layer)
+    out, kv = call(module, x, None, inputs_by_hand(layout, layer, [0, 0], TIME, [list(range(TIME))] * 2))
+    expected, kvs = expected_attention(layout, layer, x)
+    assert_close(out, expected, TOLERANCE)
+    for row, (key, value) in enumerate(kvs):
+        assert_close(np.asarray(kv.key)[row].swapaxes(0, 1), key, TOLERANCE, "keys")
+        assert_close(np.asarray(kv.value)[row].swapaxes(0, 1), value, TOLERANCE, "values")
 
 
-def test_taps_are_scoped_and_return_the_value():
-    shown = {}
-    tap = scoped(lambda name, value: shown.setdefault(name, value), "layers.0")
-    target = random_target(TINY["12B"])
-    x = jnp.asarray(states(target.config, time=2))
-    target.layers[0].self_attn(x, None, inputs_of(target.config, 0, 2), tap)
-    assert list(shown) == [f"layers.0.{name}" for name in ("query", "key", "value", "attention")]
-    assert scoped(no_tap, "layers.0") is no_tap
+@owners
+def test_attention_with_a_cache(layout, layer):
+    """In chunks, over a ring that wraps (sliding) or a slot for each position (full); all other slots are NaN.
+
+    Row 0 keeps all tokens of a chunk; row 1 keeps three of five, and reads the others again.
+    """
+    module, config = attention_of(layout, layer), TINY[layout]
+    x = normal(2, TIME, config.hidden_size)
+    expected, _ = expected_attention(layout, layer, x)
+    slots = RING if config.is_sliding(layer) else TIME
+    empty = jnp.full((2, config.kv_heads(layer), slots, config.layer_head_dim(layer)), jnp.nan)
+    kv, held, starts = LayerKV(empty, empty), [[-1] * slots for _ in range(2)], [0, 0]
+    for _ in range(TIME // CHUNK):
+        for row, start in enumerate(starts):
+            for position in range(start, start + CHUNK):
+                held[row][position % slots] = position
+        chunk = np.stack([x[row, start : start + CHUNK] for row, start in enumerate(starts)])
+        out, kv = call(module, chunk, kv, inputs_by_hand(layout, layer, starts, CHUNK, held))
+        for row, start in enumerate(starts):
+            assert_close(out[row], expected[row, start : start + CHUNK], TOLERANCE, f"row {row} from {start}")
+        starts = [starts[0] + CHUNK, starts[1] + 3]
+    assert kv.capacity == slots and (not config.is_sliding(layer) or starts[0] > slots)
+
+
+@pytest.mark.parametrize(("layout", "layer"), [("E2B", 3), ("E2B", 4), ("E4B", 4)])
+def test_a_layer_that_shares_kv(layout, layer):
+    """It reads the K/V that it is given, has none of its own, and writes nothing: the same arrays come back."""
+    module, config = attention_of(layout, layer), TINY[layout]
+    assert not any(hasattr(module, name) for name in ("k_proj", "k_norm", "v_proj"))
+    x, weights = normal(2, TIME, config.hidden_size), weights_of(module)
+    shape = (2, config.kv_heads(layer), TIME, config.layer_head_dim(layer))
+    key, value = normal(*shape, seed=1), normal(*shape, seed=2)
+    given = LayerKV(jnp.asarray(key), jnp.asarray(value))
+    inputs = inputs_by_hand(layout, layer, [0, 0], TIME, [list(range(TIME))] * 2)
+    out, kv = call(module, x, given, inputs)
+    for row in range(2):
+        own = key[row].swapaxes(0, 1).astype(np.float64), value[row].swapaxes(0, 1).astype(np.float64)
+        expected = reference.attention(weights, config, layer, x[row].astype(np.float64), *own)
+        assert_close(out[row], expected, TOLERANCE, f"row {row}")
+    np.testing.assert_array_equal(kv.key, key)
+    np.testing.assert_array_equal(kv.value, value)
+
+
+def test_attention_writes_into_the_caches_dtype():
+    """A bfloat16 layer over a float32 cache: K/V are stored as float32, and its output stays bfloat16."""
+    module = random_target(TINY["12B"], dtype=jnp.bfloat16).layers[0].self_attn
+    x, empty = jnp.zeros((1, 2, 24), jnp.bfloat16), jnp.zeros((1, 2, 4, 8))
+    inputs = inputs_by_hand("12B", 0, [0], 2, [[0, 1, -1, -1]])
+    out, kv = jax.eval_shape(module, x, LayerKV(empty, empty), inputs)
+    assert (out.dtype, kv.key.dtype, kv.value.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+
+
+def test_names_of_taps():
+    seen = []
+    tap = scoped(lambda name, value: (seen.append(name), value)[1], "layers.3")
+    assert tap("query", 5) == 5 and seen == ["layers.3.query"]
+    assert scoped(no_tap, "layers.3") is no_tap, "costs nothing where nobody listens"

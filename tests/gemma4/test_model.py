@@ -1,4 +1,9 @@
-"""Decoder layers and the whole forward pass against their NumPy twins, in float32, for all five layouts."""
+"""The decoder layer and the whole decoder against NumPy in float64, on the five tiny layouts.
+
+float32 within 5e-6 of the largest magnitude for one layer, 2e-5 for a whole decoder.
+"""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -6,63 +11,117 @@ import numpy as np
 import pytest
 
 import gemma4
-from gemma4 import init_cache
-from gemma4.cache import LayerKV
-from tests.gemma4 import twins
-from tests.gemma4.test_layers import TIME, inputs_of, states
-from tests.models import TINY, random_target, random_tokens
+from gemma4 import Gemma4, init_cache
+from tests import numpy_reference as reference
+from tests.gemma4.test_layers import inputs_by_hand
+from tests.models import TINY, WINDOW, random_target, random_tokens
+from tests.numpy_reference import assert_close, normal, weights_of
 
-# A dense layer, layers with per-layer embeddings (one owns its K/V, one shares), a layer with experts.
-LAYERS = {"dense": ("12B", 2), "PLE": ("E2B", 0), "PLE, shared K/V": ("E2B", 4), "experts": ("26B-A4B", 0)}
+LAYER, DECODER = 5e-6, 2e-5
+TIME, CHUNK = 2 * WINDOW + 4, 5
+
+call = jax.jit(lambda module, *args: module(*args))
+
+# Written down layer by layer: the layer whose K/V each layer reads.
+KV_SOURCES = {"E2B": (0, 1, 2, 1, 2), "E4B": (0, 1, 2, 0, 2), "12B": (0, 1, 2), "26B-A4B": (0, 1), "31B": (0, 1, 2)}
+layouts = pytest.mark.parametrize("layout", TINY)
 
 
-@pytest.mark.parametrize("case", LAYERS)
-def test_decoder_layer(case):
-    layout, index = LAYERS[case]
-    target = random_target(TINY[layout])
-    config, layer = target.config, target.layers[index]
-    rng, x = np.random.default_rng(3), states(config)
-    per_layer_input = kv = given = None
+# -- one layer ---------------------------------------------------------------------------------------------------------
+
+LAYERS = {
+    "dense, sliding": ("31B", 0),
+    "dense, full": ("12B", 2),
+    "per-layer input": ("E4B", 0),
+    "per-layer input, shared K/V, double-wide MLP": ("E2B", 3),
+    "experts, sliding": ("26B-A4B", 0),
+    "experts, full": ("26B-A4B", 1),
+}
+
+
+@pytest.mark.parametrize(("layout", "layer"), LAYERS.values(), ids=LAYERS)
+def test_decoder_layer(layout, layer):
+    config, module = TINY[layout], random_target(TINY[layout]).layers[layer]
+    x, ple, kv, shared = normal(1, TIME, config.hidden_size), None, None, None
     if config.hidden_size_per_layer_input:
-        per_layer_input = rng.normal(0, 1, (1, TIME, config.hidden_size_per_layer_input)).astype(np.float32)
-    if config.kv_source[index] != index:
-        shape = (1, TIME, config.kv_heads(index), config.layer_head_dim(index))
-        key, value = (rng.normal(0, 1, shape).astype(np.float32) for _ in range(2))
-        kv, given = LayerKV.of(jnp.asarray(key), jnp.asarray(value)), (key[0], value[0])
-    run = jax.jit(lambda layer, *args: layer(*args))
-    ours, _ = run(layer, jnp.asarray(x), per_layer_input, kv, inputs_of(config, index, TIME))
-    ple = None if per_layer_input is None else per_layer_input[0].astype(float)
-    twin, _ = twins.decoder_layer(config, index, twins.weights_of(layer), x[0].astype(float), ple, given)
-    np.testing.assert_allclose(ours[0], twin, rtol=0, atol=5e-6 * np.abs(twin).max())
+        ple = normal(1, TIME, config.hidden_size_per_layer_input, seed=1)
+    if KV_SOURCES[layout][layer] != layer:
+        shape = (1, TIME, config.kv_heads(layer), config.layer_head_dim(layer))
+        shared = normal(*shape, seed=2), normal(*shape, seed=3)
+        kv = gemma4.LayerKV.of(*map(jnp.asarray, shared))
+    inputs = inputs_by_hand(layout, layer, [0], TIME, [list(range(TIME))])
+    out, read = call(module, x, ple, kv, inputs)
+
+    weights, of_row = weights_of(module), lambda values: None if values is None else values[0].astype(np.float64)
+    shared_row = None if shared is None else tuple(map(of_row, shared))
+    expected, expected_kv = reference.decoder_layer(weights, config, layer, of_row(x), of_row(ple), shared_row)
+    assert_close(out[0], expected, LAYER)
+    for ours, theirs in zip(read, expected_kv, strict=True):
+        assert_close(np.asarray(ours)[0].swapaxes(0, 1), theirs, LAYER, "the K/V that it read")
 
 
-@pytest.mark.parametrize("layout", TINY)
-def test_forward(layout):
-    """Past two windows: which layer reads whose K/V, the soft cap, the tied head."""
-    target = random_target(TINY[layout])
-    tokens = random_tokens(2, TIME)
-    out = gemma4.forward(target, tokens)
-    weights = twins.weights_of(target)
-    for row in range(2):
-        hidden, logits = twins.hidden_and_logits(target.config, weights, tokens[row].tolist())
-        np.testing.assert_allclose(out.hidden[row], hidden, rtol=0, atol=1e-5 * np.abs(hidden).max())
-        np.testing.assert_allclose(out.logits[row], logits, rtol=0, atol=1e-5 * np.abs(logits).max())
+# -- the decoder -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["E2B", "12B"])
-def test_hidden_at_is_one_of_the_hidden_states(layout):
-    target = random_target(TINY[layout])
-    tokens = jnp.asarray(random_tokens(3, TIME))
-    cache = init_cache(target.config, batch=3, capacity=64, chunk=TIME)
-    index = jnp.array([0, TIME - 1, 7])
-    hidden, after = jax.jit(type(target).__call__)(target, tokens, cache)
-    at, after_at = jax.jit(type(target).hidden_at)(target, tokens, cache, index)
-    np.testing.assert_allclose(at, hidden[jnp.arange(3), index], rtol=0, atol=1e-6 * np.abs(hidden).max())
-    assert after_at.length.tolist() == after.length.tolist() == [TIME] * 3
+def expected_hidden(target: Gemma4, layout: str, tokens: np.ndarray) -> np.ndarray:
+    weights = weights_of(target)
+    rows = [reference.hidden_states(weights, target.config, row, KV_SOURCES[layout]) for row in tokens]
+    return np.stack(rows)
 
 
-def test_layers_that_share_kv_have_none_in_the_cache():
-    target = random_target(TINY["E2B"])
-    out = gemma4.forward(target, random_tokens(1, 3), init_cache(target.config, capacity=16, chunk=4))
-    owners = [i for i, kv in enumerate(out.cache.layers) if kv is not None]
-    assert owners == [i for i, source in enumerate(target.config.kv_source) if source == i] == [0, 1, 2]
+@layouts
+def test_hidden_states_and_logits(layout):
+    """Without a cache: which layers read whose K/V, per-layer inputs by layer, the final norm, the tied head, the cap."""
+    target, tokens = random_target(TINY[layout]), random_tokens(2, TIME)
+    out, expected = gemma4.forward(target, tokens), expected_hidden(target, layout, tokens)
+    assert_close(out.hidden, expected, DECODER, "hidden states")
+    logits = np.stack([reference.logits(weights_of(target), target.config, row) for row in expected])
+    assert_close(out.logits, logits, DECODER, "logits")
+    assert out.logits.dtype == jnp.float32 and out.cache is None
+
+
+@pytest.mark.parametrize("layout", ["E2B", "26B-A4B"])
+def test_hidden_states_with_a_cache(layout):
+    """In chunks of five, over rings that wrap; a layer that shares K/V reads what its source has just written."""
+    target, tokens = random_target(TINY[layout]), random_tokens(2, TIME)
+    cache, hidden = init_cache(target.config, 2, TIME, chunk=CHUNK), []
+    for start in range(0, TIME, CHUNK):
+        chunk, cache = call(target, tokens[:, start : start + CHUNK], cache)
+        hidden.append(chunk)
+    assert_close(np.concatenate(hidden, axis=1), expected_hidden(target, layout, tokens), DECODER)
+    assert cache.length.tolist() == [TIME, TIME]
+
+
+@pytest.mark.parametrize("cap", [30.0, 2.0, None])
+def test_the_cap_of_the_logits(cap):
+    """Hidden states that give logits up to about 60: a cap of 30 bends them, and one of 2 flattens them."""
+    config = dataclasses.replace(TINY["31B"], final_logit_softcapping=cap)
+    target, hidden = random_target(config), normal(3, config.hidden_size, scale=8)
+    logits = jax.jit(lambda target, hidden: target.logits(hidden))(target, hidden)
+    assert_close(logits, reference.logits(weights_of(target), config, hidden.astype(np.float64)), 2e-6)
+    assert (np.abs(logits).max() > 31) == (cap is None)
+
+
+@layouts
+def test_hidden_at(layout):
+    """The hidden state at each row's own index: first, inner and last.  The cache is that of a forward (1e-6)."""
+    target, tokens, index = random_target(TINY[layout]), random_tokens(3, TIME), np.array([0, WINDOW, TIME - 1])
+    empty = init_cache(target.config, 3, TIME)
+    both = jax.jit(lambda target, tokens, cache, index: (target(tokens, cache), target.hidden_at(tokens, cache, index)))
+    (hidden, cache), (selected, cache_of_selected) = both(target, tokens, empty, index)
+    assert_close(selected, np.stack([np.asarray(hidden)[row, index[row]] for row in range(3)]), 1e-6)
+    jax.tree.map(lambda ours, theirs: assert_close(ours, np.asarray(theirs), 1e-6), cache_of_selected, cache)
+
+
+def test_a_tap_sees_and_replaces_values():
+    """What a tap returns is what the forward goes on with."""
+    target, tokens, seen = random_target(TINY["E2B"]), random_tokens(1, 3), set()
+
+    def tap(name, value):
+        seen.add(name)
+        return jnp.zeros_like(value) if name == "hidden" else value
+
+    logits = jax.jit(lambda target, tokens: gemma4.forward(target, tokens, tap=tap).logits)(target, tokens)
+    assert {"embedding", "per_layer_inputs", "layers.0.query", "layers.4.output", "hidden", "logits"} <= seen
+    assert not {"layers.3.key", "layers.4.value"} & seen, "a layer that shares K/V computes none"
+    assert not np.asarray(logits).any()

@@ -1,4 +1,4 @@
-"""The training loop resumes as if it had never stopped; the held-out measure counts every token once."""
+"""The training loop resumes as if uninterrupted; the held-out measure counts every token once."""
 
 import json
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gemma4.training import Schedule, fit, held_out_nats, make_optimizer, next_token_loss, windows
-from tests.models import TINY, random_target
+from tests.models import SMALL_VOCAB, small_target
 
 SCHEDULE = Schedule(steps=12, warmup=3)
 
@@ -39,7 +39,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path):
     assert not (whole["matrix"] == start()["matrix"]).any()
 
 
-def test_the_parameters_to_start_from_stay(tmp_path):
+def test_the_initial_parameters_are_not_changed(tmp_path):
     params = start()
     fit(square_loss, params, batch_at, SCHEDULE, tmp_path, label="run")
     assert jax.tree.map(lambda a, b: bool((a == b).all()), params, start()) == {"matrix": True, "embed_target": True}
@@ -60,7 +60,7 @@ def steps_logged(directory):
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
-    """Three steps, a checkpoint at every second: the last is kept all the same, so that a second call takes no step."""
+    """Three steps, a checkpoint at every second: the last step is saved too, so that a second call takes no step."""
     run = dict(label="run", save_every=2, evaluate_every=1)
     finished = fit(square_loss, start(), batch_at, Schedule(3), tmp_path, **run)
     again = fit(square_loss, start(), lambda step: pytest.fail(f"step {step}"), Schedule(3), tmp_path, **run)
@@ -69,7 +69,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
 
 def test_a_schedule_that_ends_before_the_checkpoint_is_refused(tmp_path):
-    """Nothing is changed: with its own schedule, or a longer one, the run goes on."""
+    """The run stays as it is, and continues with a longer schedule."""
     run = dict(label="run", evaluate_every=1)
     fit(square_loss, start(), batch_at, Schedule(2), tmp_path, **run)
     with pytest.raises(ValueError, match="checkpoints: holds step 2, past the 1 .*; ask for 2 or more, or"):
@@ -81,7 +81,7 @@ def test_a_schedule_that_ends_before_the_checkpoint_is_refused(tmp_path):
 
 @pytest.mark.parametrize("stopped_at", [1, 4, 7])
 def test_a_resumed_run_has_one_line_a_step(stopped_at, tmp_path):
-    """Stopped in the evaluation of a step, where a checkpoint is due or not, and while it wrote the line of that step."""
+    """Interrupted in the evaluation of a step, with and without a checkpoint there, and while it wrote that step's line."""
 
     def interrupted(params):
         if len(steps_logged(tmp_path) if (tmp_path / "log.jsonl").exists() else []) == stopped_at - 1:
@@ -99,13 +99,13 @@ def test_a_resumed_run_has_one_line_a_step(stopped_at, tmp_path):
 
 NOT_FINITE = {
     "loss": lambda weight, is_bad: weight**2 * jnp.where(is_bad, jnp.nan, 1),
-    "gradient": lambda weight, is_bad: weight**2 + jnp.sqrt(jnp.where(is_bad, 0 * weight, 1)),  # of a finite loss
+    "gradient": lambda weight, is_bad: weight**2 + jnp.sqrt(jnp.where(is_bad, 0 * weight, 1)),  # the loss is finite
 }
 
 
 @pytest.mark.parametrize("what", NOT_FINITE)
-def test_a_step_that_is_not_finite_ends_training_and_keeps_the_last_good_checkpoint(what, tmp_path):
-    """At step 6, where a checkpoint is due: the error names the step and the one kept, and training goes on from that."""
+def test_a_step_that_is_not_finite_ends_training(what, tmp_path):
+    """At step 6, where a checkpoint is due: the error names the step and the last good checkpoint, where training resumes."""
 
     def train(directory, bad):
         loss = lambda params, is_bad: NOT_FINITE[what](params["weight"], is_bad)
@@ -120,12 +120,12 @@ def test_a_step_that_is_not_finite_ends_training_and_keeps_the_last_good_checkpo
     assert train("ours", bad=None)["weight"] == train("whole", bad=None)["weight"] != 1
 
 
-def test_with_nothing_kept_yet_the_error_says_so(tmp_path):
+def test_a_first_step_that_is_not_finite(tmp_path):
     with pytest.raises(FloatingPointError, match="step 1 has the loss nan .*keeps nothing yet"):
         fit(square_loss, start(), lambda step: batch_at(step) * jnp.nan, SCHEDULE, tmp_path, label="run")
 
 
-def test_schedule_warms_up_stays_and_decays_to_zero():
+def test_the_schedule_warms_up_and_decays_to_zero():
     scale = lambda step: float(SCHEDULE._replace(steps=100, warmup=10).scale(jnp.array(step)))
     assert scale(0) == pytest.approx(0.1) and scale(20) == 1 and scale(40) == 1
     assert scale(70) == pytest.approx(0.5) and scale(100) == 0
@@ -133,9 +133,9 @@ def test_schedule_warms_up_stays_and_decays_to_zero():
 
 def test_held_out_nats_are_the_sum_over_tokens():
     """Against one forward per window, on documents of lengths around the window's."""
-    target, loss = random_target(TINY["E2B"], 0), jax.jit(next_token_loss)
+    target, loss = small_target(), jax.jit(next_token_loss)
     rng = np.random.default_rng(0)
-    documents = [rng.integers(3, 64, length) for length in (1, 9, 10, 11, 25)]
+    documents = [rng.integers(3, SMALL_VOCAB, length) for length in (1, 9, 10, 11, 25)]
     expected = 0.0
     for document in documents:
         for begin in range(0, len(document), 10):
@@ -147,7 +147,7 @@ def test_held_out_nats_are_the_sum_over_tokens():
 @pytest.mark.parametrize("time", [0, 1])
 def test_a_text_with_no_token_to_predict_is_refused(time):
     with pytest.raises(ValueError, match=rf"tokens: expected two or more a row, .* got \[3, {time}\]"):
-        next_token_loss(random_target(TINY["E2B"], 0), jnp.zeros((3, time), jnp.int32))
+        next_token_loss(small_target(), jnp.zeros((3, time), jnp.int32))
 
 
 def test_windows_depend_on_the_step_alone():
@@ -159,7 +159,7 @@ def test_windows_depend_on_the_step_alone():
 
 
 def test_every_window_of_the_stream_is_drawn():
-    """Of 20 tokens, 13 windows of 8, the first and the last among them; of as many as a window has, that one."""
+    """20 tokens have 13 windows of 8, the first and the last included; a stream as long as a window has one."""
     first_tokens = windows(np.arange(20), length=8, batch=500, bos=7, seed=0)(0)[:, 1]
     assert set(first_tokens.tolist()) == set(range(13))
     whole = windows(np.arange(8), length=8, batch=2, bos=7, seed=0)(0)
@@ -171,13 +171,13 @@ def test_a_stream_shorter_than_a_window_is_refused():
         windows(np.arange(7), length=8, batch=2, bos=7, seed=0)
 
 
-def test_tables_and_vectors_are_adams_and_matrices_muons():
-    """Adam's first update is as large at every number, up or down."""
+def test_matrices_use_muon_and_the_rest_adam():
+    """Adam's first update has the same magnitude at every number."""
     gradient = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
     gradients = {"embed_tokens.weight": gradient, "q_proj.weight": gradient, "norm.weight": gradient[0]}
     schedule = Schedule(steps=10, warmup=1, weight_decay=0.0)
     optimizer = make_optimizer(schedule, gradients)
-    updates, _ = optimizer.update(gradients, optimizer.init(gradients), gradients)
+    updates, _ = jax.jit(lambda params: optimizer.update(params, optimizer.init(params), params))(gradients)
     is_adams = {name: bool(np.ptp(np.abs(x)) < 1e-3 * np.abs(x).max()) for name, x in updates.items()}
     assert is_adams == {"embed_tokens.weight": True, "q_proj.weight": False, "norm.weight": True}
 

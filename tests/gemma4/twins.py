@@ -50,10 +50,10 @@ def rope(head: np.ndarray, position: int, theta: float, factor: float) -> np.nda
 
 def key_value(config: Config, layer: int, weights: Weights, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Keys and values of the tokens x [t, d]: [t, kv_heads, head_dim] each."""
-    _, theta, factor = config.rope(config.layer_types[layer])
+    _, theta, factor = rope_of(config, layer)
     keys, values = [], []
     for position, token in enumerate(x):
-        raw = (token @ weights["k_proj.weight"]).reshape(config.kv_heads(layer), -1)
+        raw = (token @ weights["k_proj.weight"]).reshape(kv_heads_of(config, layer), -1)
         k_eq_v = config.attention_k_eq_v and layer_is_full(config, layer)
         raw_value = raw if k_eq_v else (token @ weights["v_proj.weight"]).reshape(raw.shape)
         normed = [norm(head, weights["k_norm.weight"], config.rms_norm_eps) for head in raw]
@@ -66,12 +66,25 @@ def layer_is_full(config: Config, layer: int) -> bool:
     return config.layer_types[layer] == "full_attention"
 
 
+def rope_of(config: Config, layer: int) -> tuple[int, float, float]:
+    """Head size, theta and share of rotating pairs, from the fields: not by `Config.rope`, which the model uses."""
+    if layer_is_full(config, layer):
+        return config.global_head_dim, config.full_rope_theta, config.partial_rotary_factor
+    return config.head_dim, config.sliding_rope_theta, 1.0
+
+
+def kv_heads_of(config: Config, layer: int) -> int:
+    if layer_is_full(config, layer) and config.attention_k_eq_v:
+        return config.num_global_key_value_heads
+    return config.num_key_value_heads
+
+
 def attention(
     config: Config, layer: int, weights: Weights, x: np.ndarray, keys: np.ndarray, values: np.ndarray
 ) -> np.ndarray:
     """Grouped-query attention of the tokens x [t, d] over keys and values, position by position."""
-    head_dim, theta, factor = config.rope(config.layer_types[layer])
-    per_kv_head = config.num_attention_heads // config.kv_heads(layer)
+    head_dim, theta, factor = rope_of(config, layer)
+    per_kv_head = config.num_attention_heads // kv_heads_of(config, layer)
     window = math.inf if layer_is_full(config, layer) else config.sliding_window
     outs = []
     for position, token in enumerate(x):

@@ -221,7 +221,7 @@ def test_rope_frequencies_at_full_size(name):
 def test_bfloat16(name, tmp_path):
     """The rounding points are the oracle's, so its numbers are reproduced bit for bit, except where sums run in another order.
 
-    Observed, the lowest share of all points: E2B 99.9%, E4B 98.7%, 12B and 26B-A4B 100%, 31B 91% (an AMD EPYC); on an Intel Xeon
+    Observed, the lowest share of any point: E2B 99.9%, E4B 98.7%, 12B and 26B-A4B 100%, 31B 91% (an AMD EPYC); on an Intel Xeon
     with AMX, which adds in another order, E4B 87%, 26B-A4B 80% and 31B 95%, but 100% of each in three of the four prompts:
     hence all but one.  In the first layer 100%, but for one point of 31B's: 98.9% on the EPYC and 99.9% on the Xeon.  With
     gelu in bfloat16 throughout, 10% to 32% of the hidden states are equal.

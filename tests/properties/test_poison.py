@@ -1,7 +1,7 @@
-"""No mask ever shows what is not committed: filling every such slot with NaN, or with large numbers, changes nothing.
+"""No mask shows a slot that is not committed: filling all of them with NaN, or with large numbers, changes nothing.
 
 Zeros would not do as poison: a zero key still adds e^0 to a softmax.  Slots of sliding layers that hold committed
-tokens too old for any query are filled, too, so that these tests also bound the windows from above.
+tokens too old for any query are filled, too, so that these tests also bound the windows from above.  The plain rounds run.
 """
 
 import functools
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import decoding
+import decoding.stages.prefill
 import gemma4
 from decoding import DecodeState, Options, Sampling
 from drafter import Drafter, share_cache
@@ -35,7 +36,7 @@ class Case(NamedTuple):
     target: gemma4.Gemma4
     prompts: list[list[int]]
     texts: list[list[int]]
-    script: np.ndarray  # partly right, so that rounds accept 0, 1, 2 or 3 drafts, and each row its own number
+    script: np.ndarray  # partly right: rounds accept 0, 1, 2 or 3 drafts, and each row another number
 
 
 @functools.cache
@@ -44,14 +45,12 @@ def case() -> Case:
     prompts = [rng.integers(0, VOCAB, length).tolist() for length in LENGTHS]
     out = decoding.generate_autoregressive(target, prompts, max_new_tokens=NEW_TOKENS, loop="plain")
     texts = [text.tolist() for text in out.tokens]
-    wrong = rng.random((len(prompts), NEW_TOKENS)) < 0.35
-    scripts = [
-        script_of(
-            prompts[row : row + 1], texts[row : row + 1], lambda i, token, row=row: (token + wrong[row, i]) % VOCAB
-        )
-        for row in range(len(prompts))
-    ]
-    return Case(target, prompts, texts, np.concatenate(scripts))
+    is_wrong = rng.random((len(prompts), NEW_TOKENS)) < 0.35
+
+    def script(row: int) -> np.ndarray:
+        return script_of([prompts[row]], [texts[row]], lambda i, token: (token + is_wrong[row, i]) % VOCAB)
+
+    return Case(target, prompts, texts, np.concatenate([script(row) for row in range(len(prompts))]))
 
 
 def fresh_state() -> DecodeState:
@@ -64,22 +63,21 @@ def fresh_state() -> DecodeState:
 
 
 def poisoned(state: DecodeState, poison, convention: str) -> DecodeState:
-    """Every slot whose K/V no query may see is filled, keys and values."""
-    oldest_seen = {True: WINDOW + 1 if convention == TRANSFORMERS else WINDOW, False: CONTEXT}  # by is_sliding
+    """Every slot whose position is not committed, or too old for any query, is filled, keys and values."""
+    oldest_visible = {True: WINDOW + 1 if convention == TRANSFORMERS else WINDOW, False: CONTEXT}  # by is_sliding
     layers, last = [], state.cache.length - 1
     for layer, kv in enumerate(state.cache.layers):
         positions = slot_positions(last, kv.capacity)
-        in_sight = (positions >= 0) & (positions > last[:, None] - oldest_seen[SMALL.is_sliding(layer)])
-        assert not in_sight.all(axis=1).any()
+        is_visible = (positions >= 0) & (positions > last[:, None] - oldest_visible[SMALL.is_sliding(layer)])
+        assert not is_visible.all(axis=1).any()
         sign = np.where(np.random.default_rng(layer).random(kv.key.shape) < 0.5, -1, 1)
-        fill = lambda x, in_sight=in_sight, sign=sign: jnp.where(in_sight[:, None, :, None], x, poison(sign))
-        layers.append(LayerKV(fill(kv.key), fill(kv.value)))
+        layers.append(LayerKV(*(jnp.where(is_visible[:, None, :, None], x, poison(sign)) for x in kv)))
     return state._replace(cache=KVCache(tuple(layers), state.cache.length))
 
 
 @jax.jit
-def look(target: gemma4.Gemma4, draft_model: Drafter, state: DecodeState):
-    """All that a round computes from the cache: drafts and their distributions, the target's logits and hidden states."""
+def computed_from_the_cache(target: gemma4.Gemma4, draft_model: Drafter, state: DecodeState):
+    """What a round computes from it: drafts and their probabilities, the target's logits and hidden states."""
     shared = share_cache(state.cache, target.config)
     drafting = {"draft_length": GAMMA, "sampling": Sampling(1.0)}
     drafted = decoding.draft(target, draft_model, state.token, state.hidden, shared, jax.random.key(3), **drafting)
@@ -89,6 +87,10 @@ def look(target: gemma4.Gemma4, draft_model: Drafter, state: DecodeState):
 
 def copied(state: DecodeState) -> DecodeState:
     return jax.tree.map(jnp.copy, state)
+
+
+def without_kv(state: DecodeState) -> tuple:
+    return state.last, state.token, state.hidden, state.emitted, state.cache.length
 
 
 def assert_equal(ours, reference, what: str) -> None:
@@ -101,8 +103,8 @@ def assert_equal(ours, reference, what: str) -> None:
 def test_poison_changes_nothing(convention, poison):
     """After the prefill and after each of eight rounds, in ragged rows around the window and past the ring's wrap.
 
-    Bit for bit: the drafts and their distributions, the target's logits and hidden states, and the rounds that follow.  The
-    poisoned state is carried on, and poisoned again after every round.
+    Bit for bit: the drafts and their probabilities, the target's logits and hidden states, and the rounds that follow.  The
+    poisoned state goes through the rounds, and is poisoned again after each.
     """
     this, draft_model = case(), small_drafter(convention=convention)
     script, accepted = jnp.asarray(this.script), []
@@ -110,37 +112,35 @@ def test_poison_changes_nothing(convention, poison):
     dirty = poisoned(copied(clean), POISONS[poison], convention)
     for number in range(ROUNDS):
         what = f"before round {number + 1}, lengths {clean.cache.length}"
-        seen = look(this.target, draft_model, clean)
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(seen))
-        assert_equal(look(this.target, draft_model, dirty), seen, what)
+        computed = computed_from_the_cache(this.target, draft_model, clean)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(computed))
+        assert_equal(computed_from_the_cache(this.target, draft_model, dirty), computed, what)
         clean = scripted_step(this.target, draft_model, script, clean, OPTIONS)
         dirty = scripted_step(this.target, draft_model, script, dirty, OPTIONS)
-        carried = lambda state: (state.last, state.token, state.hidden, state.emitted, state.cache.length)
-        assert_equal(carried(dirty), carried(clean), what)
+        assert_equal(without_kv(dirty), without_kv(clean), what)
         accepted.append(np.asarray(clean.last.num_accepted))
         dirty = poisoned(dirty, POISONS[poison], convention)
-    # The rounds were what they should be: every count occurs, and rows differ.
+    # The rounds are worth comparing: every count occurs, and rows differ.
     assert set(np.ravel(accepted).tolist()) == set(range(GAMMA + 1))
     assert all(len(set(row)) > 1 for row in np.transpose(accepted)) and any(len(set(r)) > 1 for r in accepted)
 
 
 def test_the_cache_is_that_of_a_fresh_prefill():
-    """After every round, each row in sight equals that of one forward over the committed tokens, in every layer (2e-4).
+    """After every round, K/V of each visible position equals that of one forward over the committed tokens (2e-4).
 
-    So does the hidden row that the next round gets (2e-3); and, greedily, the token beside it is the best by that row.
+    In every layer.  So does the hidden state for the next round (2e-3); and the newest token is the best by that hidden state.
 
-    Largest differences seen, between rounding (jax 0.10 and 0.12, and the norm of a restless target blows it up) and the
-    least that any of fourteen deliberate mistakes showed in the first round that it reached:
-        rows of the cache    5e-6    0.8  (RoPE of the last token of a block one position off; a rejected row kept: 2)
-        hidden row           6e-5    0.08 (one empty slot seen; another token of the block seen: 0.5; all others: 0.7 and more)
-    The others: RoPE off in layers of one type, a row in the slot of another, a window off by one either way, position 0
-    not seen, slots read for other positions than theirs, the hidden row of the token before.
+    Largest difference by rounding (jax 0.10 and 0.12; the norm of a restless target amplifies it), and the least that any of
+    fourteen deliberate mistakes showed in the first round that it reached:
+        K/V           5e-6    0.8  (RoPE of the last token of a block one position off; K/V of a rejected token kept: 2)
+        hidden state  6e-5    0.08 (one empty slot visible; another token of the block visible: 0.5; all others: 0.7 and more)
+    The others: RoPE off in layers of one type, K/V in the slot of another position, a window off by one either way, position 0
+    not visible, slots read for other positions than theirs, the hidden state of the token before.
     """
     this, draft_model = case(), small_drafter()
     tokens = [prompt + text for prompt, text in zip(this.prompts, this.texts, strict=True)]
-    whole = np.array(
-        [np.resize(row, max(LENGTHS) + NEW_TOKENS) for row in tokens]
-    )  # what follows a text does not matter
+    # What follows a text does not matter.
+    whole = np.array([np.resize(row, max(LENGTHS) + NEW_TOKENS) for row in tokens])
     fresh = gemma4.forward(this.target, whole, gemma4.init_cache(SMALL, len(whole), whole.shape[1]))
     fresh, state = jax.device_get(fresh), fresh_state()
     for number in range(ROUNDS):

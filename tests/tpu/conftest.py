@@ -1,9 +1,9 @@
-"""Compiled by a TPU's own compiler, which needs no TPU: where TPU_LIBRARY_PATH says where it is, and nowhere else.
+"""Compiled by a TPU's own compiler, which needs no TPU.  TPU_LIBRARY_PATH is its path; without it nothing here runs.
 
     pip install --no-deps --target DIR libtpu==0.0.42   # the version that jax[tpu] asks for
     TPU_LIBRARY_PATH=DIR/libtpu/libtpu.so python -m pytest --optimized tests/tpu
 
-(Installed beside jax, it would be taken for a TPU that is there.)
+(Installed beside jax, it would make JAX look for a TPU.)
 """
 
 import os
@@ -24,9 +24,8 @@ def tpus():
 
 
 @pytest.fixture(autouse=True)
-def as_on_a_tpu(monkeypatch):
-    """The formulas choose their form as there; and what is compiled cannot be kept, for no device is there to load it."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+def no_compilation_cache():
+    """Without a device, compiled programs cannot be loaded again."""
     jax.config.update("jax_enable_compilation_cache", False)
     yield
     jax.config.update("jax_enable_compilation_cache", True)

@@ -1,4 +1,4 @@
-"""A round in the real sizes, compiled for a TPU: it fits, and copies neither the cache nor weights."""
+"""A round of full-size models, compiled for a TPU: it fits, and copies neither the cache nor weights."""
 
 import dataclasses
 import functools
@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
+from decoding import fast
+from decoding.fast.jit import compiler_options
 from decoding.options import Options
 from decoding.round import speculative_round
 from decoding.sampling import Sampling
@@ -26,9 +28,10 @@ LARGE = 2**24  # bytes: a weight of 12B or 31B, or the keys of a full layer
 
 
 def models(name: str, layers: int | None):
-    """In bfloat16; of `layers` layers, that what a layer costs is told sooner."""
+    """In bfloat16, by shapes alone, with the twins for a TPU.  layers: fewer of them, which compile sooner."""
     config = PRESETS[name] if layers is None else dataclasses.replace(PRESETS[name], layer_types=five_to_one(layers))
-    return shape_only(Gemma4, config, jnp.bfloat16), shape_only(Drafter, DRAFTERS[name], jnp.bfloat16)
+    pair = shape_only(Gemma4, config, jnp.bfloat16), shape_only(Drafter, DRAFTERS[name], jnp.bfloat16)
+    return tuple(fast.for_backend(model, "tpu") for model in pair)
 
 
 def state_of(target: Gemma4) -> DecodeState:
@@ -43,11 +46,12 @@ def state_of(target: Gemma4) -> DecodeState:
 
 
 def compiled_round(tpus, name: str, layers: int | None = None, options: Options = Options(GAMMA)):
-    """And the target and the cache that it is for."""
+    """The program as `generate` runs it on a TPU, and the target and the cache that it is for."""
     target, draft_model = models(name, layers)
     on_one = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=SingleDeviceSharding(tpus[0]))
     arguments = jax.tree.map(on_one, (target, draft_model, state_of(target)))
-    step = jax.jit(functools.partial(speculative_round, options=options), donate_argnums=2)
+    round_fn = functools.partial(speculative_round, options=fast.with_kernels(options))
+    step = jax.jit(round_fn, donate_argnums=2, compiler_options=compiler_options("tpu"))
     return step.trace(*arguments).lower(lowering_platforms=("tpu",)).compile(), target, arguments[-1].cache
 
 
@@ -56,7 +60,7 @@ def size_of(layers) -> int:
 
 
 def large_copies(program: str) -> list[str]:
-    """What is written down once more in another layout.  (A copy-start is none: it fetches into the core's own memory.)"""
+    """Shapes of large arrays that are copied to another layout.  (A copy-start only fetches into the core's own memory.)"""
     shapes = re.findall(r"= bf16\[([\d,]+)\]\S* copy\(", program)
     return [shape for shape in shapes if 2 * math.prod(map(int, shape.split(","))) >= LARGE]
 
@@ -68,6 +72,6 @@ def test_a_round_copies_neither_the_cache_nor_weights(tpus, name, layers, option
     program, target, cache = compiled_round(tpus, name, layers, options)
     memory, size = program.memory_analysis(), size_of(cache.layers)
     print(f"{name}: cache {size / 1e6:.0f} MB, temporaries {memory.temp_size_in_bytes / 1e6:.0f} MB")
-    assert memory.alias_size_in_bytes >= size, "the cache is given away, and lies where it lay"
+    assert memory.alias_size_in_bytes >= size, "the cache is donated, and updated in place"
     assert memory.temp_size_in_bytes < size_of(cache.layers[target.config.donors[FULL]].key), "one layer's keys"
     assert large_copies(program.as_text()) == []

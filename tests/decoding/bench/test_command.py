@@ -10,18 +10,19 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from decoding.bench import cli as bench_cli
-from decoding.bench import contexts, heads, machine, measure, peer, plot, stages
+from decoding.bench import machine, measure, plot, stages
 from decoding.bench import subject as subjects
+from decoding.bench.extra import contexts, peer
 from decoding.bench.loops import Lap, Loop
 from decoding.bench.measure import Plan
 from decoding.bench.report import lines
 from decoding.bench.work import Work, against_machine
 from decoding.cli.main import main
+from decoding.fast import KERNELS
 from decoding.options import Options
 from decoding.sampling import Sampling
 from gemma4.config import FULL, SLIDING
@@ -35,13 +36,19 @@ REFUSED = {
     "scale 2": (["--preset=E2B", "--scale=2"], "--scale: expected a number over 0 and up to 1, got 2"),
     "scale 0": (["--preset=E2B", "--scale=0"], "--scale: expected a number over 0 and up to 1, got 0"),
     "scale nan": (["--preset=E2B", "--scale=nan"], "--scale: expected a number over 0 and up to 1, got nan"),
-    "scale without preset": (["--scale=0.5"], "--scale: only the layout of a --preset can be shrunk"),
-    "preset with target": (["--preset=E2B", "--target=here"], "--preset has random weights: give it or --target"),
+    "scale without preset": (
+        ["--scale=0.5"],
+        "--scale: scales the layout of a --preset, not a pair with its own weights",
+    ),
+    "preset with target": (["--preset=E2B", "--target=here"], "--preset: has random weights; give it, or --target"),
     "draft length 0": (["--draft-lengths=0"], "--draft-lengths: expected numbers of at least 1, got '0'"),
     "draft length x": (["--draft-lengths=x"], "--draft-lengths: expected numbers such as 1-8 or 1,2,4, got 'x'"),
     "no draft length": (["--draft-lengths="], "--draft-lengths: expected numbers such as 1-8 or 1,2,4, got ''"),
     "draft lengths falling": (["--draft-lengths=5-2"], "--draft-lengths: expected numbers of at least 1, got '5-2'"),
-    "far too many": (["--draft-lengths=1-99999"], "--draft-lengths: 1-99999 is a range of more than 1000 numbers"),
+    "far too many": (
+        ["--draft-lengths=1-99999"],
+        "--draft-lengths: expected a range of at most 1000 numbers, got 1-99999",
+    ),
     "draft length 40": (["--draft-lengths=2,40"], "--draft-lengths: expected 1 to 32 tokens a round, got 40"),
     "batch 0": (["--batch=0,8"], "--batch: expected numbers of at least 1, got '0,8'"),
     "runs 0": (["--runs=0"], "--runs: expected at least 1, got 0"),
@@ -53,19 +60,19 @@ REFUSED = {
     "no threads": (["--threads=0", "--batch=8"], "--threads: expected at least 1, got 0"),
     "threads without a batch": (
         ["--threads=2"],
-        "--threads: rows of a batch are dealt to them, and a batch of one has none to deal: give --batch 8",
+        "--threads: splits the rows of a batch, and a batch of one cannot be split; give a larger one, such as --batch 8",
     ),
     "temperature -1": (["--temperature=-1"], "temperature: expected a number from 0 (greedy) up, got -1"),
     "block, greedy": (
         ["--acceptance=block"],
-        "--acceptance block: judges sampled drafts; give a --temperature of 1e-05 or more",
+        "--acceptance block: is for sampled drafts; give a --temperature of 1e-05 or more",
     ),
     "block, simulated": (
         ["--acceptance=block", "--temperature=1", "--accept-rate=0.5"],
-        "--acceptance block: judges sampled drafts; give a --temperature of 1e-05 or more, and no --accept-rate",
+        "--acceptance block: is for sampled drafts; give a --temperature of 1e-05 or more, and no --accept-rate",
     ),
-    "plot suffix": (["--plot=x.jpeg"], "--plot x.jpeg: expected a name that ends in .png, .svg, .pdf"),
-    "plot nameless": (["--plot="], "--plot .: expected a name that ends in .png, .svg, .pdf"),
+    "plot suffix": (["--plot=x.jpeg"], "--plot x.jpeg: expected a file name that ends in .png, .svg, .pdf"),
+    "plot nameless": (["--plot="], "--plot .: expected a file name that ends in .png, .svg, .pdf"),
     "plot folder": (["--plot=/nowhere/x.png"], "--plot /nowhere/x.png: no such directory /nowhere; make it first"),
     "plot against": (
         ["--plot=x.png", "--against=transformers"],
@@ -88,14 +95,17 @@ REFUSED = {
     ),
     "contexts empty": (["--contexts="], "--contexts: expected numbers such as 1-8 or 1,2,4, got ''"),
     "contexts tiny": (["--contexts=8"], "--contexts: expected numbers of at least 16, got '8'"),
-    "contexts too long": ([PAIR, "--contexts=16,129"], "--contexts: 129 tokens, but this model's context is 128"),
+    "contexts too long": (
+        [PAIR, "--contexts=16,129"],
+        "--contexts: expected at most 128 tokens, this model's context, got 129",
+    ),
     "prompt too long": (
         [PAIR, "--prompt-tokens=100", "--new-tokens=29"],
-        "--prompt-tokens and --new-tokens: 129 tokens, but this model's context is 128",
+        "--prompt-tokens and --new-tokens: expected at most 128 tokens, this model's context, got 129",
     ),
     "prefill too long": (
         [PAIR, "--prompt-tokens=8", "--new-tokens=9", "--prefill-tokens=128"],
-        "--prefill-tokens: 129 tokens, but this model's context is 128",
+        "--prefill-tokens: expected at most 128 tokens, this model's context, got 129",
     ),
     "no such target": (["--target=/nowhere", "--drafter=/nowhere"], "/nowhere: no such directory"),
     "target alone": (["--target=/nowhere"], "only a target directory was given"),
@@ -103,7 +113,7 @@ REFUSED = {
 
 
 def assert_refused(arguments: list[str], message: str, capsys) -> None:
-    assert main.main(["bench", *arguments]) == 2
+    assert main(["bench", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     assert err.startswith("gemma4-mtp: error: ") and message in err
@@ -111,7 +121,7 @@ def assert_refused(arguments: list[str], message: str, capsys) -> None:
 
 @pytest.fixture
 def nothing_runs(monkeypatch):
-    """A mistake that is not refused shows at once, not after minutes."""
+    """A mistake that is not refused fails at once, not after minutes."""
 
     def missed(*args):
         raise AssertionError("not refused")
@@ -156,13 +166,13 @@ def plan_of(arguments: str) -> Plan:
 
 
 def test_options_reach_the_plan():
-    """Each under its own name; and how to sample and to judge reaches the rounds."""
+    """Each option under its own name; sampling and acceptance also reach the rounds."""
     sizes = "--prompt-tokens=11 --new-tokens=12 --prefill-tokens=13 --prompts=14 --runs=15"
     plan = plan_of(f"--draft-lengths=6,9 --batch=2 {sizes} --temperature=0.5 --acceptance=block")
     warm = Sampling(0.5)
     sizes = {"prompt_tokens": 11, "new_tokens": 12, "prefill_tokens": 13, "num_prompts": 14, "runs": 15}
     assert plan == Plan((6, 9), (2,), streamed=6, **sizes, sampling=warm, acceptance="block")
-    assert plan.options(3) == Options(3, sampling=warm, draft_sampling=warm, acceptance="block")
+    assert plan.options(3) == Options(3, warm, draft_sampling=warm, acceptance="block", kernels=KERNELS)
     assert plan_of("--accept-rate=0.7") == Plan(accept_rate=0.7)
     assert plan_of("--batch=1,8 --threads=2") == Plan(batches=(1, 8), threads=2)
     assert [plan_of(f"--prompts=14 --batch={sizes}").num_prompts for sizes in ("1", "1,8", "4,6")] == [14, 16, 24]
@@ -176,13 +186,13 @@ SIZES = ["--prompt-tokens=8", "--new-tokens=6", "--prefill-tokens=20", "--prompt
 
 @pytest.fixture(scope="module")
 def bench(pair_dir):
-    """Run the command on the tiny pair, with short laps: standard output.  It writes no error."""
+    """Run the command on the tiny pair, with short laps; returns standard output.  Standard error is empty."""
 
     def run(*arguments: str) -> str:
         out, err = io.StringIO(), io.StringIO()
         pair = [f"--target={pair_dir / 'target'}", f"--drafter={pair_dir / 'drafter'}"]
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main.main(["bench", *pair, "--runs=1", *arguments])
+            code = main(["bench", *pair, "--runs=1", *arguments])
         assert (code, err.getvalue()) == (0, "")
         return out.getvalue()
 
@@ -202,7 +212,7 @@ def found(bench) -> dict:
 
 
 class FixedTimer(stages.Timer):
-    """Compiles nothing; each next one takes a millisecond more."""
+    """Compiles nothing; each one takes a millisecond more than the one before it."""
 
     compile_seconds = 0.5
     seconds = itertools.count(0.001, 0.001)
@@ -228,7 +238,7 @@ def test_json(found):
     subject = found["subject"]
     assert set(subject) == {"name", "dtype", "parameters", "bytes", "text"}
     assert subject["bytes"] == {name: 4 * count for name, count in subject["parameters"].items()}
-    assert subject["text"] == "random tokens", "the chapters are held out of the shipped pair's training alone"
+    assert subject["text"] == "random tokens", "only the shipped pair has chapters that are held out"
     assert (found["plan"]["draft_lengths"], found["plan"]["streamed"]) == ([1], 1)
     assert found["prefill"]["tokens"] == 20 and found["prefill"]["seconds"] > 0
     assert [entry["batch"] for entry in found["batches"]] == [2]
@@ -251,7 +261,7 @@ def assert_every_draft_length(batch: dict, gammas: tuple[int, ...]) -> None:
 
 
 def test_json_has_every_batch(both):
-    """Twice the rows, twice the operations; weights are read once all the same."""
+    """Twice the rows, twice the operations; weights are still read once."""
     batches = json.loads(both("--json"))["batches"]
     assert [batch["batch"] for batch in batches] == list(BATCHES)
     for batch in batches:
@@ -270,20 +280,26 @@ def test_table_of_every_batch(both):
 
 
 def test_table(bench, found):
-    """Of a real run, compiled already."""
+    """Of a real run, whose code is compiled already."""
     out = bench(*SIZES, "--draft-lengths=1", "--batch=2")
     assert "parameters" not in out and "{" not in out
     assert "\nbatch 2: one stage at a time\nstage " in out and "\nbatch 2: whole loops\nloop " in out
 
 
-def test_what_stands_over_a_table(found):
-    """How many prompts there were, and how many threads each batch had."""
+def test_headings_of_the_tables(found):
+    """The number of prompts, and the threads of each batch."""
     plan = found["plan"] | {"num_prompts": 1, "threads": 2}
     batches = [{"batch": batch, "stages": [], "loops": []} for batch in (1, 2, 8)]
     head = "\n".join(lines(found | {"plan": plan, "batches": batches}))
     assert "\n1 prompt of 8 tokens" in head and "\n2 prompts of 8 tokens" in "\n".join(lines(found))
-    for batch in ("1:", "2, on the device dealt to 2 threads:", "8, on the device dealt to 2 threads:"):
+    for batch in ("1:", "2, on the device split over 2 threads:", "8, on the device split over 2 threads:"):
         assert f"\nbatch {batch} one stage at a time\n" in head and f"\nbatch {batch} whole loops\n" in head
+
+
+def test_memory_that_is_not_known(found):
+    assert f" MB, at most {found['peak_bytes'] / 1e6:.0f} MB in use\n" in "\n".join(lines(found))
+    (line,) = (line for line in lines(found | {"peak_bytes": None}) if line.startswith("memory: "))
+    assert line.endswith(" MB") and "in use" not in line
 
 
 def test_units_of_the_table(found):
@@ -316,7 +332,7 @@ class SlowPeer(peer.Transformers):
 
 
 def test_against():
-    """Each engine's speed is by its own seconds; and each text is another."""
+    """Each engine's speed is from its own seconds, and all texts differ."""
     slow, plan = SlowPeer(), Plan(streamed=2, prompt_tokens=9, new_tokens=5, num_prompts=3, runs=1)
     found = bench_cli.against(small_subject(), slow, plan)
     for loop in ("autoregressive", "speculative"):
@@ -351,7 +367,7 @@ def run_with(found: dict, file: Path, monkeypatch) -> int:
     """The command, with `found` as its measurement."""
     monkeypatch.setattr(bench_cli, "measure", lambda *args: found)
     monkeypatch.setattr(bench_cli, "subject_of", lambda args: small_subject())
-    return main.main(["bench", "--new-tokens=3", "--prompt-tokens=3", "--prefill-tokens=3", f"--plot={file}"])
+    return main(["bench", "--new-tokens=3", "--prompt-tokens=3", "--prefill-tokens=3", f"--plot={file}"])
 
 
 def test_picture(found, tmp_path, monkeypatch):
@@ -362,10 +378,10 @@ def test_picture(found, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("is_new", [False, True])
 def test_picture_that_cannot_be_written(is_new, found, tmp_path, monkeypatch, capsys):
-    """The figures are printed first; what was there stays, and nothing half-written is left."""
+    """The figures are printed first; an older file stays, and no part of a new one is left."""
     figure, file = pytest.importorskip("matplotlib.figure"), tmp_path / "x.png"
     if not is_new:
-        file.write_bytes(b"of yesterday")
+        file.write_bytes(b"an older file")
 
     def full_disk(self, name, **how):
         Path(name).write_bytes(b"\x89PNG half")
@@ -375,7 +391,7 @@ def test_picture_that_cannot_be_written(is_new, found, tmp_path, monkeypatch, ca
     with pytest.raises(OSError, match="no space left"):
         run_with(found, file, monkeypatch)
     assert "whole loops" in capsys.readouterr().out
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == ([] if is_new else [b"of yesterday"])
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == ([] if is_new else [b"an older file"])
 
 
 def test_measurement_that_fails_leaves_no_picture(tmp_path, monkeypatch):
@@ -383,15 +399,3 @@ def test_measurement_that_fails_leaves_no_picture(tmp_path, monkeypatch):
     with pytest.raises(KeyError):
         run_with({}, tmp_path / "x.png", monkeypatch)
     assert not list(tmp_path.iterdir())
-
-
-def test_heads(monkeypatch):
-    """At a small size; and that heads which differ are found out."""
-    size = {"vocabulary": 256, "width": 16, "centroids": 32, "top_k": 8, "runs": 1}
-    found = heads.time_heads(**size)
-    assert all(0 < value < float("inf") for value in found.values())
-    assert found["rows whose best token was scored"] > 0.9
-    assert "dense" in "\n".join(lines({"heads": found}))
-    monkeypatch.setattr(heads, "in_blocks", lambda table, *args: jnp.roll(table, 1, 0).reshape(32, -1, 16))
-    with pytest.raises(RuntimeError, match="choose different tokens"):
-        heads.time_heads(**size)

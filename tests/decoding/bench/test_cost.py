@@ -1,8 +1,9 @@
-"""What the machine does a second, and the speed-up that follows from the times of the stages."""
+"""What the machine can do, and the speed-up that follows from the times of the stages."""
 
 import itertools
 import math
 import os
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -28,7 +29,7 @@ def test_machine(dtype, monkeypatch):
 
 
 def test_machine_by_a_clock(monkeypatch):
-    """Copy and product take two seconds in their best lap: what was moved and multiplied in them."""
+    """Copy and product take two seconds in their best lap: bytes moved and operations done in these."""
     laps = (9.0, 3.0, 2.0, *itertools.repeat(4.0, machine.LAPS - 2))
     ticks = itertools.accumulate(seconds for lap in 2 * laps for seconds in (1.0, lap))  # before a lap and in it
     monkeypatch.setattr(machine, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
@@ -41,8 +42,16 @@ def test_machine_by_a_clock(monkeypatch):
 def test_peak_memory_is_in_bytes():
     """Python with JAX takes more than 32 MB, and no more than there is.  As kibibytes the number would be far smaller."""
     if jax.default_backend() != "cpu":
-        pytest.skip("a device tells its own peak")
+        pytest.skip("a device reports its own peak")
     assert 2**25 < machine.peak_bytes() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_peak_memory_is_unknown_without_the_module_for_it(monkeypatch):
+    """Windows has no module `resource`."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("a device reports its own peak")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert machine.peak_bytes() is None
 
 
 # -- the cost model ----------------------------------------------------------------------------------------------------
@@ -55,14 +64,14 @@ def test_speed_up():
 
 @pytest.mark.parametrize("rate", [0.0, 0.6, 0.9, 1.0])
 def test_simulated_acceptance(rate):
-    """Over many rows the first i drafts stay with rate^i, within 4 sigma; the target's own token stands after them."""
+    """Over many rows the first i drafts are accepted with rate^i, within 4 sigma; the target's own token follows them."""
     rows, gamma, vocabulary = 20_000, 4, 7
     logits = jax.random.normal(jax.random.key(1), (rows, gamma + 1, vocabulary))
-    block = Draft(jnp.zeros((rows, gamma), jnp.int32), jnp.zeros((rows, gamma, vocabulary)))
-    num_accepted, next_token = map(np.asarray, cost.simulated(rate)(logits, block, Options(gamma), jax.random.key(0)))
-    for place in range(1, gamma + 1):
-        expected = rate**place
+    drafted = Draft(jnp.zeros((rows, gamma), jnp.int32), jnp.zeros((rows, gamma, vocabulary)))
+    num_accepted, next_token = map(np.asarray, cost.simulated(rate)(logits, drafted, Options(gamma), jax.random.key(0)))
+    for i in range(1, gamma + 1):
+        expected = rate**i
         sigma = math.sqrt(expected * (1 - expected) / rows)
-        assert abs((num_accepted >= place).mean() - expected) <= 4 * sigma, f"the first {place}"
+        assert abs((num_accepted >= i).mean() - expected) <= 4 * sigma, f"the first {i}"
     choices = np.asarray(logits).argmax(axis=-1)
     np.testing.assert_array_equal(next_token, choices[np.arange(rows), num_accepted])

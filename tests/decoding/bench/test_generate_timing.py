@@ -1,4 +1,4 @@
-"""Speeds are counted right: prefill and compilation left out, long runs cut short."""
+"""Speeds are without prefill and compilation; long runs are stopped early."""
 
 import numpy as np
 import pytest
@@ -25,12 +25,12 @@ def clock(monkeypatch) -> Clock:
 
 
 def loop(clock: Clock, rounds: list[tuple[float, int]], calls: list[str], name: str = "loop"):
-    """A loop whose rounds take such seconds and emit so many tokens.  Its first round ever compiles."""
+    """A loop whose rounds take these seconds and emit so many tokens.  Its very first round compiles."""
 
     def run(on_round):
-        for place, (seconds, emitted) in enumerate(rounds):
-            clock.now += seconds + (100 if place == 1 and name not in calls else 0)
-            if place == 1:
+        for number, (seconds, emitted) in enumerate(rounds):
+            clock.now += seconds + (100 if number == 1 and name not in calls else 0)
+            if number == 1:
                 calls.append(name)
             on_round(Round(np.zeros((1, 0)), np.zeros(1), np.zeros((1, 1)), np.array([emitted])))
 
@@ -43,7 +43,7 @@ def test_speed_of_the_rounds_after_the_prefill(clock):
         loop(clock, [(9.0, 1), (0.1, 4), (0.1, 2)], calls, "a"), loop(clock, [(9.0, 1), (0.5, 1)], calls, "b")
     )
     assert speeds[0] == pytest.approx(Speed(30.0, 0.1)) and speeds[1] == pytest.approx(Speed(2.0, 0.5))
-    assert calls == ["a", "b", "a", "b"], "once to compile, then in turn while time is left"
+    assert calls == ["a", "b", "a", "b"], "once to compile, then alternately while time is left"
 
 
 def test_short_loops_run_three_times(clock):
@@ -52,7 +52,7 @@ def test_short_loops_run_three_times(clock):
     assert len(calls) == 1 + generate_timing.RUNS
 
 
-def test_long_loop_is_cut_short(clock):
+def test_long_loop_is_stopped_early(clock):
     calls = []
     (speed,) = compare(loop(clock, [(0.0, 1), *[(2.0, 3)] * 1000], calls))
     assert speed == pytest.approx(Speed(1.5, 2.0))
@@ -75,7 +75,7 @@ def test_figures():
 
 
 def test_every_stage_is_timed(pair_dir, monkeypatch):
-    target, draft, _ = decoding.load_pair(pair_dir / "target", pair_dir / "drafter")
+    target, draft_model, _ = decoding.load_pair(pair_dir / "target", pair_dir / "drafter")
     made = []
 
     class Watched(Timer):
@@ -86,7 +86,7 @@ def test_every_stage_is_timed(pair_dir, monkeypatch):
     monkeypatch.setattr(generate_timing, "Timer", Watched)
     monkeypatch.setattr(stages, "LAP_SECONDS", 0.001)
     options = Options(2, eos_ids=(1,))
-    seconds = time_stages(target, draft, [2, 5, 7], options, max_new_tokens=12)
+    seconds = time_stages(target, draft_model, [2, 5, 7], options, max_new_tokens=12)
     assert all(s > 0 for s in seconds.values())
     names = ["draft", "verify", "accept", "rollback"]
     assert list(seconds) == names and made == [(getattr(stages, f"{name}_stage"), options) for name in names]

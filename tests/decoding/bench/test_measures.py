@@ -1,26 +1,23 @@
-"""The measurements behind `bench`: whole loops, contexts, prefill."""
+"""The measurements behind `bench`: whole loops, and stages next to them."""
 
 import math
-import sys
+from types import SimpleNamespace
 from typing import NamedTuple
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import decoding
-from decoding.bench import contexts, loops, machine, measure, prefill
-from decoding.bench.contexts import CHUNK, cache_bytes
+from decoding.bench import loops, machine, measure
 from decoding.bench.loops import Lap, Loop, typical
 from decoding.bench.measure import Plan
-from decoding.bench.subject import Subject
 from decoding.bench.work import draft_work, forward_work
-from decoding.fast import threads
+from decoding.fast import KERNELS, round_loop, threads
 from decoding.fast.jit import jit_flat
 from decoding.options import Options
 from decoding.stages.prefill import prefill
-from gemma4.config import FULL, SLIDING
-from tests.models import TINY, WINDOW, random_target, small_subject
+from drafter.fast import FastDrafter
+from gemma4.fast.target import FastGemma4
+from tests.models import small_subject
 
 # -- loops -------------------------------------------------------------------------------------------------------------
 
@@ -35,9 +32,9 @@ def test_lap_counts_what_generate_counts(gamma, on_device):
         stats = decoding.generate(subject.target, subject.draft_model, PROMPTS, draft_length=gamma, **how).stats
     else:
         stats = decoding.generate_autoregressive(subject.target, PROMPTS, **how).stats
-    lap = Loop(subject, 21, Options(gamma), on_device).lap(PROMPTS)
+    lap = Loop(subject.for_backend(), 21, Options(gamma), on_device).lap(PROMPTS)
     assert (lap.tokens, lap.rounds, lap.reached) == (40, stats.rounds, stats.acceptance_per_position)
-    assert stats.emitted == 42 and lap.turns == len(seen) - 1
+    assert stats.emitted == 42 and lap.iterations == len(seen) - 1
     assert 0 < lap.seconds and lap.tokens_per_second == lap.tokens / lap.seconds
     if gamma:
         assert max(lap.reached) > 0, "no draft was accepted: nothing is shown"
@@ -45,24 +42,24 @@ def test_lap_counts_what_generate_counts(gamma, on_device):
 
 @pytest.mark.parametrize("on_device", [False, True])
 def test_prefill_does_not_count(on_device, monkeypatch):
-    """By a clock that a prefill moves by an hour; and so does what the host prepares meanwhile."""
+    """By a clock that a prefill advances by an hour; so does what the host prepares meanwhile."""
     clock = [0.0]
 
     def slow(run):
-        def after_an_hour(*args):
+        def after_an_hour(*args, **settings):
             clock[0] += 3600
-            return run(*args)
+            return run(*args, **settings)
 
         return after_an_hour
 
-    monkeypatch.setattr(loops, "start", slow(prefill))
-    monkeypatch.setattr(decoding.loops, "compiled", slow(jit_flat))
+    monkeypatch.setattr(loops, "prefill", slow(prefill))
+    monkeypatch.setattr(round_loop, "jit_flat", slow(jit_flat))
     monkeypatch.setattr(loops.time, "perf_counter", lambda: clock.append(clock.pop() + 1) or clock[0])
     assert Loop(small_subject(), 21, Options(3), on_device).lap(PROMPTS).seconds < 3600 < clock[0] / 2
 
 
-def test_a_lap_is_dealt_to_threads(monkeypatch):
-    """As many calls as threads; together they count what one counts."""
+def test_a_lap_is_split_over_threads(monkeypatch):
+    """As many calls as threads; their counts add up to those of one call."""
     seen, loop = [], threads.rounds_on_device
     watched = lambda state, *args: seen.append(state.token.shape) or loop(state, *args)
     monkeypatch.setattr(threads, "rounds_on_device", watched)
@@ -71,27 +68,57 @@ def test_a_lap_is_dealt_to_threads(monkeypatch):
 
 
 def test_threads_of_the_plan_are_the_loops(nothing_is_measured):
-    """Those on the device alone; what is streamed has one."""
-    for threads in (1, 2):
-        batch = measure.Batch(small_subject(), ONE_DRAFT._replace(threads=threads), 2)
-        assert {on_device: loop.threads for (_, on_device), loop in batch.loops.items()} == {True: threads, False: 1}
+    """Only those on the device; a streamed loop has one."""
+    for count in (1, 2):
+        batch = measure.Batch(small_subject(), ONE_DRAFT._replace(threads=count), 2)
+        assert {on_device: loop.threads for (_, on_device), loop in batch.loops.items()} == {True: count, False: 1}
+
+
+def test_a_batch_measures_what_generate_runs(monkeypatch):
+    """Twins and fast kernels in every loop, prefill and stage; work is that of the models as loaded."""
+    made = []
+
+    class Timer(measure.Timer):
+        def __init__(self, stage, target, draft_model, state, options, *args):
+            made.append((type(target), type(draft_model), options.kernels))
+
+    run, subject = loops.fast.run, small_subject()
+    monkeypatch.setattr(measure, "Timer", Timer)
+    monkeypatch.setattr(loops.fast, "run", lambda name, threads: made.append((name, threads)) or run(name, threads))
+    batch = measure.Batch(subject, ONE_DRAFT._replace(num_prompts=1), 1)
+    fast_forms = (FastGemma4, FastDrafter, KERNELS)
+    assert made == 2 * [("on_device", 1)] + 2 * [("streamed", 1)] + 6 * [fast_forms]
+    for loop in batch.loops.values():
+        models = type(loop.subject.target), type(loop.subject.draft_model)
+        assert (*models, loop.options.kernels) == fast_forms
+    targets, prefill = [], measure.prefill
+    monkeypatch.setattr(
+        measure,
+        "prefill",
+        lambda target, *args, **settings: targets.append(target) or prefill(target, *args, **settings),
+    )
+    monkeypatch.setattr(batch, "timers", {(measure.STEP, 0): SimpleNamespace(lap=lambda: 1.0)})
+    monkeypatch.setattr(batch, "loops", {})
+    monkeypatch.setattr(batch, "seconds", {(measure.STEP, 0): {}})
+    batch.run(0)
+    assert list(map(type, targets)) == [FastGemma4] and batch.subject is subject
 
 
 def test_simulated_loop():
-    """Each draft stays with the probability that was asked for, within 4 sigma; a last round is cut by the budget."""
+    """Each draft is accepted with the probability asked for, within 4 sigma; the budget ends the last round."""
     rows, new_tokens, gamma, rate = 32, 40, 2, 0.7
     loop = Loop(small_subject(), new_tokens, Options(gamma), on_device=True, accept_rate=rate)
     lap, other = (loop.lap(rows * [[2, 9, 4]], seed=seed) for seed in (0, 1))
-    cut = rows / lap.rounds
-    for place, share in enumerate(lap.reached, 1):
-        expected = rate**place
-        assert abs(share - expected) <= 4 * math.sqrt(expected * (1 - expected) / lap.rounds) + cut
+    ended_early = rows / lap.rounds
+    for drafts, share in enumerate(lap.reached, 1):
+        expected = rate**drafts
+        assert abs(share - expected) <= 4 * math.sqrt(expected * (1 - expected) / lap.rounds) + ended_early
     assert lap.tokens == rows * (new_tokens - 1)
     assert lap.reached != other.reached, "another seed is another sample"
 
 
 def test_typical():
-    """Two prompts, three laps each: medians of seconds, sums of tokens, shares weighed by rounds."""
+    """Two prompts, three laps each: medians of seconds, sums of tokens, shares weighted by rounds."""
     first = [Lap(seconds, 30, 10, 10, [0.8, 0.4]) for seconds in (2.0, 9.0, 1.0)]
     second = [Lap(seconds, 50, 30, 15, [0.4, 0.0]) for seconds in (4.0, 3.0, 5.0)]
     lap = typical([first, second])
@@ -101,7 +128,7 @@ def test_typical():
 
 
 def test_stage_seconds():
-    """A draft is the difference of laps that stood side by side."""
+    """A draft is the difference of neighbouring laps."""
     names = measure
     laps = {
         (names.STEP, 0): [1.0, 2.0],
@@ -122,7 +149,7 @@ def test_stage_seconds():
 
 
 def test_the_prediction_counts_rows_that_end_early():
-    """Two rows of 12 tokens; one takes 4 rounds, the other 8, and the loop turns until that one is done."""
+    """Two rows of 12 tokens; one takes 4 rounds, the other 8, and the loop runs until that one is done."""
     laps = {
         (0, True): [[Lap(12.0, 24, 24, 12, [])]],
         (2, True): [[Lap(16.0, 24, 12, 8, [0.6, 0.4])]],
@@ -161,30 +188,30 @@ def run_all(plan: Plan, size: int) -> None:
 ONE_DRAFT = Plan(draft_lengths=(1,), streamed=1, prompt_tokens=3, new_tokens=3, num_prompts=2, runs=2)
 
 
-def test_groups_of_prompts_are_sampled_apart(nothing_is_measured, monkeypatch):
-    """Runs of one group repeat it; another group has another seed."""
+def test_groups_of_prompts_are_sampled_independently(nothing_is_measured, monkeypatch):
+    """All runs of one group have the same seed; another group has another."""
     seeds = []
     monkeypatch.setattr(Loop, "lap", lambda self, group, seed=0: seeds.append(seed))
     run_all(ONE_DRAFT, 1)
     assert seeds == 4 * [0] + 4 * [0] + 2 * (4 * [0] + 4 * [1])  # each group once to compile; four loops
 
 
-def test_batches_are_told_the_same_prompts(nothing_is_measured, monkeypatch):
-    """Whatever their size: else the texts would decide, not the batch."""
+def test_batches_have_the_same_prompts(nothing_is_measured, monkeypatch):
+    """Whatever their size; otherwise a comparison would be of texts, not of batches."""
     plan = ONE_DRAFT._replace(batches=(1, 2, 4), num_prompts=8, prompt_tokens=16)
-    told = {batch: [] for batch in plan.batches}
-    monkeypatch.setattr(Loop, "lap", lambda self, group, seed=0: told[len(group)].append(group))
+    groups = {batch: [] for batch in plan.batches}
+    monkeypatch.setattr(Loop, "lap", lambda self, group, seed=0: groups[len(group)].append(group))
     for batch in plan.batches:
         run_all(plan, batch)
-    told = {batch: [prompt for group in groups for prompt in group] for batch, groups in told.items()}
-    assert {len(prompts) for prompts in told.values()} == {4 * (1 + plan.runs) * 8}
-    for prompts in told.values():
+    given = {batch: [prompt for group in of_batch for prompt in group] for batch, of_batch in groups.items()}
+    assert {len(prompts) for prompts in given.values()} == {4 * (1 + plan.runs) * 8}
+    for prompts in given.values():
         assert {len(prompt) for prompt in prompts} == {16, 15, 14, 13}
-        assert sorted(prompts) == sorted(told[1])
+        assert sorted(prompts) == sorted(given[1])
 
 
-def test_stages_take_turns_with_loops(nothing_is_measured, monkeypatch):
-    """Those of a draft length stand beside its loops, each behind a prefill, there and back by turns; acceptance apart."""
+def test_stages_alternate_with_loops(nothing_is_measured, monkeypatch):
+    """Those of a draft length are next to its loops, each after a prefill, in an order and its reverse; acceptance is apart."""
     happened = []
 
     class Timer(NamedTuple):
@@ -224,8 +251,8 @@ def test_stages_take_turns_with_loops(nothing_is_measured, monkeypatch):
         assert happened == accept + expected, run
 
 
-def test_stages_are_repeated_as_often_as_the_loop_turns(monkeypatch):
-    """But for acceptance, which is over before a clock could tell.  A verify stands beside all that it is taken from."""
+def test_stages_are_repeated_as_often_as_the_loop_iterates(monkeypatch):
+    """Except acceptance, which is too short for that.  A verify is next to all laps that it is subtracted from."""
     made = {}
 
     class Timer(measure.Timer):
@@ -234,8 +261,8 @@ def test_stages_are_repeated_as_often_as_the_loop_turns(monkeypatch):
             made.setdefault(options.draft_length, {}).setdefault(repetitions, []).append(stage)
 
     monkeypatch.setattr(measure, "Timer", Timer)
-    turns = {(0, True): 9, (0, False): 8, (1, True): 7, (3, True): 6, (3, False): 5}
-    loops = {key: Lap(1.0, 2, turns, turns, []) for key, turns in turns.items()}
+    iterations = {(0, True): 9, (0, False): 8, (1, True): 7, (3, True): 6, (3, False): 5}
+    loops = {key: Lap(1.0, 2, count, count, []) for key, count in iterations.items()}
     plan = Plan(draft_lengths=(1, 3), streamed=3, prompt_tokens=3, new_tokens=3, threads=5)
     found = measure.stage_timers(small_subject(), plan, [[1, 2, 3]], loops)
     of = lambda gamma: {measure.verify_stage, measure.products_stage, measure.draft_and_verify(gamma)}
@@ -251,8 +278,10 @@ def test_stages_are_repeated_as_often_as_the_loop_turns(monkeypatch):
 
 
 def test_times_of_stages(monkeypatch):
-    """Of each prompt the median over the runs, and the mean of those, as loops are timed: here each run of the second prompt
-    takes ten times as long as that of the first."""
+    """The median over the runs for each prompt, and the mean of these, as for loops.
+
+    Here each run of the second prompt takes ten times as long as that of the first.
+    """
     seconds = iter([1.0, 10.0, 2.0, 20.0, 6.0, 60.0])
 
     class Timer:
@@ -276,8 +305,8 @@ def test_times_of_stages(monkeypatch):
     assert entry["seconds_quartiles"] == [6.5, 15.5]
 
 
-def test_batches_take_turns(nothing_is_measured, monkeypatch):
-    """Run by run: machines change their speed from minute to minute."""
+def test_batches_alternate(nothing_is_measured, monkeypatch):
+    """Run by run, because machines change their speed from minute to minute."""
     runs = []
     monkeypatch.setattr(measure.Batch, "run", lambda self, run: runs.append((run, self.size)))
     monkeypatch.setattr(measure, "measure_machine", lambda dtype: NO_MACHINE)
@@ -286,8 +315,8 @@ def test_batches_take_turns(nothing_is_measured, monkeypatch):
     assert runs == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
 
-def test_what_a_stage_is_said_to_need(nothing_is_measured, monkeypatch):
-    """In the middle of the new tokens, of each row: a step reads one token, a verify of three drafts four."""
+def test_work_of_the_stages(nothing_is_measured, monkeypatch):
+    """Halfway through the new tokens, for each row: a step reads one token, a verify of three drafts four."""
     subject = small_subject()
     keys = (measure.STEP, 0), (measure.VERIFY, 3), (measure.DRAFT, 3), (measure.DRAFT_STEP, 1)
     monkeypatch.setattr(measure, "stage_seconds", lambda laps, streamed: {key: [1.0] for key in keys})
@@ -300,46 +329,3 @@ def test_what_a_stage_is_said_to_need(nothing_is_measured, monkeypatch):
         measure.DRAFT: one_draft + one_draft + one_draft,
         measure.DRAFT_STEP: one_draft,
     }
-
-
-# -- contexts and prefill ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("layout", list(TINY))
-def test_bytes_of_the_cache(layout):
-    """Full layers: in proportion to the context.  Sliding ones: no more than a window and a chunk."""
-    config = TINY[layout]
-    subject = Subject(layout, random_target(config), None, [])
-    lengths = [WINDOW, WINDOW + CHUNK, 2 * (WINDOW + CHUNK), 4 * (WINDOW + CHUNK)]
-    sizes = [cache_bytes(subject, context) for context in lengths]
-    rows = {kind: 0 for kind in (SLIDING, FULL)}
-    for layer in range(config.first_kv_shared_layer):
-        rows[config.layer_types[layer]] += 2 * config.kv_heads(layer) * config.layer_head_dim(layer) * 4
-    assert [size[FULL] for size in sizes] == [context * rows[FULL] for context in lengths]
-    assert [size[SLIDING] for size in sizes] == [min(context, WINDOW + CHUNK) * rows[SLIDING] for context in lengths]
-
-
-def test_a_full_context_has_room_for_one_token():
-    """What a step adds is the last one; the next would be written over the first."""
-    state, config = contexts.full_state(small_subject(), 16), small_subject().target.config
-    assert state.cache.layers[config.donors[FULL]].capacity == 16 and state.cache.length.tolist() == [15]
-
-
-def test_figures_of_a_prefill(monkeypatch):
-    """Medians of a prefill and of one with every layer, which take turns; the first of each compiles."""
-    laps = iter([90.0, 90.0, 1.0, 6.0, 2.0, 7.0, 3.0, 5.0])
-    monkeypatch.setattr(prefill, "_seconds", lambda run: next(laps))
-    found = prefill.measure_prefill(small_subject(), 10, 3, NO_MACHINE)
-    assert (found["seconds"], found["every_layer_seconds"]) == (2.0, 6.0)
-    assert (found["tokens_per_second"], found["gain"]) == (5.0, 3.0), "as many times as fast as with every layer"
-
-
-def test_prefill_with_every_layer(monkeypatch):
-    """The same hidden row, over two chunks and a half, though the prefill leaves shared layers out."""
-    target = random_target(TINY["E2B"])
-    for module in (prefill, sys.modules["decoding.stages.prefill"]):
-        monkeypatch.setattr(module, "LONGEST_CHUNK", 16)
-    prompt = np.random.default_rng(0).integers(0, target.config.vocab_size, 40)
-    ours = prefill.read_with_every_layer(target, jnp.asarray(prompt[None]))
-    expected = prefill(target, [prompt.tolist()], 1, Options(0), None).hidden
-    np.testing.assert_allclose(ours, expected, atol=2e-5 * np.abs(expected).max())

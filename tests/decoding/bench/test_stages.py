@@ -1,4 +1,4 @@
-"""What a stage does, and that its timer repeats it."""
+"""What each stage does, and that its timer repeats it."""
 
 import functools
 import re
@@ -11,19 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from decoding import fast
 from decoding.baseline import autoregressive_step
-from decoding.bench import contexts, stages
+from decoding.bench import stages
+from decoding.bench.extra import contexts
 from decoding.fast.jit import compiler_options
 from decoding.options import Options
-from decoding.sampling import Sampling
+from decoding.sampling import Kernels, Sampling
 from decoding.stages.accept import accept_greedy
 from decoding.stages.draft import Draft, draft
 from decoding.stages.prefill import prefill
 from decoding.stages.verify import verify
-from drafter import share_cache
+from decoding.state import DecodeState
+from drafter import Drafter, share_cache
+from gemma4 import Gemma4
 from gemma4.checkpoints.params import linear_weights, named_params
 from tests.flops import flops_of
-from tests.models import small_drafter, small_target
+from tests.models import small_drafter, small_subject, small_target
 
 # -- stages ------------------------------------------------------------------------------------------------------------
 
@@ -41,44 +45,58 @@ WORK_OF = {
 }
 
 
+@functools.cache
+def twins() -> tuple[Gemma4, Drafter]:
+    """The models in the form in which they are measured."""
+    _, target, draft_model, _ = small_subject().for_backend()
+    return target, draft_model
+
+
 def options(temperature: float) -> Options:
-    return Options(GAMMA, Sampling(temperature), Sampling(temperature))
+    return fast.with_kernels(Options(GAMMA, Sampling(temperature)))
 
 
-def new_desk(temperature: float = 0.0, budget: int = 5) -> stages.Desk:
-    """Two prompts read; drafts, laws and logits drawn at random, zeros of either sign among the logits."""
-    target = small_target()
-    desk = stages._desk(target, prefill(target, PROMPTS, budget, options(temperature), None), options(temperature))
-    drawn = [jax.random.normal(jax.random.key(seed), x.shape) for seed, x in enumerate((desk.block.probs, desk.logits))]
+def prefilled(temperature: float = 0.0, budget: int = 5) -> DecodeState:
+    return prefill(twins()[0], PROMPTS, options(temperature), max_new_tokens=budget)
+
+
+def new_inputs(temperature: float = 0.0, budget: int = 5) -> stages.StageInputs:
+    """Two prompts read; drafts, their distributions and logits drawn at random, zeros of both signs among the logits."""
+    inputs = stages._stage_inputs(twins()[0], prefilled(temperature, budget), options(temperature))
+    arrays = inputs.drafted.probs, inputs.logits
+    probs, logits = (jax.random.normal(jax.random.key(seed), x.shape) for seed, x in enumerate(arrays))
     tokens = jnp.arange(len(PROMPTS) * GAMMA).reshape(-1, GAMMA) + 3
-    block = Draft(tokens.astype(jnp.int32), jax.nn.softmax(drawn[0]))
-    return desk._replace(block=block, logits=drawn[1].at[:, :, 0].set(-0.0).at[:, :, 1].set(0.0))
+    drafted = Draft(tokens.astype(jnp.int32), jax.nn.softmax(probs))
+    return inputs._replace(drafted=drafted, logits=logits.at[:, :, 0].set(-0.0).at[:, :, 1].set(0.0))
 
 
 @functools.cache
 def built(stage: stages.Stage, repeated: bool, temperature: float = 0.0, waits: bool = True):
-    """A stage compiled as its timer does it, or without a loop; without `after` unless it waits.  (count, desk) to desk."""
+    """(count, inputs) -> inputs: a stage compiled as its timer does, or without a loop; without `after` unless it waits."""
     run = stages._repeated.__wrapped__(stage) if repeated else _once(stage)
     step = lambda target, draft_model, counted: run(target, draft_model, counted, options(temperature))
-    counted = (jnp.int32(1), new_desk(temperature))
+    counted = (jnp.int32(1), new_inputs(temperature))
     jitted = jax.jit(step, compiler_options=compiler_options())
     neglect = lambda module: mock.patch.object(
         module, "after", (lambda done, value: value) if not waits else stages.after
     )
     with neglect(stages), neglect(contexts):
-        return jitted.lower(small_target(), small_drafter(), counted).compile()
+        return jitted.lower(*twins(), counted).compile()
 
 
 def _once(stage):
     return lambda target, draft_model, counted, options: (counted[0], stage(target, draft_model, counted[1], options))
 
 
-def desk_after(stage: stages.Stage, desk: stages.Desk, count: int = 3, temperature: float = 0.0) -> stages.Desk:
-    return built(stage, True, temperature)(small_target(), small_drafter(), (jnp.int32(count), desk))[1]
+def repeat(
+    stage: stages.Stage, inputs: stages.StageInputs, count: int = 3, temperature: float = 0.0
+) -> stages.StageInputs:
+    """After `count` repetitions."""
+    return built(stage, True, temperature)(*twins(), (jnp.int32(count), inputs))[1]
 
 
 def by_loop(text: str) -> tuple[list[str], list[str]]:
-    """The computations of optimised HLO: those that run in loops, and all others."""
+    """The computations of optimised HLO: those in loops, and all others."""
     bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) [^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
     inside, waiting = set(), re.findall(r"body=%?([\w.-]+)", text)
     while waiting:
@@ -97,25 +115,25 @@ def operations(text: str, kind: str) -> tuple[Counter, Counter]:
 
 
 def loops_outside(text: str) -> int:
-    """Loops that no other loop holds."""
+    """Loops that are in no other loop."""
     return sum(body.count(" while(") for body in by_loop(text)[1])
 
 
 @pytest.mark.parametrize("name", WORK_OF)
 def test_work_is_done_in_every_repetition(name):
-    """In the optimised code all of it stands within the loop, as much as in one plain run, and for both prompts."""
+    """In the optimised code all of it is within the loop, as much as in a single run, and for both prompts."""
     stage, kind = WORK_OF[name]
     repeated, once = (built(stage, repeated).as_text() for repeated in (True, False))
     inside, outside = operations(repeated, kind)
-    assert not outside and loops_outside(repeated) == 1, "a draft is a loop itself, and would count as one"
+    assert not outside and loops_outside(repeated) == 1, "a draft has a loop of its own, which would count as this one"
     plain = sum(operations(once, kind), Counter())
     assert sum(inside.values()) == sum(plain.values()) > 0
     assert inside == plain
 
 
 @pytest.mark.parametrize("name", ["verify", "draft and verify"])
-def test_angles_are_worked_out_in_every_repetition(name):
-    """As in a round, though a verify is back at the same place each time."""
+def test_rope_is_computed_in_every_repetition(name):
+    """As in a round, although a verify is at the same position each time."""
     inside, outside = operations(built(WORK_OF[name][0], True).as_text(), "cosine")
     assert inside and not outside
 
@@ -128,7 +146,7 @@ def test_sampled_acceptance_is_done_in_every_repetition():
 
 @pytest.mark.parametrize("name", ["verify", "draft and verify", "accept", "products", "attention"])
 def test_work_is_lost_without_after(name):
-    """What the compiler does to a stage whose next repetition does not wait for this one's result."""
+    """What the compiler does if a repetition does not wait for the one before it."""
     stage, kind = WORK_OF[name]
     inside, _ = operations(built(stage, True, waits=False).as_text(), kind)
     plain = sum(operations(built(stage, False).as_text(), kind), Counter())
@@ -160,107 +178,137 @@ def assert_same(ours, expected):
 
 def test_draft_stage():
     """Each draft continues from the last token of the one before; nothing else changes but the key."""
-    desk = new_desk()
-    out = desk_after(stages.draft_stage, desk, count=2)
-    token, target = desk.block.tokens[:, -1], small_target()
-    shared = share_cache(desk.state.cache, target.config)
-    run = jax.jit(functools.partial(draft, draft_length=GAMMA))
+    inputs = new_inputs()
+    out = repeat(stages.draft_stage, inputs, count=2)
+    token, models = inputs.drafted.tokens[:, -1], (small_target(), small_drafter())
+    shared = share_cache(inputs.state.cache, small_target().config)
     for _ in range(2):
-        block = run(target, small_drafter(), token, desk.state.hidden, shared, desk.state.key)
-        token = block.tokens[:, -1]
-    np.testing.assert_array_equal(out.block.tokens, block.tokens)
-    assert_same(out._replace(block=desk.block, state=out.state._replace(key=desk.state.key)), desk)
+        drafted = draft(*models, token, inputs.state.hidden, shared, inputs.state.key, draft_length=GAMMA)
+        token = drafted.tokens[:, -1]
+    np.testing.assert_array_equal(out.drafted.tokens, drafted.tokens)
+    assert_same(out._replace(drafted=inputs.drafted, state=out.state._replace(key=inputs.state.key)), inputs)
 
 
-def test_draft_stage_writes_the_laws_of_a_sampled_round():
-    desk = new_desk(1.0)
-    out = desk_after(stages.draft_stage, desk, temperature=1.0)
-    assert np.abs(out.block.probs - desk.block.probs).max() > 1e-3
-    np.testing.assert_allclose(out.block.probs.sum(axis=-1), 1, rtol=1e-5)
+def test_draft_stage_writes_the_distributions_of_a_sampled_round():
+    inputs = new_inputs(1.0)
+    out = repeat(stages.draft_stage, inputs, temperature=1.0)
+    assert np.abs(out.drafted.probs - inputs.drafted.probs).max() > 1e-3
+    np.testing.assert_allclose(out.drafted.probs.sum(axis=-1), 1, rtol=1e-5)
 
 
 def test_verify_stage():
-    """Logits are verify's; tokens, drafts and the length stay, whatever the number of repetitions."""
-    desk, target = new_desk(), small_target()
-    out = desk_after(stages.verify_stage, desk)
-    expected = jax.jit(verify)(target, desk.state.cache, desk.state.token, desk.block.tokens).logits
+    """Logits are those of verify; tokens, drafts and the length stay the same for any number of repetitions."""
+    inputs = new_inputs()
+    out = repeat(stages.verify_stage, inputs)
+    expected = jax.jit(verify)(small_target(), inputs.state.cache, inputs.state.token, inputs.drafted.tokens).logits
     np.testing.assert_allclose(out.logits, expected, atol=2e-5)
     np.testing.assert_array_equal(out.state.cache.length, [len(prompt) for prompt in PROMPTS])
-    cache = out.state.cache._replace(layers=desk.state.cache.layers)
-    assert_same(out._replace(logits=desk.logits, state=out.state._replace(cache=cache)), desk)
+    cache = out.state.cache._replace(layers=inputs.state.cache.layers)
+    assert_same(out._replace(logits=inputs.logits, state=out.state._replace(cache=cache)), inputs)
 
 
 def test_draft_and_verify_stage():
-    """The drafts are those of `draft_stage`; behind them the target reads one more, as many as were asked for."""
-    desk = new_desk()
-    out = desk_after(stages.draft_and_verify(GAMMA + 1), desk, count=2)
-    drafted = desk_after(stages.draft_stage, desk, count=2)
+    """The drafts are those of `draft_stage`; the verify behind them has one more, as asked."""
+    inputs = new_inputs()
+    out = repeat(stages.draft_and_verify(GAMMA + 1), inputs, count=2)
+    drafted = repeat(stages.draft_stage, inputs, count=2)
     read = f"f32[{len(PROMPTS) * (GAMMA + 2)},{small_target().config.vocab_size}]"
     assert any(
         shape.startswith(read)
         for shape in operations(built(stages.draft_and_verify(GAMMA + 1), True).as_text(), "dot")[0]
     )
-    cache = out.state.cache._replace(layers=desk.state.cache.layers)
+    cache = out.state.cache._replace(layers=inputs.state.cache.layers)
     assert_same(out._replace(state=out.state._replace(cache=cache)), drafted)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_accept_stage(temperature):
-    desk = new_desk(temperature)
-    out = desk_after(stages.accept_stage, desk, temperature=temperature)
-    assert_same(out._replace(state=out.state._replace(key=desk.state.key)), desk)
+    inputs = new_inputs(temperature)
+    out = repeat(stages.accept_stage, inputs, temperature=temperature)
+    assert_same(out._replace(state=out.state._replace(key=inputs.state.key)), inputs)
 
 
-def test_accept_stage_judges(monkeypatch):
-    """By the same function as a round, on what lies on the desk."""
-    seen, desk, judge = [], new_desk(), stages.judge
-    monkeypatch.setattr(stages, "judge", lambda *args: seen.append(judge(*args)) or seen[-1])
-    stages.accept_stage(small_target(), small_drafter(), desk, options(0.0))
-    assert_same(seen, [accept_greedy(desk.logits, desk.block.tokens)])
+def test_accept_stage_accepts(monkeypatch):
+    """By the same function as a round, from its inputs."""
+    seen, inputs, accept = [], new_inputs(), stages.accept_drafts
+    monkeypatch.setattr(stages, "accept_drafts", lambda *args: seen.append(accept(*args)) or seen[-1])
+    stages.accept_stage(*twins(), inputs, options(0.0))
+    assert_same(seen, [accept_greedy(inputs.logits, inputs.drafted.tokens)])
+
+
+KERNELS_OF = {
+    "draft, sampled": (stages.draft_stage, 0.5, {"top_k_mask", "top_p_mask", "sample_from"}),
+    "accept, greedy": (stages.accept_stage, 0.0, {"argmax"}),
+    "accept, sampled": (stages.accept_stage, 0.5, {"top_k_mask", "top_p_mask", "sample_from"}),
+    "autoregressive, greedy": (stages.autoregressive_stage, 0.0, {"argmax"}),
+    "autoregressive, sampled": (stages.autoregressive_stage, 0.5, {"top_k_mask", "top_p_mask", "sample_from"}),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS_OF)
+def test_stages_use_the_kernels_of_their_options(name):
+    stage, temperature, expected = KERNELS_OF[name]
+    used = set()
+    watch = lambda field, kernel: lambda *args: used.add(field) or kernel(*args)
+    kernels = Kernels(*(watch(field, kernel) for field, kernel in fast.KERNELS._asdict().items()))
+    sampled = Options(GAMMA, Sampling(temperature, top_k=9, top_p=0.9), kernels=kernels)
+    jax.eval_shape(
+        lambda target, draft_model, inputs: stage(target, draft_model, inputs, sampled), *twins(), new_inputs()
+    )
+    assert used == expected
 
 
 def test_rollback_stage(monkeypatch):
-    """By the same function as a round; the cache is as long as before, and nothing else has changed."""
-    kept, desk, rollback = [], new_desk(), stages.rollback
+    """By the same function as a round; the cache has its length as before, and nothing else changes."""
+    kept, inputs, rollback = [], new_inputs(), stages.rollback
     monkeypatch.setattr(stages, "rollback", lambda *args: kept.append(args[2]) or rollback(*args))
-    assert_same(stages.rollback_stage(small_target(), small_drafter(), desk, options(0.0)), desk)
+    assert_same(stages.rollback_stage(*twins(), inputs, options(0.0)), inputs)
     np.testing.assert_array_equal(kept, [[3, 3]])
 
 
 def test_products_stage():
-    """One product for each linear weight and the head, of gamma + 1 rows a prompt; nothing on the desk changes.
+    """One product for each linear weight and for the head, of gamma + 1 hidden states a prompt; no input changes.
 
-    In the optimised code the products are whole, though only one number of each is looked at, and nothing sums them up.
+    In the optimised code the products are whole, although one number of each is read, and nothing sums them up.
     """
-    desk, target = new_desk(), small_target()
-    assert_same(desk_after(stages.products_stage, desk), desk)
+    inputs, (target, draft_model) = new_inputs(), twins()
+    assert_same(repeat(stages.products_stage, inputs), inputs)
     weights = [named_params(target)[name] for name in linear_weights(target)] + [target.embed_tokens.weight[...].T]
-    rows = len(PROMPTS) * (GAMMA + 1)
-    run = lambda target, desk: stages.products_stage(target, small_drafter(), desk, options(0.0))
-    assert flops_of(run, target, desk) == 2 * rows * sum(weight.size for weight in weights)
+    tokens = len(PROMPTS) * (GAMMA + 1)
+    products = lambda target, inputs: stages.products_stage(target, draft_model, inputs, options(0.0))
+    assert flops_of(products, target, inputs) == 2 * tokens * sum(weight.size for weight in weights)
     text = built(stages.products_stage, True).as_text()
-    assert operations(text, "dot")[0] == Counter(f"f32[{rows},{weight.shape[1]}]{{1,0}}" for weight in weights)
+    assert operations(text, "dot")[0] == Counter(f"f32[{tokens},{weight.shape[1]}]{{1,0}}" for weight in weights)
     assert not any(operations(text, kind)[0] for kind in ("reduce", "reduce-window"))
 
 
+def test_products_stage_reads_the_table_as_verify_does():
+    """Transposed already in a CPU's twin; else as it is stored."""
+    inputs, draft_model = new_inputs(), small_drafter()
+    for target, transposed in ((fast.for_backend(small_target(), "cpu"), 0), (small_target(), 1)):
+        products = lambda target, inputs: stages.products_stage(target, draft_model, inputs, options(0.0))
+        names = [equation.primitive.name for equation in jax.make_jaxpr(products)(target, inputs).jaxpr.eqns]
+        assert names.count("transpose") == transposed
+
+
 def test_autoregressive_stage():
-    """A token at a time until the budget is used up; then the row stands still."""
-    target, states = small_target(), [new_desk(budget=4).state]
+    """A token at a time until the budget is used up; then the row stays where it is."""
+    target, states = small_target(), [new_inputs(budget=4).state]
     for _ in range(3):
         donated = jax.tree.map(jnp.copy, states[-1])
         states.append(autoregressive_step(target, donated, Options(0)))
     for count, expected in ((1, states[1]), (3, states[3]), (10, states[3])):
-        out = desk_after(stages.autoregressive_stage, new_desk(budget=4), count)
+        out = repeat(stages.autoregressive_stage, new_inputs(budget=4), count)
         np.testing.assert_array_equal(out.state.token, expected.token)
         np.testing.assert_array_equal(out.state.cache.length, expected.cache.length)
     assert out.state.done.all()
 
 
 def test_attention_stage():
-    desk = new_desk()
-    out = desk_after(ATTENTION, desk)
-    cache = desk.state.cache
-    assert_same(out._replace(state=out.state._replace(cache=cache)), desk)
+    inputs = new_inputs()
+    out = repeat(ATTENTION, inputs)
+    cache = inputs.state.cache
+    assert_same(out._replace(state=out.state._replace(cache=cache)), inputs)
     before, now = cache.layers[0].key, out.state.cache.layers[0].key
     written = np.abs(np.asarray(now - before)).max(axis=(1, 3)) > 0
     expected = np.zeros_like(written)
@@ -272,16 +320,18 @@ def test_attention_stage():
 # -- the timer ---------------------------------------------------------------------------------------------------------
 
 
-def counting_stage(target, draft_model, desk, options):
-    return desk._replace(state=desk.state._replace(emitted=desk.state.emitted + 1))
+def counting_stage(target, draft_model, inputs, options):
+    return inputs._replace(state=inputs.state._replace(emitted=inputs.state.emitted + 1))
 
 
 @pytest.mark.parametrize(
     "seconds, given, count", [(0.001, 0, 400), (0.07, 0, 5), (5.0, 0, 1), (0.001, 3, 3), (5.0, 3, 3)]
 )
 def test_timer(seconds, given, count, monkeypatch):
-    """A call of a short stage repeats it, and any stage as often as is `given`; the time of one is the call's over their
-    number.  Here a call takes `seconds`."""
+    """A call repeats a short stage, and any stage `given` times; one repetition takes the call's time over their number.
+
+    Here a call takes `seconds`.
+    """
     clock = [0.0]
 
     def tick() -> float:
@@ -290,10 +340,10 @@ def test_timer(seconds, given, count, monkeypatch):
 
     monkeypatch.setattr(stages, "time", SimpleNamespace(perf_counter=tick))  # JAX reads the real one
     monkeypatch.setattr(stages, "LAP_SECONDS", 0.08)
-    state = prefill(small_target(), PROMPTS, 5, options(0.0), None)
-    timer = stages.Timer(counting_stage, small_target(), small_drafter(), state, options(0.0), given)
+    state = prefilled()
+    timer = stages.Timer(counting_stage, *twins(), state, options(0.0), given)
     assert timer.compile_seconds == pytest.approx(0)
-    counted = lambda: int(timer._desks[0].state.emitted[0])
+    counted = lambda: int(timer._inputs[0].state.emitted[0])
     before = counted()
     assert timer.lap() == pytest.approx(seconds / count)
     assert counted() - before == count
@@ -301,12 +351,12 @@ def test_timer(seconds, given, count, monkeypatch):
 
 
 def test_timer_of_threads(monkeypatch):
-    """Rows are dealt; every part is repeated, all of them at once."""
-    at_once, together = stages.at_once, []
-    monkeypatch.setattr(stages, "at_once", lambda calls: together.append(len(calls)) or at_once(calls))
-    state = prefill(small_target(), PROMPTS, 5, options(0.0), None)
-    timer = stages.Timer(counting_stage, small_target(), small_drafter(), state, options(0.0), 3, threads=2)
+    """Rows are split; all parts are repeated at the same time."""
+    run_in_threads, together = stages.run_in_threads, []
+    monkeypatch.setattr(stages, "run_in_threads", lambda calls: together.append(len(calls)) or run_in_threads(calls))
+    state = prefilled()
+    timer = stages.Timer(counting_stage, *twins(), state, options(0.0), 3, threads=2)
     timer.lap()
-    counts = [desk.state.emitted.tolist() for desk in timer._desks]
-    assert counts == [[1 + 2 + 3], [1 + 2 + 3]]  # by the prefill, by two calls that show how long one takes, by the lap
+    counts = [inputs.state.emitted.tolist() for inputs in timer._inputs]
+    assert counts == [[1 + 2 + 3], [1 + 2 + 3]]  # by the prefill, by two calls that measure one repetition, by the lap
     assert together == [2, 2, 2]

@@ -1,4 +1,4 @@
-"""What `bench` measures: shrunk layouts, random weights, prompts."""
+"""The models that `bench` measures: scaled layouts, random weights, twins, prompts."""
 
 import dataclasses
 
@@ -15,9 +15,11 @@ from decoding.options import Options
 from decoding.round import speculative_step
 from decoding.stages.prefill import prefill
 from drafter import Drafter
+from drafter.fast import FastDrafter
 from gemma4 import PRESETS, Gemma4
 from gemma4.checkpoints.params import linear_weights, named_params, shape_only
 from gemma4.config import FULL, SLIDING
+from gemma4.fast.target import FastGemma4
 from tests.models import SMALL_VOCAB as VOCAB
 from tests.models import TINY, TINY_DRAFTERS, small_subject
 
@@ -61,7 +63,7 @@ def test_shrunk(name, scale):
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_round_of_a_shrunk_layout(name, monkeypatch):
-    """One round at scale 0.02.  Of the layers, which are alike but for their type, two or three are enough."""
+    """One round at scale 0.02.  Two or three layers are enough, because layers of one type are alike."""
     target, drafts = LAYOUTS[name]
     shared = target.num_kv_shared_layers > 0
     few = {"layer_types": (SLIDING, FULL) + shared * (FULL,), "num_kv_shared_layers": int(shared)}
@@ -72,9 +74,9 @@ def test_round_of_a_shrunk_layout(name, monkeypatch):
     subject.draft_model.config.check_fits(subject.target.config)
     prompt, options = prompts(subject, 1, 5), Options(1)
     one_round = lambda target, draft_model: speculative_step(
-        target, draft_model, prefill(target, prompt, 9, options, None), options
+        target, draft_model, prefill(target, prompt, options, max_new_tokens=9), options
     )
-    if name not in ("E2B", "26B-A4B"):  # which take every branch of the others: those are traced, not compiled
+    if name not in ("E2B", "26B-A4B"):  # these two take all branches of the others, which are only traced
         shapes = jax.eval_shape(one_round, subject.target, subject.draft_model)
         assert shapes.hidden.shape == (1, subject.target.config.hidden_size)
         return
@@ -118,7 +120,7 @@ def test_random_weights(build, config, dtype):
 
 
 def test_prompts():
-    """Drawn at random where there is no text, else cut from one after the other; ragged among as many as are asked for."""
+    """Drawn at random where there is no text, else the beginnings of the texts in order; ragged over as many as asked."""
     subject = small_subject()
     drawn = prompts(subject, 5, 32, ragged=4)
     assert [len(prompt) for prompt in drawn] == [32, 30, 28, 26, 32]
@@ -127,6 +129,18 @@ def test_prompts():
     with_texts = subject._replace(texts=[list(range(100)), list(range(100, 200))])
     assert prompts(with_texts, 3, 16, ragged=3) == [list(range(16)), list(range(100, 115)), list(range(14))]
     assert prompts(with_texts, 3, 2) == [[0, 1], [100, 101], [0, 1]]
+
+
+def test_twins_of_a_subject():
+    """They share the weights; the subject itself keeps its models as loaded."""
+    subject = small_subject()
+    twins = subject.for_backend()
+    assert isinstance(twins.target, FastGemma4) and isinstance(twins.draft_model, FastDrafter)
+    assert (type(subject.target), type(subject.draft_model)) == (Gemma4, Drafter)
+    assert (twins.name, twins.texts) == (subject.name, subject.texts)
+    for plain, twin in zip(subject[1:3], twins[1:3], strict=True):
+        params = named_params(twin)
+        assert all(params[name] is value for name, value in named_params(plain).items())
 
 
 def test_held_out_text_begins_with_bos():

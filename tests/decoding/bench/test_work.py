@@ -1,4 +1,4 @@
-"""What a stage cannot do without: its operations as traced, its bytes by hand, and both against the machine."""
+"""What a stage needs at least: its operations as traced, its bytes by hand, and both against the machine."""
 
 import dataclasses
 
@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from decoding import fast
 from decoding.bench import machine
-from decoding.bench.spread import quartiles
+from decoding.bench.loops import quartiles
 from decoding.bench.work import Work, against_machine, draft_work, forward_work, prefill_work
 from drafter import Drafter, SharedCache
 from drafter.model import step
@@ -35,17 +36,21 @@ def test_counter():
 
 
 def wide_window(layout: str, **changes) -> Config:
-    """`layout` with a window beyond every context here, so that each query attends to the whole capacity."""
+    """`layout` with a window longer than every context here, so that each query sees the whole capacity."""
     return dataclasses.replace(TINY[layout], sliding_window=64, **changes)
 
 
 def of_forward(config: Config, batch: int, tokens: int, context: int) -> tuple[Work, int]:
-    """What the formula says and what the jaxpr has, for a cache that is full after these tokens."""
+    """The formula's work and the jaxpr's operations, for a cache that is full after these tokens."""
     target = shape_only(Gemma4, config, jnp.float32)
     cache = jax.eval_shape(lambda: init_cache(config, batch, context + tokens))
-    run = lambda target, cache, tokens: target.logits(target(tokens, cache)[0])
-    block = jax.ShapeDtypeStruct((batch, tokens), jnp.int32)
-    return forward_work(target, batch, tokens, context), flops_of(run, target, cache, block)
+
+    def run(target, cache, tokens):
+        twin = fast.for_backend(target, "cpu")
+        return twin.logits(twin(tokens, cache)[0])
+
+    shape = jax.ShapeDtypeStruct((batch, tokens), jnp.int32)
+    return forward_work(target, batch, tokens, context), flops_of(run, target, cache, shape)
 
 
 SHAPES = [(1, 1, 20), (2, 3, 9)]  # batch, tokens, context
@@ -72,16 +77,17 @@ def test_flops_of_a_prefill(layout):
     cache = jax.eval_shape(lambda: init_cache(config, batch, tokens))
 
     def run(target, cache, tokens, last):
-        return target.logits(target(tokens, cache, only=last)[0])
+        twin = fast.for_backend(target, "cpu")
+        return twin.logits(twin.hidden_at(tokens, cache, last)[0])
 
     prompt, last = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((batch, tokens), (batch,)))
     assert prefill_work(target, batch, tokens).flops == flops_of(run, target, cache, prompt, last)
 
 
-@pytest.mark.parametrize("laid_out", [False, True])
+@pytest.mark.parametrize("backend", [None, "cpu", "gpu"])
 @pytest.mark.parametrize("layout", list(TINY))
-def test_flops_of_a_draft_step(layout, laid_out):
-    """Dense heads and clustered ones, as stored and as laid out for a CPU."""
+def test_flops_of_a_draft_step(layout, backend):
+    """Dense heads and clustered ones, of the drafter as loaded and of its twins."""
     config, batch, context = TINY[layout], 2, 9
     drafts = TINY_DRAFTERS[layout]
     text = dataclasses.replace(drafts.text, sliding_window=64)
@@ -91,12 +97,12 @@ def test_flops_of_a_draft_step(layout, laid_out):
     shared = SharedCache({kind: cache.layers[layer] for kind, layer in config.donors.items()}, cache.length)
 
     def run(draft_model, embedding, hidden, shared):
-        draft_model = draft_model.for_cpu() if laid_out else draft_model
+        draft_model = fast.for_backend(draft_model, backend) if backend else draft_model
         return draft_model.argmax(step(draft_model, embedding, hidden, shared)[0])
 
-    row = jax.ShapeDtypeStruct((batch, config.hidden_size), jnp.float32)
+    hidden = jax.ShapeDtypeStruct((batch, config.hidden_size), jnp.float32)
     work = draft_work(target, draft_model, batch, context)
-    assert work.flops == flops_of(run, draft_model, row, row, shared)
+    assert work.flops == flops_of(run, draft_model, hidden, hidden, shared)
 
 
 # -- bytes -------------------------------------------------------------------------------------------------------------
@@ -111,7 +117,7 @@ def test_bytes_by_hand():
     mlp = 3 * 3 * 24 * 40 + 2 * 3 * 24 * 80
     every_layer = 5 * (5 * 24 + 2 * 24 * 12 + 1)  # five norms, two per-layer projections, a scalar
     weights = tables + per_layer_inputs + 3 * sliding + 2 * full + keys_and_values + mlp + every_layer + 24
-    read = 3 * (8 + 2) * 2 * 8 + 2 * 23 * 2 * 16  # a window for the first of 3 queries, two more; all 23
+    read = 3 * (8 + 2) * 2 * 8 + 2 * 23 * 2 * 16  # one window for the first of 3 queries, two more positions; all 23
     written = 2 * 3 * 2 * 8 + 1 * 3 * 2 * 16  # by the three owners
     expected = 4 * (weights + 2 * (read + written))
     assert forward_work(shape_only(Gemma4, TINY["E2B"], jnp.float32), 2, 3, 20).bytes == expected
@@ -140,7 +146,7 @@ def test_sliding_layers_stop_growing():
 
 
 def test_layers_that_share_write_nothing():
-    """With the last two layers as owners: their key and value weights more, and the rows that they write."""
+    """If the last two layers own K/V, their key and value weights count, and the K/V that they write."""
     config = dataclasses.replace(TINY["E2B"], use_double_wide_mlp=False)
     owners = dataclasses.replace(config, num_kv_shared_layers=0)
     sharing, owning = (forward_work(shape_only(Gemma4, one, jnp.float32), 1, 3, 20).bytes for one in (config, owners))
@@ -172,7 +178,7 @@ def test_quartiles():
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0])
 def test_no_share_of_the_machine_in_no_time(seconds):
-    """A difference of two times may come out so where the machine is noisy."""
+    """A difference of two times may be so on a noisy machine."""
     given = machine.Machine("a device", bytes_per_second=1000.0, flops_per_second=500.0)
     entry = against_machine(seconds, Work(1000.0, 100.0), given)
     assert (entry["seconds"], entry["share_of_bandwidth"], entry["share_of_flops"]) == (seconds, None, None)

@@ -1,6 +1,6 @@
-"""Checkpoints of google-deepmind/gemma: every tensor has its place, what goes in comes out, and every fault is one clear error.
+"""Checkpoints of google-deepmind/gemma: every tensor is read into the right parameter, and every fault is one clear error.
 
-The comparison with that package itself is told in `gemma4/deepmind.py`; it is no dependency, so nothing here runs it.
+`gemma4/checkpoints/deepmind.py` describes the comparison with that package, which nothing here runs: it is not a dependency.
 """
 
 import json
@@ -16,13 +16,18 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
 import gemma4
-from gemma4 import PRESETS, CheckpointError, Gemma4, storage
-from gemma4.checkpoints.params import named_params
+from gemma4 import PRESETS, Gemma4
+from gemma4.checkpoints import deepmind, orbax
+from gemma4.checkpoints.directories import write_config
+from gemma4.checkpoints.hf_config import target_json
+from gemma4.checkpoints.params import named_params, shape_only, shapes
 from gemma4.checkpoints.target import load_with_report
 from gemma4.sharding import shardings
+from tests.gemma4.checkpoints import common
+from tests.gemma4.checkpoints.common import assert_same
 from tests.models import TINY, random_target, random_tokens
 
-RELEASED = json.loads((Path(__file__).parents[1] / "data" / "configs" / "deepmind.json").read_text())
+RELEASED = json.loads((Path(__file__).parents[2] / "data" / "configs" / "deepmind.json").read_text())
 SIZES = [name for name in RELEASED if name != "source"]
 VISION_AND_AUDIO = (
     "vision_encoder/entry/pos_emb",
@@ -40,7 +45,7 @@ def released(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def tree_of(target: Gemma4) -> dict[str, np.ndarray]:
-    """The same weights as google-deepmind/gemma names and shapes them, written down head by head."""
+    """The same weights as google-deepmind/gemma names and shapes them, head by head."""
     config = target.config
     params = {name: np.asarray(leaf) for name, leaf in named_params(target).items()}
     rng = np.random.default_rng(0)
@@ -60,7 +65,7 @@ def tree_of(target: Gemma4) -> dict[str, np.ndarray]:
         tree[f"{there}attn/q_einsum/w"] = columns(f"{attention}q_proj.weight", heads)
         tree[f"{there}attn/query_norm/scale"] = params[f"{attention}q_norm.weight"]
         tree[f"{there}attn/attn_vec_einsum/w"] = np.stack(np.split(params[f"{attention}o_proj.weight"], heads))
-        if i >= config.first_kv_shared_layer:  # never read: another number would show
+        if i >= config.first_kv_shared_layer:  # never read; random, so that a test fails if it were
             tree[f"{there}attn/kv_einsum/w"] = rng.normal(size=(2, kv_heads, width, head_dim)).astype(np.float32)
             tree[f"{there}attn/key_norm/scale"] = rng.normal(size=head_dim).astype(np.float32)
         else:
@@ -110,16 +115,8 @@ def write(directory: Path, tree: dict[str, np.ndarray], config: gemma4.Config | 
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory, unflatten_dict({key: jnp.asarray(array) for key, array in tree.items()}, sep="/"))
     if config:
-        storage.write_config(directory, config.to_hf())
+        write_config(directory, target_json(config))
     return directory
-
-
-def assert_same(ours: Gemma4, expected: Gemma4, dtype=jnp.float32) -> None:
-    ours, expected = named_params(ours), named_params(expected)
-    assert list(ours) == list(expected)
-    for name, leaf in expected.items():
-        assert ours[name].dtype == dtype, name
-        np.testing.assert_array_equal(np.asarray(ours[name]), np.asarray(leaf).astype(dtype), err_msg=name)
 
 
 # -- the released sizes, without memory --------------------------------------------------------------------------------
@@ -127,13 +124,14 @@ def assert_same(ours: Gemma4, expected: Gemma4, dtype=jnp.float32) -> None:
 
 @pytest.mark.parametrize("name", SIZES)
 def test_every_tensor_of_the_released_size(name, tmp_path, monkeypatch):
-    """No config.json: the tree tells the size.  All is read but the K/V of shared layers, and all our shapes come of it."""
+    """Without config.json: the embedding table tells the size.  All but the K/V of shared layers is read, in our shapes."""
     leaf = lambda shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-    monkeypatch.setattr(storage, "is_orbax", lambda _: True)
-    monkeypatch.setattr(storage, "orbax_tensors", lambda _: {key: leaf(shape) for key, shape in released(name).items()})
+    zeros = lambda _, wanted: {key: jnp.zeros(x.shape, x.dtype) for key, x in wanted.items()}
+    monkeypatch.setattr(orbax, "is_orbax", lambda _: True)
     monkeypatch.setattr(
-        storage, "read_orbax", lambda _, wanted: {key: jnp.zeros(x.shape, x.dtype) for key, x in wanted.items()}
+        deepmind, "orbax_tensors", lambda _: {key: leaf(shape) for key, shape in released(name).items()}
     )
+    monkeypatch.setattr(deepmind, "read_orbax", zeros)
     reports = []
 
     def load() -> Gemma4:
@@ -143,8 +141,8 @@ def test_every_tensor_of_the_released_size(name, tmp_path, monkeypatch):
 
     target = jax.eval_shape(load)
     assert target.config == PRESETS[name]
-    blank = storage.abstract(Gemma4, PRESETS[name], jnp.bfloat16)
-    ours, expected = (storage.shapes(named_params(module)) for module in (target, blank))
+    blank = shape_only(Gemma4, PRESETS[name], jnp.bfloat16)
+    ours, expected = (shapes(named_params(module)) for module in (target, blank))
     assert ours == expected
     assert len(reports[0].unused_kv) == 2 * PRESETS[name].num_kv_shared_layers and not reports[0].other
     assert {*reports[0].loaded, *reports[0].unused_kv} == set(released(name))
@@ -156,7 +154,7 @@ def test_every_tensor_of_the_released_size(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("w_everywhere", [False, True], ids=["as initialised", "as released"])
 @pytest.mark.parametrize("name", TINY)
 def test_round_trip(name, w_everywhere, tmp_path):
-    """Bit for bit, and so are the logits.  Released files are said to have `/w` at dense MLPs, too."""
+    """Parameters and logits, bit for bit.  Released files are said to have `/w` at dense MLPs, too."""
     target = random_target(TINY[name])
     tree = tree_of(target)
     if w_everywhere:
@@ -168,11 +166,6 @@ def test_round_trip(name, w_everywhere, tmp_path):
     assert len(report.unused_kv) == 2 * target.config.num_kv_shared_layers
     tokens = random_tokens(2, 20)
     np.testing.assert_array_equal(gemma4.forward(loaded, tokens).logits, gemma4.forward(target, tokens).logits)
-
-
-@pytest.fixture(scope="module")
-def target() -> Gemma4:
-    return random_target(TINY["E2B"])
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +182,7 @@ def test_dtype_is_the_callers(target, tree, stored, tmp_path):
 
 
 def test_on_the_devices_of_a_mesh(target, tree, tmp_path):
-    """Each parameter as the table says, not wherever Orbax put the tensor that it was read from."""
+    """Each parameter has the sharding of the table, not that of the tensor that Orbax read."""
     mesh = Mesh(np.array(jax.devices()[:1]), ("model",))
     loaded = gemma4.load(write(tmp_path / "there", tree, target.config), mesh=mesh)
     expected = shardings(named_params(target), mesh)
@@ -197,7 +190,7 @@ def test_on_the_devices_of_a_mesh(target, tree, tmp_path):
     assert_same(loaded, target)
 
 
-def test_the_tree_tells_the_size(target, tree, tmp_path, monkeypatch):
+def test_the_embedding_table_tells_the_size(target, tree, tmp_path, monkeypatch):
     monkeypatch.setitem(PRESETS, "tiny", target.config)
     assert_same(gemma4.load(write(tmp_path / "tree", tree, None)), target)
 
@@ -209,12 +202,12 @@ def test_tokens_that_end_a_text(target, tree, has_config, tmp_path, monkeypatch)
     (tmp_path / "tree" / "generation_config.json").write_text('{"eos_token_id": [1, 106, 50]}')
     assert gemma4.load(tmp_path / "tree").config.eos_token_ids == (1, 106, 50)
     (tmp_path / "tree" / "generation_config.json").write_text('{"eos_token_id": 64}')
-    fails(tmp_path / "tree", "generation_config.json: eos_token_id: expected ids", "0..63, got (64,)")
+    assert_refused(tmp_path / "tree", "generation_config.json: eos_token_id: expected ids", "0..63, got (64,)")
 
 
 def test_vision_and_audio_are_left_out_unread(target, tree, tmp_path, monkeypatch, caplog):
-    read, asked = storage.read_orbax, []
-    monkeypatch.setattr(storage, "read_orbax", lambda path, wanted: asked.extend(wanted) or read(path, wanted))
+    read, asked = deepmind.read_orbax, []
+    monkeypatch.setattr(deepmind, "read_orbax", lambda path, wanted: asked.extend(wanted) or read(path, wanted))
     other = {key: np.ones(3, np.float32) for key in VISION_AND_AUDIO}
     write(tmp_path / "tree", tree | other, target.config)
     with caplog.at_level("INFO", "gemma4"):
@@ -236,11 +229,8 @@ def test_shared_layers_need_no_kv(target, tree, tmp_path):
 # -- faults: one clear error each --------------------------------------------------------------------------------------
 
 
-def fails(directory: Path, *fragments: str, **arguments) -> None:
-    with pytest.raises(CheckpointError) as caught:
-        gemma4.load(directory, **arguments)
-    for fragment in (str(directory), *fragments):
-        assert fragment in str(caught.value)
+def assert_refused(directory: Path, *fragments: str, **arguments) -> None:
+    common.assert_refused(directory, str(directory), *fragments, **arguments)
 
 
 def test_all_tensors_that_do_not_fit_are_in_one_message(target, tree, tmp_path):
@@ -248,7 +238,7 @@ def test_all_tensors_that_do_not_fit_are_in_one_message(target, tree, tmp_path):
     del tree["final_norm/scale"], tree["layer_2/attn/key_norm/scale"]
     tree["layer_0/attn/q_einsum/w"] = tree["layer_0/attn/q_einsum/w"].swapaxes(1, 2)
     tree["layer_5/attn/kv_einsum/w"] = tree["layer_0/attn/kv_einsum/w"]
-    fails(
+    assert_refused(
         write(tmp_path / "tree", tree, target.config),
         "do not fit config.json",
         "2 missing: final_norm/scale [24]; layer_2/attn/key_norm/scale [16]",
@@ -258,9 +248,9 @@ def test_all_tensors_that_do_not_fit_are_in_one_message(target, tree, tmp_path):
 
 
 def test_a_tree_that_fits_no_released_size(tree, tmp_path):
-    fails(
+    assert_refused(
         write(tmp_path / "tree", tree, None),
-        "embedder/input_embedding tells which model it is: expected [262144, 1536] (E2B), [262144, 2560] (E4B)",
+        "embedder/input_embedding must tell which model it is: expected [262144, 1536] (E2B), [262144, 2560] (E4B)",
         "got [64, 24]",
         "put its config.json (Hugging Face layout) into",
     )
@@ -269,21 +259,23 @@ def test_a_tree_that_fits_no_released_size(tree, tmp_path):
 def test_a_released_size_that_does_not_fit(target, tree, tmp_path, monkeypatch):
     monkeypatch.setitem(PRESETS, "tiny", target.config)
     tree = {key: x for key, x in tree.items() if key != "layer_1/skip_scale"}
-    fails(
+    assert_refused(
         write(tmp_path / "tree", tree, None),
         "do not fit tiny, whose embedding table has this size; if it is another model, put its config.json",
         "1 missing: layer_1/skip_scale [1]",
     )
 
 
-def test_what_orbax_wrote_of_something_else(target, tmp_path):
+def test_a_folder_of_orbax_with_another_tree(target, tmp_path):
     """Such as the folder inside a checkpoint of ours."""
     gemma4.save(target, tmp_path / "saved")
-    fails(tmp_path / "saved" / storage.ORBAX, "embedder/input_embedding tells which model", "got no such tensor")
+    assert_refused(
+        tmp_path / "saved" / orbax.FOLDER, "embedder/input_embedding must tell which model", "got no such tensor"
+    )
 
 
 def test_older_trees(target, tree, tmp_path):
-    fails(
+    assert_refused(
         write(tmp_path / "flat", {f"transformer/{key}": x for key, x in tree.items()}, target.config),
         "missing: embedder/input_embedding [64, 24]",
         "unexpected: transformer/",
@@ -292,7 +284,7 @@ def test_older_trees(target, tree, tmp_path):
 
 def test_quantised_weights(target, tree, tmp_path):
     write(tmp_path / "tree", tree | {"layer_0/mlp/linear": np.ones((40, 24), np.int8)}, target.config)
-    fails(tmp_path / "tree", "layer_0/mlp/linear is stored as int8", "quantised checkpoints are not supported")
+    assert_refused(tmp_path / "tree", "layer_0/mlp/linear is stored as int8", "quantised checkpoints are not supported")
 
 
 def test_weights_past_the_range_of_float16(target, tree, tmp_path):
@@ -300,23 +292,25 @@ def test_weights_past_the_range_of_float16(target, tree, tmp_path):
     changed = tree[key].copy()
     changed[3, 5] = 1e5
     write(tmp_path / "tree", tree | {key: changed}, target.config)
-    fails(tmp_path / "tree", f"{key} holds 100000.0, past the range of float16; try float32", dtype="float16")
+    assert_refused(tmp_path / "tree", f"{key} holds 100000.0, past the range of float16; try float32", dtype="float16")
     assert np.isfinite(gemma4.load(tmp_path / "tree", "bfloat16").layers[0].mlp.down_proj.weight[...]).all()
 
 
 @pytest.mark.parametrize("part", ["manifest.ocdbt", "d", "ocdbt.process_0"])
-def test_without_a_part(target, tree, part, tmp_path):
+def test_a_missing_part(target, tree, part, tmp_path):
     path = write(tmp_path / "tree", tree, target.config) / part
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    fails(tmp_path / "tree", "Orbax cannot read it")
+    assert_refused(tmp_path / "tree", "Orbax cannot read it")
 
 
 def test_config_of_another_size(tree, tmp_path):
-    fails(write(tmp_path / "tree", tree, TINY["31B"]), "do not fit config.json", "layer_0/attn/q_einsum is [4, 24, 8]")
+    assert_refused(
+        write(tmp_path / "tree", tree, TINY["31B"]), "do not fit config.json", "layer_0/attn/q_einsum is [4, 24, 8]"
+    )
 
 
-def test_the_tree_of_a_tiny_model_has_the_names_of_a_released_one():
-    """So that the inverse above is not free to call things as it likes."""
+def test_tiny_trees_have_the_names_of_released_ones():
+    """Otherwise `tree_of`, the inverse above, could use names of its own."""
     kinds = lambda names: {name.split("/", 1)[1] if name.startswith("layer_") else name for name in names}
     for name in SIZES:
         assert kinds(tree_of(random_target(TINY[name]))) == kinds(released(name))

@@ -12,9 +12,9 @@ from gemma4 import PRESETS, Gemma4
 from gemma4.checkpoints.params import linear_weights, named_params, shape_only
 from gemma4.checkpoints.target import hf_name
 
-CONFIGS = Path(__file__).parents[1] / "data" / "configs"
+CONFIGS = Path(__file__).parents[2] / "data" / "configs"
 
-# Parameters of the text decoder, and what the model cards say of it: E2B and E4B without the per-layer table ("effective").
+# Parameters of the text decoder, and the figures of the model cards: E2B and E4B without the per-layer table ("effective").
 PUBLISHED = {
     "E2B": (2_279_759_104, "2.3B effective"),
     "E4B": (4_644_441_088, "4.5B effective"),  # the card rounds down, or leaves something else out
@@ -26,7 +26,7 @@ PUBLISHED = {
 
 @functools.cache
 def shapes(name: str) -> dict[str, list[int]]:
-    """Of our parameters, as a safetensors file has them."""
+    """Shapes of our parameters as in a safetensors file."""
     blank = shape_only(Gemma4, PRESETS[name], jnp.bfloat16)
     transposed = linear_weights(blank)
     return {

@@ -1,4 +1,4 @@
-"""transformers 5.22.2 on the same weights, prompts and threads, in turn with us.  Needs the extra `parity`."""
+"""transformers 5.22.2 on the same weights, prompts and threads, alternately with ours.  Needs the extra `parity`."""
 
 import statistics
 import tempfile
@@ -12,18 +12,18 @@ import numpy as np
 
 import drafter
 import gemma4
+from decoding.bench.loops import quartiles
 from decoding.bench.machine import num_cores
-from decoding.bench.spread import quartiles
 from decoding.bench.subject import Subject
 from decoding.generation import generate, generate_autoregressive
 
 
 class Missing(ValueError):
-    """The peer cannot be run here."""
+    """The peer is not installed."""
 
 
 class Transformers:
-    """Its own `generate`, autoregressive or assisted, batch 1, greedy."""
+    """transformers' own `generate`, autoregressive or assisted, batch 1, greedy."""
 
     def __init__(self, subject: Subject):
         """Errors: Missing without torch and transformers."""
@@ -45,19 +45,21 @@ class Transformers:
         with tempfile.TemporaryDirectory() as scratch:
             gemma4.export_hf(subject.target, Path(scratch) / "target")
             drafter.export_hf(subject.draft_model, Path(scratch) / "drafter")
-            read = {"dtype": dtype, "local_files_only": True}
-            self._target = transformers.Gemma4ForCausalLM.from_pretrained(Path(scratch) / "target", **read)
-            self._assistant = transformers.Gemma4AssistantForCausalLM.from_pretrained(Path(scratch) / "drafter", **read)
+            settings = {"dtype": dtype, "local_files_only": True}
+            target, assistant = transformers.Gemma4ForCausalLM, transformers.Gemma4AssistantForCausalLM
+            self._target: Any = target.from_pretrained(Path(scratch) / "target", **settings)
+            self._assistant: Any = assistant.from_pretrained(Path(scratch) / "drafter", **settings)
         if torch.cuda.is_available():
-            self._target.cuda(), self._assistant.cuda()
+            for model in (self._target, self._assistant):
+                model.cuda()
 
     def lap(self, prompt: list[int], new_tokens: int, draft_length: int) -> tuple[float, np.ndarray]:
         """Seconds, prefill included, and the new tokens.  draft_length 0: without the assistant."""
-        torch, how = self._torch, {}
+        torch, assisted = self._torch, {}
         if draft_length:
             self._assistant.generation_config.num_assistant_tokens = draft_length
             self._assistant.generation_config.num_assistant_tokens_schedule = "constant"
-            how = {"assistant_model": self._assistant}
+            assisted = {"assistant_model": self._assistant}
         tokens = torch.tensor([prompt], device=self._target.device)
         began = time.perf_counter()
         out = self._target.generate(
@@ -67,7 +69,7 @@ class Transformers:
             max_new_tokens=new_tokens,
             eos_token_id=None,
             pad_token_id=0,
-            **how,
+            **assisted,
         )
         text = out[0, len(prompt) :].cpu().numpy()
         return time.perf_counter() - began, text
@@ -82,11 +84,11 @@ def compare(
     runs: int,
     progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
-    """Both engines on each prompt in turn, whole generations, greedy, batch 1: tokens a second, and ratios by pairs.
+    """Both engines alternately on each prompt, whole generations, greedy, batch 1: tokens per second, and ratios in pairs.
 
-    For random weights the assisted loops say little: nothing is accepted, in either of them.
+    With random weights the assisted loops say little: neither engine accepts a draft.
     """
-    common = {"max_new_tokens": new_tokens, "on_device": True}
+    common: dict[str, Any] = {"max_new_tokens": new_tokens, "loop": "on_device"}
     ours = {
         0: lambda prompt: generate_autoregressive(subject.target, prompt, **common),
         draft_length: lambda prompt: generate(
@@ -94,8 +96,8 @@ def compare(
         ),
     }
     rates = {(gamma, who): [] for gamma in ours for who in ("ours", "theirs")}
-    texts = same = 0
-    for run in range(runs + 1):  # the first one compiles, and is left out
+    texts = equal = 0
+    for run in range(runs + 1):  # the first one compiles, and does not count
         progress(f"run {run} of {runs}" if run else "compiling")
         for prompt in prompts:
             for gamma in ours:
@@ -107,11 +109,11 @@ def compare(
                     rates[gamma, "ours"].append(new_tokens / our_seconds)
                     rates[gamma, "theirs"].append(new_tokens / their_seconds)
                 else:
-                    texts, same = texts + 1, same + np.array_equal(text, their_text)
+                    texts, equal = texts + 1, equal + np.array_equal(text, their_text)
     return {
         "peer": peer.name,
         "texts": texts,
-        "equal_texts": same,
+        "equal_texts": equal,
         "autoregressive": _pairs(rates[0, "ours"], rates[0, "theirs"]),
         "speculative": _pairs(rates[draft_length, "ours"], rates[draft_length, "theirs"]),
     }

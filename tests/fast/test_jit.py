@@ -1,0 +1,77 @@
+"""Calls that do not walk the models' modules: what is donated, what is compiled again, with which options of the compiler."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import decoding
+from decoding import Options
+from decoding.baseline import autoregressive_round
+from decoding.fast.jit import compiler_options, jit_flat
+from decoding.state import DecodeState
+from tests.models import SMALL_VOCAB as VOCAB
+from tests.models import small_target
+
+PROMPTS = [[2, 9, 4], [7, 1, 1, 5, 12, 3, 8]]
+OPTIONS = Options(0)
+
+
+def prefilled(options: Options = OPTIONS) -> DecodeState:
+    return decoding.prefill(small_target(), PROMPTS, options, max_new_tokens=3)
+
+
+def test_the_cache_is_donated():
+    """Otherwise there would be two of them."""
+    state = prefilled()
+    jit_flat(autoregressive_round, OPTIONS, small_target())(state)
+    assert all(buffer.is_deleted() for buffer in jax.tree.leaves(state.cache.layers))
+
+
+def test_a_function_is_traced_once_for_each_structure_and_options():
+    """Other weights, and another call of `jit_flat`, trace nothing."""
+    traced = []
+
+    def greedy_token(target, state, options):
+        traced.append(options)
+        return state._replace(token=target.logits(state.hidden).argmax(axis=-1).astype(jnp.int32))
+
+    target, other = small_target(), small_target(seed=3)
+    models = (target, other, target)
+    tokens = [jit_flat(greedy_token, OPTIONS, model)(prefilled()).token.tolist() for model in models]
+    assert traced == [OPTIONS] and tokens[0] == tokens[2] != tokens[1]
+    other_options = Options(0, eos_ids=(5,))
+    jit_flat(greedy_token, other_options, target)(prefilled())
+    assert traced == [OPTIONS, other_options]
+    jit_flat(greedy_token, OPTIONS, decoding.fast.for_backend(target))(prefilled())
+    assert len(traced) == 3, "a twin has another structure"
+
+
+def test_changed_weights_are_read_by_the_next_jit_flat():
+    def normed(target, state, options):
+        return state._replace(hidden=target.norm(state.hidden))
+
+    target = small_target(seed=29)  # no other test's, because its weights change here
+    old = jit_flat(normed, OPTIONS, target)
+    before = old(prefilled()).hidden
+    target.norm.weight[...] = 2 * target.norm.weight[...]
+    np.testing.assert_array_equal(old(prefilled()).hidden, before)
+    np.testing.assert_array_equal(jit_flat(normed, OPTIONS, target)(prefilled()).hidden, 2 * before)
+
+
+def test_the_options_of_the_compiler_are_those_of_the_backend(monkeypatch):
+    """XLA refuses an option that it does not know, which shows that options arrive."""
+    options = Options(0, eos_ids=(VOCAB - 1, VOCAB - 2))  # no other test's, so that nothing is compiled yet
+    state = prefilled(options)
+    monkeypatch.setattr("decoding.fast.jit.compiler_options", lambda: {"no_such_option": ""})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        jit_flat(autoregressive_round, options, small_target())(state)
+
+
+@pytest.mark.parametrize("backend", ["gpu", "tpu"])
+def test_no_other_backend_gets_the_options_of_a_cpu(backend):
+    assert compiler_options(backend) == {}
+
+
+def test_the_options_of_a_cpu_are_known_to_this_xla():
+    jax.jit(lambda: 0, compiler_options=compiler_options("cpu")).lower().compile()

@@ -1,0 +1,42 @@
+"""Folders that Orbax wrote: damage, and shapes that do not fit.  Round trips: `test_target.py`."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import gemma4
+from gemma4.checkpoints.orbax import FOLDER
+from tests.gemma4.checkpoints.common import assert_refused
+
+
+@pytest.fixture
+def saved(target, tmp_path) -> Path:
+    gemma4.save(target, tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_an_empty_folder(saved):
+    shutil.rmtree(saved / FOLDER)
+    (saved / FOLDER).mkdir()
+    assert_refused(saved, str(saved / FOLDER))
+
+
+@pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "d", "ocdbt.process_0"])
+def test_a_missing_part(saved, name):
+    part = saved / FOLDER / name
+    shutil.rmtree(part) if part.is_dir() else part.unlink()
+    assert_refused(saved, str(saved / FOLDER))
+
+
+def test_a_model_of_another_size(saved):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    expected = "15 of another shape: layers.0.mlp.down_proj.weight is [40, 24], expected [48, 24]"
+    assert_refused(saved, str(saved / FOLDER), expected)
+
+
+def test_without_config(saved):
+    (saved / "config.json").unlink()
+    assert_refused(saved, str(saved / "config.json"), "missing")

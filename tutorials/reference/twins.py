@@ -1,0 +1,241 @@
+"""What each machine form of `fast/` gains over its plain form, on the machine where this runs:
+
+    python tutorials/reference/twins.py        (a few minutes; needs 4 GB)
+
+Both forms of a pair take turns, each compiled as its own loop does: the plain one with JAX's default options, the other with
+those of `decoding/fast/jit.py` (a gradient with the default, as in training).  `speed.md` has the results as a table.
+"""
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import decoding
+import drafter
+import gemma4
+from decoding import fast, sampling
+from decoding.bench.machine import device_name
+from decoding.fast import jit
+from decoding.generation import speculative_rounds
+from decoding.round import speculative_round
+from decoding.state import DecodeState, Round
+from drafter import clustering
+from drafter.fast import candidates_in_blocks, in_blocks
+from gemma4 import functional, moe
+from gemma4.fast.argmax import argmax
+from gemma4.fast.attention_scores import scores
+from gemma4.fast.experts import experts_sparse
+from gemma4.fast.linear import FlatLinear
+from gemma4.fast.long_attention import attention_in_blocks
+from gemma4.fast.twin import twin_of
+from gemma4.layers import Linear
+
+VOCABULARY = 262_144  # Gemma 4's
+TURNS, FEWEST_TURNS, SECONDS = 15, 5, 20.0  # so many turns, or as many as take so long
+GAMMA, NEW_TOKENS = 4, 120
+
+Run = Callable[[], Any]
+Pair = tuple[str, Run, Run]  # what is computed, its plain form, its machine form
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def plain(function: Callable, *arguments: Any) -> Run:
+    """Compiled as JAX does by default, like the plain loop."""
+    run = jax.jit(function)
+    return lambda: jax.block_until_ready(run(*arguments))
+
+
+def quick(function: Callable, *arguments: Any) -> Run:
+    """Compiled with the options of `decoding/fast`, like the other loops."""
+    run = jax.jit(function, compiler_options=jit.compiler_options())
+    return lambda: jax.block_until_ready(run(*arguments))
+
+
+def attention_forms() -> Iterator[Pair]:
+    def case(queries: int, slots: int, fast_form: Callable) -> tuple[Run, Run]:
+        """A full layer of E2B: 8 query heads over one K/V head of 512."""
+        key, value = normal(1, 1, 1, slots, 512), normal(2, 1, 1, slots, 512)
+        query, mask = normal(3, 1, queries, 8, 512), jnp.ones((1, queries, slots), bool)
+        return plain(functional.attention, query, key, value, mask), quick(fast_form, query, key, value, mask)
+
+    few = functools.partial(functional.attention, scores_of=functools.partial(scores, backend="cpu"))
+    yield "attention_scores.py: a step over 4,096 slots", *case(1, 4096, few)
+    yield "attention_scores.py: a verify of 5 tokens over 4,096 slots", *case(5, 4096, few)
+    yield "long_attention.py: a step over 32,768 slots", *case(1, 32_768, attention_in_blocks)
+    yield "long_attention.py: a chunk of 512 tokens over 16,384 slots", *case(512, 16_384, attention_in_blocks)
+
+
+def model_forms() -> Iterator[Pair]:
+    target, draft_model, _ = decoding.load_pair()
+    prompt = jnp.ones((1, 512), jnp.int32)
+    cache, index = gemma4.init_cache(target.config, capacity=640, chunk=513), jnp.array([511])
+    hidden_at = lambda model: model.hidden_at(prompt, cache, index)[0]
+    yield (
+        "target.py, per_layer_embeddings.py: prefill of 512 tokens, the shipped target",
+        plain(hidden_at, target),
+        quick(hidden_at, fast.for_backend(target, "cpu")),
+    )
+    table, hidden = normal(0, VOCABULARY, 256), normal(1, 5, 256)
+    yield (
+        "target.py: logits of 5 hidden states of width 256, from the transposed table",
+        plain(lambda hidden, table: hidden @ table.T, hidden, table),
+        quick(lambda hidden, table: hidden @ table, hidden, table.T),
+    )
+    ordering, centroids = jax.random.permutation(jax.random.key(2), VOCABULARY).astype(jnp.int32), normal(3, 2048, 256)
+
+    def best_in_blocks(hidden, blocks, centroids, ordering):
+        return clustering.best_candidate(*candidates_in_blocks(hidden, blocks, centroids, ordering, 32), VOCABULARY)
+
+    yield (
+        "drafter/fast.py: the clustered head at E2B's size, greedy, in blocks",
+        plain(lambda *arrays: clustering.clustered_argmax(*arrays, 32), hidden[:1], table, centroids, ordering),
+        quick(best_in_blocks, hidden[:1], in_blocks(table, ordering, 2048), centroids, ordering),
+    )
+    dense = drafter.Drafter(dense_head_of(draft_model.config), rngs=nnx.Rngs(0))
+    yield (
+        "drafter/fast.py: a dense head of 262,144 tokens x 128, greedy, from the transposed table",
+        plain(lambda model, normed: model.argmax(normed), dense, hidden[:1, :128]),
+        quick(lambda model, normed: model.argmax(normed), fast.for_backend(dense, "cpu"), hidden[:1, :128]),
+    )
+
+
+def dense_head_of(config: drafter.Config) -> drafter.Config:
+    text = dataclasses.replace(config.text, vocab_size=VOCABULARY)
+    return dataclasses.replace(config, text=text, use_ordered_embeddings=False)
+
+
+def layer_forms() -> Iterator[Pair]:
+    width, inner, experts, top_k = 704, 176, 128, 8  # 26B-A4B at a quarter of its widths
+    gate_up, down = normal(0, experts, 2 * inner, width), normal(1, experts, width, inner)
+
+    def repeated(form: Callable, gate_up: jax.Array, down: jax.Array, x: jax.Array, visits: jax.Array) -> jax.Array:
+        """Once for each of several choices of experts, one after the other, as in a loop over rounds."""
+        weights = jnp.full(visits.shape[1:], 1 / top_k)
+        return jax.lax.scan(lambda x, visit: (x + form(gate_up, down, x, weights, visit), None), x, visits)[0]
+
+    for tokens in (1, 5, 512):
+        visits = jax.random.randint(jax.random.key(2), (3, 1, tokens, top_k), 0, experts)
+        arguments = gate_up, down, normal(3, 1, tokens, width), visits
+        dense, sparse = (functools.partial(repeated, form) for form in (moe.experts_dense, experts_sparse))
+        name = f"experts.py: three times {tokens} token{'s' * (tokens > 1)}, 26B-A4B's experts at a quarter of their widths"
+        yield name, plain(dense, *arguments), quick(sparse, *arguments)
+
+    linear, x = Linear(256, 1024, rngs=nnx.Rngs(0), dtype=jnp.float32), normal(4, 16, 256, 256)
+    gradient = lambda model, x: jax.grad(lambda model: jnp.sum(model(x) ** 2))(model)
+    yield (
+        "linear.py: the gradient of a linear map from 256 to 1,024, 16 texts of 256 tokens",
+        plain(gradient, linear, x),
+        plain(gradient, twin_of(linear, FlatLinear), x),
+    )
+
+
+def vocabulary_forms() -> Iterator[Pair]:
+    logits, uniforms = 3 * normal(0, 5, VOCABULARY), jax.random.uniform(jax.random.key(1), (5,))
+    probs = jax.nn.softmax(logits)
+
+    def pair(kernel: str, *arguments: jax.Array, **settings: Any) -> tuple[Run, Run]:
+        forms = (getattr(kernels, kernel) for kernels in (sampling.REFERENCE, fast.KERNELS))
+        reference, machine = (functools.partial(form, **settings) for form in forms)
+        return plain(reference, *arguments), quick(machine, *arguments)
+
+    what = "5 distributions over 262,144 tokens"
+    yield f"argmax.py: {what}", *pair("argmax", logits)
+    yield f"top_k_top_p.py: top-k of 64, {what}", *pair("top_k_mask", logits, top_k=64)
+    yield f"top_k_top_p.py: top-p of 0.95, {what}", *pair("top_p_mask", probs, top_p=0.95)
+    yield f"inverse_cdf.py: {what}", *pair("sample_from", probs, uniforms)
+
+
+def loop_forms() -> Iterator[Pair]:
+    target, draft_model, tokenizer = decoding.load_pair()
+    prompt = [target.config.bos_token_id, *tokenizer.encode("In the beginning", add_special_tokens=False).ids]
+    options = fast.with_kernels(decoding.Options(GAMMA))
+    models = fast.for_backend(target), fast.for_backend(draft_model)
+    states = {
+        batch: decoding.prefill(models[0], [prompt] * batch, options, max_new_tokens=NEW_TOKENS) for batch in (1, 8)
+    }
+    copied = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
+
+    def rounds(loop: Callable[[DecodeState], Iterator[Round]], batch: int = 1) -> Run:
+        return lambda: list(loop(copied(states[batch])))  # a copy, because the rounds take over its buffers
+
+    def fast_rounds(loop: str, threads: int = 1) -> Callable[[DecodeState], Iterator[Round]]:
+        return lambda state: fast.run(loop, threads)(state, speculative_round, options, *models)
+
+    def generated(loop: str) -> Run:
+        settings = {"max_new_tokens": NEW_TOKENS, "draft_length": GAMMA, "loop": loop}
+        return lambda: decoding.generate(target, draft_model, prompt, **settings)
+
+    def one_round(compiler_options: dict[str, str]) -> Run:
+        run = jax.jit(functools.partial(speculative_round, options=options), compiler_options=compiler_options)
+        return lambda: jax.block_until_ready(run(*models, states[1]))
+
+    what = f"{NEW_TOKENS} tokens of the shipped pair"
+    yield "jit.py: a round with the compiler options for CPUs", one_round({}), one_round(jit.compiler_options())
+    plain_rounds = rounds(lambda state: speculative_rounds(*models, state, options))
+    yield (
+        f"round_loop.py, jit.py: streamed against plain rounds, twins in both, {what}",
+        plain_rounds,
+        rounds(fast_rounds("streamed")),
+    )
+    yield (
+        f"round_loop.py, jit.py: on_device against plain rounds, twins in both, {what}",
+        plain_rounds,
+        rounds(fast_rounds("on_device")),
+    )
+    on_device = rounds(fast_rounds("on_device"), 8), rounds(fast_rounds("on_device", threads=2), 8)
+    yield f"threads.py: two threads against one, eight prompts, {what}", *on_device
+    yield (
+        f'all: loop="streamed" against loop="plain", {what}, prefill included',
+        generated("plain"),
+        generated("streamed"),
+    )
+    yield (
+        f'all: loop="on_device" against loop="plain", {what}, prefill included',
+        generated("plain"),
+        generated("on_device"),
+    )
+
+
+def main() -> None:
+    print(f"{device_name()}, jax {jax.__version__}, float32; medians of {TURNS} turns")
+    print(f"{'plain, ms':>10} {'fast, ms':>10} {'faster':>9}  quartiles")
+    for forms in (attention_forms, model_forms, layer_forms, vocabulary_forms, loop_forms):
+        for name, *pair in forms():
+            print(line(name, *take_turns(*pair)), flush=True)
+
+
+def take_turns(reference: Run, machine: Run) -> tuple[list[float], list[float]]:
+    """Seconds of both forms, turn by turn."""
+    for run in (reference, machine):
+        run()  # compiles
+    turns: list[tuple[float, float]] = []
+    while len(turns) < min(TURNS, FEWEST_TURNS) or len(turns) < TURNS and sum(map(sum, turns)) < SECONDS:
+        turns.append((seconds(reference), seconds(machine)))
+    return [turn[0] for turn in turns], [turn[1] for turn in turns]
+
+
+def seconds(run: Run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def line(name: str, reference: list[float], machine: list[float]) -> str:
+    ratios = [one / other for one, other in zip(reference, machine, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    times = (f"{1000 * statistics.median(values):10.2f}" for values in (reference, machine))
+    return f"{' '.join(times)} {middle:7.2f} x  {low:.2f}-{high:.2f}  {name}"
+
+
+if __name__ == "__main__":
+    main()
