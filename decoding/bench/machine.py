@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gemma4.fast import this_backend
+
 COPIED_BYTES = 2**28  # far more than a processor's cache holds
 SIDE = {"cpu": 2048}  # of the square matrices that are multiplied; 8192 elsewhere
 LAPS = 7
@@ -23,7 +25,7 @@ class Machine(NamedTuple):
 
 def measure_machine(dtype: jnp.dtype) -> Machine:
     """The best of a few laps of a copy and of a product."""
-    backend = jax.default_backend()
+    backend = this_backend()
     arrays = [jnp.zeros(COPIED_BYTES // 4, jnp.float32)]
     # In place: on CPU the first touch of new memory takes longer than the copy itself.
     increment = jax.jit(lambda array: array + 1, donate_argnums=0)

@@ -32,6 +32,7 @@ from decoding.sampling import Sampling
 from decoding.stages.prefill import prefill
 from decoding.state import DecodeState
 from gemma4.checkpoints.params import Leaf, named_params
+from gemma4.fast import this_backend
 
 AUTOREGRESSIVE = 0  # as a draft length
 
@@ -72,7 +73,7 @@ def measure(subject: Subject, plan: Plan, progress: Callable[[str], None] = lamb
             batch.run(run)
     return {
         "subject": describe(subject),
-        "machine": machine._asdict() | {"backend": jax.default_backend(), "jax": jax.__version__},
+        "machine": machine._asdict() | {"backend": this_backend(), "jax": jax.__version__},
         "plan": plan._asdict() | {"sampling": dataclasses.asdict(plan.sampling)},
         "prefill": measure_prefill(subject, plan.prefill_tokens, plan.runs, machine),
         "batches": [batch.record(machine) for batch in batches],

@@ -29,7 +29,6 @@ from decoding.state import DecodeState, Round
 from drafter import clustering
 from drafter.fast import candidates_in_blocks, in_blocks
 from gemma4 import functional, moe
-from gemma4.fast.argmax import argmax
 from gemma4.fast.attention_scores import scores
 from gemma4.fast.experts import experts_sparse
 from gemma4.fast.linear import FlatLinear
