@@ -90,18 +90,36 @@ def masked_attention(query, key, value, mask, round_score: Callable[[float], flo
     return out
 
 
+# -- settings of a layer, from the fields of `Config`: its methods are what the model uses ------------------------------
+
+
+def is_full(config: Config, layer: int) -> bool:
+    return config.layer_types[layer] == "full_attention"
+
+
+def rope_of(config: Config, layer: int) -> tuple[int, float, float]:
+    """Head size, theta, and the share of pairs that rotate."""
+    if is_full(config, layer):
+        return config.global_head_dim, config.full_rope_theta, config.partial_rotary_factor
+    return config.head_dim, config.sliding_rope_theta, 1.0
+
+
+def window_of(config: Config, layer: int) -> int | None:
+    return None if is_full(config, layer) else config.sliding_window
+
+
 # -- the parts of a decoder layer --------------------------------------------------------------------------------------
 
 
 def key_value(weights: Weights, config: Config, layer: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The keys and values that a layer computes for a text, [t, KV head, h] each."""
-    head_dim, eps, time = config.layer_head_dim(layer), config.rms_norm_eps, len(x)
-    frequencies = rope_frequencies(*config.rope(config.layer_types[layer]))
+    head_dim, eps, time = rope_of(config, layer)[0], config.rms_norm_eps, len(x)
+    frequencies = rope_frequencies(*rope_of(config, layer))
     raw_key = (x @ weights["k_proj.weight"]).reshape(time, -1, head_dim)
-    if "v_proj.weight" in weights:
-        raw_value = (x @ weights["v_proj.weight"]).reshape(time, -1, head_dim)
-    else:
+    if config.attention_k_eq_v and is_full(config, layer):
         raw_value = raw_key
+    else:
+        raw_value = (x @ weights["v_proj.weight"]).reshape(time, -1, head_dim)
     key = rms_norm(raw_key, weights["k_norm.weight"], eps)
     for t, head in np.ndindex(*key.shape[:2]):
         key[t, head] = rotate(key[t, head], t, frequencies)
@@ -112,8 +130,8 @@ def attention(
     weights: Weights, config: Config, layer: int, x: np.ndarray, key: np.ndarray, value: np.ndarray
 ) -> np.ndarray:
     """The attention module's output for a text, over the given keys and values of the same text."""
-    head_dim, heads, time = config.layer_head_dim(layer), config.num_attention_heads, len(x)
-    frequencies = rope_frequencies(*config.rope(config.layer_types[layer]))
+    head_dim, heads, time = rope_of(config, layer)[0], config.num_attention_heads, len(x)
+    frequencies = rope_frequencies(*rope_of(config, layer))
     query = rms_norm(
         (x @ weights["q_proj.weight"]).reshape(time, heads, head_dim), weights["q_norm.weight"], config.rms_norm_eps
     )
@@ -121,7 +139,7 @@ def attention(
     out = np.empty((time, heads, head_dim))
     for t, head in np.ndindex(time, heads):
         rotated, kv_head = rotate(query[t, head], t, frequencies), head // queries_per_kv_head
-        seen = visible_keys(t, config.sliding_window if config.is_sliding(layer) else None)
+        seen = visible_keys(t, window_of(config, layer))
         probs = softmax([float(rotated @ key[s, kv_head]) for s in seen])  # no division by sqrt(h)
         out[t, head] = sum(p * value[s, kv_head] for p, s in zip(probs, seen, strict=True))
     return out.reshape(time, -1) @ weights["o_proj.weight"]
@@ -191,7 +209,7 @@ def decoder_layer(
 def per_layer_inputs(weights: Weights, config: Config, tokens: np.ndarray, embedding: np.ndarray) -> np.ndarray:
     """[t, layers, p]."""
     width = config.hidden_size_per_layer_input
-    out = np.empty((len(tokens), config.num_hidden_layers, width))
+    out = np.empty((len(tokens), len(config.layer_types), width))
     for t, layer in np.ndindex(*out.shape[:2]):
         columns = slice(layer * width, (layer + 1) * width)
         own = weights["embed_tokens_per_layer.weight"][tokens[t], columns] * math.sqrt(width)

@@ -8,6 +8,7 @@ import decoding
 import gemma4
 from decoding import Options, Sampling
 from decoding.baseline import autoregressive_step
+from decoding.sampling import sample
 from tests.models import SMALL_CONTEXT, small_target
 
 PROMPTS = [[2, 9, 4], [7, 1, 1, 5, 12, 3, 8]]  # the second is longer than the window
@@ -30,23 +31,22 @@ def test_greedy_text_is_the_argmax_after_every_token():
 
 def test_a_round_by_its_parts():
     """It writes the newest token, draws the next one from the target's distribution, and leaves done rows as they are."""
-    target, options = small_target(), Options(0, Sampling(2.0))
-    state = decoding.prefill(target, PROMPTS, options, max_new_tokens=NEW_TOKENS, key=jax.random.key(3))
-    state = state._replace(done=jnp.array([True, False]))
+    target, options, prompts = small_target(), Options(0, Sampling(2.0)), PROMPTS * 8
+    state = decoding.prefill(target, prompts, options, max_new_tokens=NEW_TOKENS, key=jax.random.key(3))
+    done = np.arange(len(prompts)) < 3
+    state = state._replace(done=jnp.asarray(done))
     token, hidden, length = (np.array(x) for x in (state.token, state.hidden, state.cache.length))
     _, sample_key = jax.random.split(state.key)
-    uniforms, probs = jax.random.uniform(sample_key, (2,)), []
-    for prompt, newest in zip(PROMPTS, token.tolist(), strict=True):
-        probs.append(decoding.sampling.token_probs(jnp.asarray(logits_after([*prompt, newest])), options.sampling))
+    logits = np.stack([logits_after([*prompt, newest]) for prompt, newest in zip(prompts, token.tolist(), strict=True)])
+    drawn = sample(jnp.asarray(logits), options.sampling, jax.random.uniform(sample_key, (len(prompts),)))
 
     after = autoregressive_step(target, state, options)
-    expected = decoding.sampling.sample_from(jnp.stack(probs), uniforms)
-    assert after.token.tolist() == [token[0], expected[1]]
-    assert after.last.num_emitted.tolist() == [0, 1] and after.last.draft_tokens.shape == (2, 0)
-    assert after.cache.length.tolist() == (length + [0, 1]).tolist()
-    assert after.emitted.tolist() == [1, 2] and after.done.tolist() == [True, False]
-    np.testing.assert_array_equal(after.hidden[0], hidden[0])
-    assert (np.asarray(after.hidden[1]) != hidden[1]).any()
+    assert after.token.tolist() == np.where(done, token, drawn).tolist()
+    assert after.last.num_emitted.tolist() == (~done).tolist() and after.last.draft_tokens.shape == (len(prompts), 0)
+    assert after.cache.length.tolist() == (length + ~done).tolist()
+    assert after.emitted.tolist() == (1 + ~done).tolist() and after.done.tolist() == done.tolist()
+    np.testing.assert_array_equal(after.hidden[:3], hidden[:3])
+    assert (np.asarray(after.hidden[3:]) != hidden[3:]).any(axis=1).all()
 
 
 def test_a_step_reuses_the_cache_that_it_is_given():

@@ -57,7 +57,9 @@ def test_the_plain_loop_is_prefill_then_steps_until_every_row_is_done():
 
 def test_the_plain_loop_without_a_drafter():
     state = decoding.prefill(small_target(), PROMPTS, Options(0), max_new_tokens=NEW_TOKENS)
-    out = collect(autoregressive_rounds(small_target(), state, Options(0)))
+    rounds = list(autoregressive_rounds(small_target(), state, Options(0)))
+    assert len(rounds) == NEW_TOKENS
+    out = collect(iter(rounds))
     expected = decoding.generate_autoregressive(small_target(), PROMPTS, max_new_tokens=NEW_TOKENS, loop="plain")
     jax.tree.map(np.testing.assert_array_equal, out.tokens, expected.tokens)
     assert out.stats == expected.stats

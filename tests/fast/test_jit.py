@@ -71,7 +71,3 @@ def test_the_options_of_the_compiler_are_those_of_the_backend(monkeypatch):
 @pytest.mark.parametrize("backend", ["gpu", "tpu"])
 def test_no_other_backend_gets_the_options_of_a_cpu(backend):
     assert compiler_options(backend) == {}
-
-
-def test_the_options_of_a_cpu_are_known_to_this_xla():
-    jax.jit(lambda: 0, compiler_options=compiler_options("cpu")).lower().compile()

@@ -101,9 +101,9 @@ def attention_of(layout: str, layer: int) -> Attention:
 def inputs_by_hand(layout: str, layer: int, starts: list[int], time: int, held: list[list[int]]) -> AttentionInputs:
     """The inputs of `time` tokens from `starts` on.  held: for each row, the position in each slot; -1 if empty."""
     config = TINY[layout]
-    frequencies = reference.rope_frequencies(*config.rope(config.layer_types[layer]))
+    frequencies = reference.rope_frequencies(*reference.rope_of(config, layer))
     angles = np.array([[[(start + t) * f for f in frequencies] for t in range(time)] for start in starts])
-    window = config.sliding_window if config.is_sliding(layer) else None
+    window = reference.window_of(config, layer)
     mask = [
         [[position in reference.visible_keys(start + t, window) for position in slots] for t in range(time)]
         for start, slots in zip(starts, held, strict=True)
@@ -183,6 +183,30 @@ def test_attention_writes_into_the_caches_dtype():
     inputs = inputs_by_hand("12B", 0, [0], 2, [[0, 1, -1, -1]])
     out, kv = jax.eval_shape(module, x, LayerKV(empty, empty), inputs)
     assert (out.dtype, kv.key.dtype, kv.value.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+
+
+def test_attention_over_a_cache_that_rounds():
+    """A float32 layer over a bfloat16 cache: scores and values are rounded, the output is float32 (within 1e-2)."""
+    module, x = attention_of("12B", 0), normal(1, 3, 24)
+    empty = jnp.zeros((1, 2, WINDOW + 3, 8), jnp.bfloat16)
+    inputs = inputs_by_hand("12B", 0, [0], 3, [[0, 1, 2, *[-1] * WINDOW]])
+    out, kv = call(module, x, LayerKV(empty, empty), inputs)
+    assert (out.dtype, kv.key.dtype) == (jnp.float32, jnp.bfloat16)
+    assert_close(out, expected_attention("12B", 0, x)[0], 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("layout", "layer", "expected"),
+    [("12B", 0, ["query", "key", "value", "attention"]), ("E2B", 3, ["query", "attention"])],
+)
+def test_taps_of_attention(layout, layer, expected):
+    """In this order.  A layer that shares K/V computes no key and no value."""
+    module, config, seen = attention_of(layout, layer), TINY[layout], []
+    x, shape = jnp.zeros((1, 2, 24)), (1, config.kv_heads(layer), 2, config.layer_head_dim(layer))
+    kv = None if module.owns_kv else LayerKV(jnp.zeros(shape), jnp.zeros(shape))
+    inputs = inputs_by_hand(layout, layer, [0], 2, [[0, 1]])
+    jax.eval_shape(lambda: module(x, kv, inputs, lambda name, value: (seen.append(name), value)[1]))
+    assert seen == expected
 
 
 def test_names_of_taps():

@@ -37,6 +37,8 @@ from gemma4.fast.twin import twin_of
 from gemma4.layers import Linear
 
 VOCABULARY = 262_144  # Gemma 4's
+SLOTS, SLOTS_OF_A_CHUNK, SLOTS_IN_BLOCKS = 4096, 16_384, 32_768
+EXPERTS = 128  # 26B-A4B's
 TURNS, FEWEST_TURNS, SECONDS = 15, 5, 20.0  # so many turns, or as many as take so long
 GAMMA, NEW_TOKENS = 4, 120
 
@@ -68,10 +70,14 @@ def attention_forms() -> Iterator[Pair]:
         return plain(functional.attention, query, key, value, mask), quick(fast_form, query, key, value, mask)
 
     few = functools.partial(functional.attention, scores_of=functools.partial(scores, backend="cpu"))
-    yield "attention_scores.py: a step over 4,096 slots", *case(1, 4096, few)
-    yield "attention_scores.py: a verify of 5 tokens over 4,096 slots", *case(5, 4096, few)
-    yield "long_attention.py: a step over 32,768 slots", *case(1, 32_768, attention_in_blocks)
-    yield "long_attention.py: a chunk of 512 tokens over 16,384 slots", *case(512, 16_384, attention_in_blocks)
+    in_blocks = attention_in_blocks
+    yield f"attention_scores.py: a step over {SLOTS:,} slots", *case(1, SLOTS, few)
+    yield f"attention_scores.py: a verify of 5 tokens over {SLOTS:,} slots", *case(5, SLOTS, few)
+    yield f"long_attention.py: a step over {SLOTS_IN_BLOCKS:,} slots", *case(1, SLOTS_IN_BLOCKS, in_blocks)
+    yield (
+        f"long_attention.py: a chunk of 512 tokens over {SLOTS_OF_A_CHUNK:,} slots",
+        *case(512, SLOTS_OF_A_CHUNK, in_blocks),
+    )
 
 
 def model_forms() -> Iterator[Pair]:
@@ -102,7 +108,7 @@ def model_forms() -> Iterator[Pair]:
     )
     dense = drafter.Drafter(dense_head_of(draft_model.config), rngs=nnx.Rngs(0))
     yield (
-        "drafter/fast.py: a dense head of 262,144 tokens x 128, greedy, from the transposed table",
+        f"drafter/fast.py: a dense head of {VOCABULARY:,} tokens x 128, greedy, from the transposed table",
         plain(lambda model, normed: model.argmax(normed), dense, hidden[:1, :128]),
         quick(lambda model, normed: model.argmax(normed), fast.for_backend(dense, "cpu"), hidden[:1, :128]),
     )
@@ -114,8 +120,8 @@ def dense_head_of(config: drafter.Config) -> drafter.Config:
 
 
 def layer_forms() -> Iterator[Pair]:
-    width, inner, experts, top_k = 704, 176, 128, 8  # 26B-A4B at a quarter of its widths
-    gate_up, down = normal(0, experts, 2 * inner, width), normal(1, experts, width, inner)
+    width, inner, top_k = 704, 176, 8  # 26B-A4B at a quarter of its widths
+    gate_up, down = normal(0, EXPERTS, 2 * inner, width), normal(1, EXPERTS, width, inner)
 
     def repeated(form: Callable, gate_up: jax.Array, down: jax.Array, x: jax.Array, visits: jax.Array) -> jax.Array:
         """Once for each of several choices of experts, one after the other, as in a loop over rounds."""
@@ -123,7 +129,7 @@ def layer_forms() -> Iterator[Pair]:
         return jax.lax.scan(lambda x, visit: (x + form(gate_up, down, x, weights, visit), None), x, visits)[0]
 
     for tokens in (1, 5, 512):
-        visits = jax.random.randint(jax.random.key(2), (3, 1, tokens, top_k), 0, experts)
+        visits = jax.random.randint(jax.random.key(2), (3, 1, tokens, top_k), 0, EXPERTS)
         arguments = gate_up, down, normal(3, 1, tokens, width), visits
         dense, sparse = (functools.partial(repeated, form) for form in (moe.experts_dense, experts_sparse))
         name = f"experts.py: three times {tokens} token{'s' * (tokens > 1)}, 26B-A4B's experts at a quarter of their widths"
@@ -147,7 +153,7 @@ def vocabulary_forms() -> Iterator[Pair]:
         reference, machine = (functools.partial(form, **settings) for form in forms)
         return plain(reference, *arguments), quick(machine, *arguments)
 
-    what = "5 distributions over 262,144 tokens"
+    what = f"5 distributions over {VOCABULARY:,} tokens"
     yield f"argmax.py: {what}", *pair("argmax", logits)
     yield f"top_k_top_p.py: top-k of 64, {what}", *pair("top_k_mask", logits, top_k=64)
     yield f"top_k_top_p.py: top-p of 0.95, {what}", *pair("top_p_mask", probs, top_p=0.95)
@@ -205,10 +211,13 @@ def loop_forms() -> Iterator[Pair]:
     )
 
 
+FORMS = (attention_forms, model_forms, layer_forms, vocabulary_forms, loop_forms)
+
+
 def main() -> None:
     print(f"{device_name()}, jax {jax.__version__}, float32; medians of {TURNS} turns")
     print(f"{'plain, ms':>10} {'fast, ms':>10} {'faster':>9}  quartiles")
-    for forms in (attention_forms, model_forms, layer_forms, vocabulary_forms, loop_forms):
+    for forms in FORMS:
         for name, *pair in forms():
             print(line(name, *take_turns(*pair)), flush=True)
 
