@@ -4,6 +4,7 @@ A parameter is called by its path in the module, `layers.3.self_attn.q_proj.weig
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -44,7 +45,11 @@ def linear_weights(module: nnx.Module) -> set[str]:
 
 def shape_only(build: Callable[..., Module], config: Any, dtype: Any) -> Module:
     """The module with shapes and dtypes in place of parameters: costs no memory at any size."""
-    dtype = float_dtype(dtype)
+    return jax.tree.map(lambda leaf: leaf, _abstract(build, config, float_dtype(dtype)))  # a copy, for callers to change
+
+
+@functools.lru_cache(maxsize=16)
+def _abstract(build: Callable[..., Module], config: Any, dtype: np.dtype) -> Module:
     return jax.eval_shape(lambda: build(config, rngs=_OneKey(), dtype=dtype))
 
 
