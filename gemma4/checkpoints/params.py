@@ -45,7 +45,9 @@ def linear_weights(module: nnx.Module) -> set[str]:
 
 def shape_only(build: Callable[..., Module], config: Any, dtype: Any) -> Module:
     """The module with shapes and dtypes in place of parameters: costs no memory at any size."""
-    return jax.tree.map(lambda leaf: leaf, _abstract(build, config, float_dtype(dtype)))  # a copy, for callers to change
+    return jax.tree.map(
+        lambda leaf: leaf, _abstract(build, config, float_dtype(dtype))
+    )  # a copy, for callers to change
 
 
 @functools.lru_cache(maxsize=16)

@@ -74,7 +74,7 @@ def test_a_mutant_is_in_force_within_its_block_only(name, places):
 def stages_of_mutants() -> list:
     """The stages at which mutants show.  Whole rounds and drafts take long, and many mutants are tried there."""
     stages = sorted({case_and_stage(mutant.shows_at) for mutant in MUTANTS.values()})
-    is_slow = lambda stage: stage[1] in ("rounds", "draft")
+    is_slow = lambda stage: stage[0] != "E2B" or stage[1] in ("rounds", "draft")
     return [pytest.param(stage, marks=[pytest.mark.slow] * is_slow(stage), id="/".join(stage)) for stage in stages]
 
 
@@ -115,7 +115,13 @@ def test_a_dump_is_of_the_same_reference(stage):
     assert max(error(name, dumped[name], right[name]) for name in right) < 0.5
 
 
-@pytest.mark.parametrize("stage", sorted({variant.tried_at for variant in EQUIVALENT.values()}))
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param(stage, marks=[pytest.mark.slow] * (not stage.startswith("E2B/")))
+        for stage in sorted({variant.tried_at for variant in EQUIVALENT.values()})
+    ],
+)
 def test_no_equivalent_variant_is_flagged(stage):
     """Each takes part in its stage, and its tensors agree with the reference."""
     right, called = reference(*stage.split("/"))
