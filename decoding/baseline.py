@@ -28,7 +28,7 @@ def autoregressive_round(target: Gemma4, state: DecodeState, options: Options) -
     return advance(state, last, hidden, cache, key, done)
 
 
-@functools.partial(jax.jit, static_argnames="options", donate_argnames="state")
+@functools.partial(jax.jit, donate_argnames="state")
 def autoregressive_step(target: Gemma4, state: DecodeState, options: Options = Options(draft_length=0)) -> DecodeState:
     """`autoregressive_round` as one compiled call.  The state is donated."""
     return autoregressive_round(target, state, options)

@@ -1,19 +1,23 @@
-"""What a round is compiled for: one record, validated when it is made, so that nothing below has to look again."""
+"""The settings of a generation: one record, validated when it is made, so that nothing below has to look again."""
 
 import dataclasses
 import operator
 from collections.abc import Sequence
 from typing import Any
 
-from decoding.sampling import REFERENCE, Kernels, Sampling
+import jax
+
+from decoding.sampling import REFERENCE, Kernels, Sampling, padded_ids, token_ids
 
 MAX_DRAFT_LENGTH = 32  # acceptance falls with every position, so longer drafts gain nothing
 ACCEPTANCE_METHODS = ("token", "block")
 
 
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Hashable: jitted functions take it as a static argument.
+    """A pytree: what a request chooses (the numbers of `Sampling`, and `eos_ids`) is an argument of compiled code; `STATIC`,
+    and which steps a `Sampling` has, decide what is compiled.
 
     draft_length:   gamma, the tokens that the drafter proposes a round, 0 .. MAX_DRAFT_LENGTH; 0 without a drafter.
     sampling:       of the target: the distribution that the text is drawn from.
@@ -41,11 +45,27 @@ class Options:
         for name in ("sampling", "draft_sampling"):
             if not isinstance(value := getattr(self, name), Sampling):
                 raise ValueError(f"{name}: expected decoding.Sampling(temperature, top_k, top_p), got {value!r:.80}")
-        object.__setattr__(self, "eos_ids", _token_ids("eos_ids", self.eos_ids))
+        object.__setattr__(self, "eos_ids", token_ids("eos_ids", self.eos_ids))
         if self.acceptance not in ACCEPTANCE_METHODS:
             raise ValueError(
                 f"acceptance: expected {' or '.join(map(repr, ACCEPTANCE_METHODS))}, got {self.acceptance!r:.80}"
             )
+
+    def tree_flatten(self) -> tuple[tuple, tuple]:
+        arguments = self.sampling, self.draft_sampling, padded_ids(self.eos_ids, least=8)
+        return arguments, tuple(getattr(self, name) for name in STATIC)
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple, arguments: tuple) -> "Options":
+        """Without validation: in compiled code the numbers are not known."""
+        options = object.__new__(cls)
+        for name, value in zip((*ARGUMENTS, *STATIC), (*arguments, *static), strict=True):
+            object.__setattr__(options, name, value)
+        return options
+
+
+ARGUMENTS = ("sampling", "draft_sampling", "eos_ids")
+STATIC = ("draft_length", "acceptance", "kernels")
 
 
 def whole_number(name: str, value: Any, least: int | None = None) -> int:
@@ -57,13 +77,3 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
     if least is not None and number < least:
         raise ValueError(f"{name}: expected at least {least}, got {number}")
     return number
-
-
-def _token_ids(name: str, value: Any) -> tuple[int, ...]:
-    try:
-        ids = tuple(map(operator.index, value))
-    except TypeError:
-        raise ValueError(f"{name}: expected token ids, such as (1, 106), got {value!r:.80}") from None
-    if not all(0 <= i < 2**31 for i in ids):
-        raise ValueError(f"{name}: expected token ids from 0 up, got {ids}")
-    return ids

@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Array, Float
 
 from decoding.options import Options
-from decoding.sampling import token_probs
+from decoding.sampling import suppress, token_probs
 from decoding.stages.accept import Acceptance, accept, accept_greedy
 from decoding.stages.accept_block import accept_block
 from decoding.stages.draft import Draft, draft
@@ -29,7 +29,7 @@ def accept_drafts(logits: Float[Array, "b t v"], drafted: Draft, options: Option
     """Which drafts stay, under the distribution that the text is drawn from."""
     kernels = options.kernels
     if options.sampling.is_greedy:
-        return accept_greedy(logits, drafted.tokens, kernels)
+        return accept_greedy(suppress(logits, options.sampling), drafted.tokens, kernels)
     method = accept_block if options.acceptance == "block" else accept
     return method(token_probs(logits, options.sampling, kernels), drafted.tokens, drafted.probs, key, kernels)
 
@@ -60,7 +60,7 @@ def speculative_round(
     return advance(state, last, verified.hidden, cache, key, done)
 
 
-@functools.partial(jax.jit, static_argnames="options", donate_argnames="state")
+@functools.partial(jax.jit, donate_argnames="state")
 def speculative_step(
     target: Gemma4, draft_model: Drafter, state: DecodeState, options: Options = Options()
 ) -> DecodeState:

@@ -5,32 +5,43 @@ Greedy decoding is the one-hot distribution, not a special case downstream.
 
 import dataclasses
 import operator
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gemma4.functional import argmax
 
 MIN_TEMPERATURE = 1e-5  # below it the choice between two close logits would be up to float32's rounding
 MIN_TOP_P = 1e-30  # less may not fit into float32
+NO_TOKEN = 2**31 - 1  # an id that no vocabulary has
 
 
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Sampling settings.  Hashable: jitted functions take them as a static argument.
+    """Sampling settings, validated when they are made.
 
-    temperature: 0 is greedy, and so is everything below MIN_TEMPERATURE; 1 leaves the model's distribution as it is.
-    top_k:       keep the k most likely tokens; 0 keeps all.
-    top_p:       keep the fewest tokens whose probabilities add up to top_p; 1.0 keeps all.
-    Errors:      ValueError that names the setting out of range.
+    temperature:     0 is greedy, and so is everything below MIN_TEMPERATURE; 1 leaves the model's distribution as it is.
+    top_k:           keep the k most likely tokens; 0 keeps all.
+    top_p:           keep the fewest tokens whose probabilities add up to top_p; 1.0 keeps all.
+    suppress_tokens: ids that are never drawn, as in a released `generation_config.json`.
+    Errors:          ValueError that names the setting out of range.
+
+    A pytree: the numbers are arguments of compiled code, which other numbers use again.  Static is only which of the steps
+    of `token_probs` there are: `is_greedy`, `has_top_k`, `has_top_p`.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    suppress_tokens: Sequence[int] = ()  # kept as a tuple
+    is_greedy: bool = dataclasses.field(init=False, repr=False, compare=False)
+    has_top_k: bool = dataclasses.field(init=False, repr=False, compare=False)
+    has_top_p: bool = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         try:
@@ -46,30 +57,69 @@ class Sampling:
             raise ValueError(f"temperature: expected a number from 0 (greedy) up, got {self.temperature:g}")
         if not MIN_TOP_P <= self.top_p <= 1:
             raise ValueError(f"top_p: expected a probability from {MIN_TOP_P:g} to 1, got {self.top_p:g}")
-        if self.top_k < 0:
+        if not 0 <= self.top_k < 2**31:
             raise ValueError(f"top_k: expected a number of tokens, or 0 for all, got {self.top_k}")
+        object.__setattr__(self, "suppress_tokens", token_ids("suppress_tokens", self.suppress_tokens))
+        steps = self.temperature < MIN_TEMPERATURE, self.top_k > 0, self.top_p < 1
+        for name, value in zip(STEPS, steps, strict=True):
+            object.__setattr__(self, name, value)
 
-    @property
-    def is_greedy(self) -> bool:
-        return self.temperature < MIN_TEMPERATURE
+    def tree_flatten(self) -> tuple[tuple, tuple[bool, ...]]:
+        numbers = self.temperature, self.top_k, self.top_p, padded_ids(self.suppress_tokens)
+        return numbers, tuple(getattr(self, name) for name in STEPS)
+
+    @classmethod
+    def tree_unflatten(cls, steps: tuple[bool, ...], numbers: tuple) -> "Sampling":
+        """Without validation: in compiled code the numbers are not known."""
+        sampling = object.__new__(cls)
+        for name, value in zip((*NUMBERS, *STEPS), (*numbers, *steps), strict=True):
+            object.__setattr__(sampling, name, value)
+        return sampling
+
+
+NUMBERS = ("temperature", "top_k", "top_p", "suppress_tokens")
+STEPS = ("is_greedy", "has_top_k", "has_top_p")
+
+
+def token_ids(name: str, value: Any) -> tuple[int, ...]:
+    """Errors: ValueError that names the setting, unless these are token ids."""
+    try:
+        ids = tuple(map(operator.index, value))
+    except TypeError:
+        raise ValueError(f"{name}: expected token ids, such as (1, 106), got {value!r:.80}") from None
+    if not all(0 <= i < NO_TOKEN for i in ids):
+        raise ValueError(f"{name}: expected token ids from 0 to {NO_TOKEN - 1}, got {ids!r:.80}")
+    return ids
+
+
+def padded_ids(ids: Any, least: int = 0) -> Any:
+    """A tuple of ids as an array of 8, 16, ... of them, or `least`, so that a few more compile nothing anew.
+
+    NO_TOKEN follows the last one.  What is an array already, as in compiled code, is returned as it is.
+    """
+    if not isinstance(ids, tuple):
+        return ids
+    size = max(least, -(-len(ids) // 8) * 8)
+    return np.array([*ids, *[NO_TOKEN] * (size - len(ids))], np.int32)
 
 
 class Kernels(NamedTuple):
     """The functions that go over the whole vocabulary.  `REFERENCE` has the plain forms, `decoding/fast` others."""
 
     argmax: Callable[[jax.Array], jax.Array]
-    top_k_mask: Callable[[jax.Array, int], jax.Array]
-    top_p_mask: Callable[[jax.Array, float], jax.Array]
+    top_k_mask: Callable[[jax.Array, int | jax.Array], jax.Array]
+    top_p_mask: Callable[[jax.Array, float | jax.Array], jax.Array]
     sample_from: Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def top_k_mask(logits: Float[Array, "*batch v"], top_k: int) -> Bool[Array, "*batch v"]:
-    """The `top_k` highest logits, and all that equal the lowest of them."""
-    highest, _ = jax.lax.top_k(logits, top_k)
-    return logits >= highest[..., -1:]
+def top_k_mask(logits: Float[Array, "*batch v"], top_k: int | Int[Array, ""]) -> Bool[Array, "*batch v"]:
+    """The `top_k` highest logits (1 or more; all if there are fewer), and all that equal the lowest of them."""
+    ascending = jnp.sort(logits, axis=-1)
+    lowest = jnp.take(ascending, jnp.maximum(logits.shape[-1] - top_k, 0), axis=-1)
+    return logits >= lowest[..., None]
 
 
-def top_p_mask(probs: Float[Array, "*batch v"], top_p: float) -> Bool[Array, "*batch v"]:
+def top_p_mask(probs: Float[Array, "*batch v"], top_p: float | Float[Array, ""]) -> Bool[Array, "*batch v"]:
     """Nucleus sampling: the fewest most likely tokens whose probabilities add up to `top_p`; lower ids first among equals.
 
     Source: Holtzman et al. 2019 (arXiv 1904.09751), section 3.1.
@@ -99,25 +149,32 @@ def sample_from(probs: Float[Array, "*batch v"], uniforms: Float[Array, "*batch"
 REFERENCE = Kernels(argmax, top_k_mask, top_p_mask, sample_from)
 
 
+def suppress(logits: Float[Array, "*batch v"], sampling: Sampling) -> Float[Array, "*batch v"]:
+    """Logits of the tokens that are never drawn become -inf."""
+    ids = padded_ids(sampling.suppress_tokens)
+    return logits.at[..., ids].set(-jnp.inf, mode="drop") if len(ids) else logits
+
+
 def token_probs(
     logits: Float[Array, "*batch v"], sampling: Sampling, kernels: Kernels = REFERENCE
 ) -> Float[Array, "*batch v"]:
     """The distribution that a token is drawn from, float32, summing to 1.
 
-    Greedy puts everything on the argmax (the lowest id among equals).  Tokens outside top-k or top-p, and those whose logit
-    is -inf, have probability exactly 0; the rest is renormalised.
-    Source: transformers 5.22.2's logits warpers (logits equal to the k-th highest are all kept).  Their order is temperature,
-    top-k, top-p; the first two commute.
+    Greedy puts everything on the argmax (the lowest id among equals).  Suppressed tokens, those outside top-k or top-p, and
+    those whose logit is -inf, have probability exactly 0; the rest is renormalised.
+    Source: transformers 5.22.2's logits processors (logits equal to the k-th highest are all kept).  Their order is
+    suppressed tokens, temperature, top-k, top-p; temperature and top-k commute.
     """
+    logits = suppress(logits, sampling)
     if sampling.is_greedy:
         return jax.nn.one_hot(kernels.argmax(logits), logits.shape[-1], dtype=jnp.float32)
     logits = logits.astype(jnp.float32)
-    if 0 < sampling.top_k < logits.shape[-1]:
+    if sampling.has_top_k:
         logits = jnp.where(kernels.top_k_mask(logits, sampling.top_k), logits, -jnp.inf)
     # Subtract the largest before the division.  At a low temperature, compiled code may round the quotient and the largest
     # quotient differently, by more than an exponential can bear.
     logits = (logits - logits.max(axis=-1, keepdims=True)) / sampling.temperature
-    if sampling.top_p < 1:
+    if sampling.has_top_p:
         mask = kernels.top_p_mask(jax.nn.softmax(logits, axis=-1), sampling.top_p)
         logits = jnp.where(mask, logits, -jnp.inf)
     return jax.nn.softmax(logits, axis=-1)
@@ -131,5 +188,5 @@ def sample(
 ) -> Int[Array, "*batch"]:
     """A token from the distribution that `logits` and `sampling` define."""
     if sampling.is_greedy:
-        return kernels.argmax(logits)
+        return kernels.argmax(suppress(logits, sampling))
     return kernels.sample_from(token_probs(logits, sampling, kernels), uniforms)

@@ -30,7 +30,7 @@ def script_of(prompts: list[list[int]], texts: list[list[int]], propose: Callabl
     return script
 
 
-@functools.partial(jax.jit, static_argnames="options", donate_argnames="state")
+@functools.partial(jax.jit, donate_argnames="state")
 def scripted_step(
     target: Gemma4, draft_model: Drafter, script: jax.Array, state: DecodeState, options: Options
 ) -> DecodeState:

@@ -1,7 +1,7 @@
 """Jitted rounds that do not walk the models' modules at every call.
 
 `jax.jit(step)(target, draft_model, state)` flattens both models at every call, in Python: half a millisecond for the shipped
-pair.  Here they are flattened once, and the weights go in as a list.
+pair.  Here they are flattened once, and the weights go in as a list; so are the options, whose numbers go to the device once.
 """
 
 import functools
@@ -19,16 +19,20 @@ RoundFn = Callable[..., DecodeState]  # (*models, state, options) -> state
 
 
 def jit_flat(function: Callable, options: Options, *models: nnx.Module) -> Callable[[Any], Any]:
-    """state -> function(*models, state, options), jitted, with the state donated.  Compiled once per structure of models."""
-    weights, structure = jax.tree.flatten(models)
-    run = _jitted(function, options, structure)
-    return lambda state: run(weights, state)
+    """state -> function(*models, state, options), jitted, with the state donated.
+
+    Compiled once for each structure of models and options: their numbers are arguments.
+    """
+    arrays, structure = jax.tree.flatten((models, options))
+    run, arrays = _jitted(function, structure), jax.device_put(arrays)
+    return lambda state: run(arrays, state)
 
 
 @functools.lru_cache(maxsize=64)
-def _jitted(function: Callable, options: Options, structure: Any) -> Callable:
-    def run(weights: list[jax.Array], state: Any) -> Any:
-        return function(*jax.tree.unflatten(structure, weights), state, options)
+def _jitted(function: Callable, structure: Any) -> Callable:
+    def run(arrays: list[jax.Array], state: Any) -> Any:
+        models, options = jax.tree.unflatten(structure, arrays)
+        return function(*models, state, options)
 
     return jax.jit(run, donate_argnames="state", compiler_options=compiler_options())
 

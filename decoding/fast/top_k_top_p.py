@@ -3,24 +3,23 @@
 Sorting Gemma's 262,144 tokens takes longer on a CPU than a small target's whole forward pass.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 
 # Jitted for callers outside a jitted round, where the loop would be compiled at every call.
-@functools.partial(jax.jit, static_argnames="top_k")
-def top_k_mask(logits: Float[Array, "*batch v"], top_k: int) -> Bool[Array, "*batch v"]:
+@jax.jit
+def top_k_mask(logits: Float[Array, "*batch v"], top_k: int | Int[Array, ""]) -> Bool[Array, "*batch v"]:
     """As `sampling.top_k_mask`."""
     keys = _ordered(logits)
     return keys >= _threshold(keys, lambda kept: kept.sum(axis=-1, keepdims=True) >= top_k)
 
 
-@functools.partial(jax.jit, static_argnames="top_p")
-def top_p_mask(probs: Float[Array, "*batch v"], top_p: float) -> Bool[Array, "*batch v"]:
+@jax.jit
+def top_p_mask(probs: Float[Array, "*batch v"], top_p: float | Float[Array, ""]) -> Bool[Array, "*batch v"]:
     """As `sampling.top_p_mask`, except that sums are rounded otherwise."""
     keys = _ordered(probs)
 

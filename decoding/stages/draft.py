@@ -21,7 +21,7 @@ class Draft(NamedTuple):
 
 
 # Jitted for callers outside a jitted round, where a scan would be compiled at every call.
-@functools.partial(jax.jit, static_argnames=("draft_length", "sampling", "kernels"))
+@functools.partial(jax.jit, static_argnames=("draft_length", "kernels"))
 def draft(
     target: Gemma4,
     draft_model: Drafter,

@@ -22,7 +22,7 @@ def count_emitted(
     num_tokens: Int[Array, " b"],
     room: Int[Array, " b"],
     done: Bool[Array, " b"],
-    eos_ids: Sequence[int],
+    eos_ids: Sequence[int] | Int[Array, " n"],
 ) -> tuple[Int[Array, " b"], Bool[Array, " b"]]:
     """How many of a round's first `num_tokens` tokens are emitted, and which rows are done after them.
 
@@ -35,7 +35,7 @@ def count_emitted(
     ([2], [True])
     """
     index = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-    is_eos = jnp.isin(tokens, jnp.array(eos_ids, jnp.int32))  # also among rejected drafts, where it ends nothing
+    is_eos = jnp.isin(tokens, jnp.asarray(eos_ids, jnp.int32))  # also among rejected drafts, where it ends nothing
     first_eos = jnp.where(is_eos, index, tokens.shape[1]).min(axis=1)
     num_emitted = jnp.where(done, 0, jnp.minimum(jnp.minimum(num_tokens, first_eos + 1), room))
     return num_emitted, done | (num_emitted == room) | (first_eos < num_emitted)

@@ -89,7 +89,7 @@ def _read_chunk(
     return jnp.where(kept[:, None] > 0, last, hidden), rollback(cache, before, kept)
 
 
-@functools.partial(jax.jit, static_argnames="options", donate_argnames="cache")
+@functools.partial(jax.jit, donate_argnames="cache")
 def _first_token(
     target: Gemma4,
     cache: KVCache,

@@ -63,8 +63,8 @@ def test_sampling_out_of_range(settings, message):
         ({"eos_ids": 5}, r"eos_ids: expected token ids, such as \(1, 106\), got 5"),
         ({"eos_ids": "1"}, "eos_ids: expected token ids, such as .* got '1'"),
         ({"eos_ids": [5.5]}, r"eos_ids: expected token ids, such as .* got \[5.5\]"),
-        ({"eos_ids": [2**31]}, r"eos_ids: expected token ids from 0 up, got \(2147483648,\)"),
-        ({"eos_ids": [-1]}, r"eos_ids: expected token ids from 0 up, got \(-1,\)"),
+        ({"eos_ids": [2**31]}, r"eos_ids: expected token ids from 0 to 2147483646, got \(2147483648,\)"),
+        ({"eos_ids": [-1]}, r"eos_ids: expected token ids from 0 to 2147483646, got \(-1,\)"),
         ({"acceptance": "blocks"}, "acceptance: expected 'token' or 'block', got 'blocks'"),
         ({"acceptance": ["block"]}, r"acceptance: expected 'token' or 'block', got \['block'\]"),
     ],
@@ -91,7 +91,7 @@ def test_a_long_value_is_not_printed_whole():
 def test_the_first_and_the_last_values_that_are_allowed():
     for draft_length in (0, MAX_DRAFT_LENGTH):
         assert Options(draft_length).draft_length == draft_length
-    assert Options(eos_ids=[0, 2**31 - 1]).eos_ids == (0, 2**31 - 1)
+    assert Options(eos_ids=[0, 2**31 - 2]).eos_ids == (0, 2**31 - 2)
     assert {Options(acceptance=method).acceptance for method in ACCEPTANCE_METHODS} == {"token", "block"}
     assert Sampling(0.0, 0, MIN_TOP_P).top_p == MIN_TOP_P and Sampling(top_p=1.0).top_p == 1
 

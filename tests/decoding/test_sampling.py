@@ -106,6 +106,20 @@ def test_token_probs_at_the_edges():
     np.testing.assert_allclose(of(2.0)[:4], np.exp([0.5, 1.5, 1.5, 0]) / np.exp([0.5, 1.5, 1.5, 0]).sum(), rtol=1e-6)
 
 
+def test_suppressed_tokens_are_never_drawn():
+    """As if their logits were -inf before every other step; ids past the vocabulary change nothing."""
+    logits = jnp.array([[1.0, 3.0, 2.0, 0.0], [4.0, 0.0, 1.0, 2.0]])
+    without = logits.at[:, jnp.array([1, 3])].set(-jnp.inf)
+    for settings in ({}, {"temperature": 0.7}, {"temperature": 1.0, "top_k": 2}, {"temperature": 1.0, "top_p": 0.6}):
+        suppressing = Sampling(**settings, suppress_tokens=(1, 3, 1000))
+        for probs in (token_probs(logits, suppressing), token_probs_jit(logits, suppressing)):
+            np.testing.assert_array_equal(probs, token_probs(without, Sampling(**settings)))
+        uniforms = jnp.array([0.3, 0.9])
+        assert (
+            sample(logits, suppressing, uniforms).tolist() == sample(without, Sampling(**settings), uniforms).tolist()
+        )
+
+
 def test_token_probs_by_hand():
     """The token that crosses top-p stays; top-p comes after the temperature and after top-k."""
 

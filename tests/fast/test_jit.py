@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 import decoding
-from decoding import Options
+from decoding import Options, Sampling
 from decoding.baseline import autoregressive_round
 from decoding.fast.jit import compiler_options, jit_flat
 from decoding.state import DecodeState
-from tests.models import SMALL_VOCAB as VOCAB
 from tests.models import small_target
 
 PROMPTS = [[2, 9, 4], [7, 1, 1, 5, 12, 3, 8]]
@@ -28,23 +27,25 @@ def test_the_cache_is_donated():
     assert all(buffer.is_deleted() for buffer in jax.tree.leaves(state.cache.layers))
 
 
-def test_a_function_is_traced_once_for_each_structure_and_options():
-    """Other weights, and another call of `jit_flat`, trace nothing."""
+def test_a_function_is_traced_once_for_each_structure_and_kind_of_options():
+    """Other weights, other numbers in the options, and another call of `jit_flat` trace nothing."""
     traced = []
 
     def greedy_token(target, state, options):
-        traced.append(options)
+        traced.append(jax.tree.structure(options))
         return state._replace(token=target.logits(state.hidden).argmax(axis=-1).astype(jnp.int32))
 
     target, other = small_target(), small_target(seed=3)
     models = (target, other, target)
     tokens = [jit_flat(greedy_token, OPTIONS, model)(prefilled()).token.tolist() for model in models]
-    assert traced == [OPTIONS] and tokens[0] == tokens[2] != tokens[1]
-    other_options = Options(0, eos_ids=(5,))
-    jit_flat(greedy_token, other_options, target)(prefilled())
-    assert traced == [OPTIONS, other_options]
+    assert len(traced) == 1 and tokens[0] == tokens[2] != tokens[1]
+    jit_flat(greedy_token, Options(0, eos_ids=(5, 6)), target)(prefilled())
+    assert len(traced) == 1, "an id that ends a text is an argument"
+    for sampling in (Sampling(0.7), Sampling(1.3), Sampling(0.7, top_k=3), Sampling(1.3, top_k=5)):
+        jit_flat(greedy_token, Options(0, sampling), target)(prefilled())
+    assert len(set(traced)) == len(traced) == 3, "greedy, sampled, sampled with top-k"
     jit_flat(greedy_token, OPTIONS, decoding.fast.for_backend(target))(prefilled())
-    assert len(traced) == 3, "a twin has another structure"
+    assert len(traced) == 4, "a twin has another structure"
 
 
 def test_changed_weights_are_read_by_the_next_jit_flat():
@@ -61,7 +62,7 @@ def test_changed_weights_are_read_by_the_next_jit_flat():
 
 def test_the_options_of_the_compiler_are_those_of_the_backend(monkeypatch):
     """XLA refuses an option that it does not know, which shows that options arrive."""
-    options = Options(0, eos_ids=(VOCAB - 1, VOCAB - 2))  # no other test's, so that nothing is compiled yet
+    options = Options(0, acceptance="block")  # no other test's, so that nothing is compiled yet
     state = prefilled(options)
     monkeypatch.setattr("decoding.fast.jit.compiler_options", lambda: {"no_such_option": ""})
     with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):

@@ -64,7 +64,7 @@ MUTANTS = (
         function="decoding.stages.draft._draw",
         change={
             "kernels.sample_from(probs, uniforms), probs": "kernels.sample_from(probs, uniforms), "
-            "token_probs(draft_model.logits(normed), Sampling(sampling.temperature))"
+            "jax.nn.softmax(draft_model.logits(normed) / sampling.temperature, axis=-1)"
         },
     ),
     Mutant(
@@ -139,7 +139,7 @@ MUTANTS = (
         function="decoding.sampling.token_probs",
         change={
             "    logits = logits.astype(jnp.float32)\n": (
-                "    logits = logits.astype(jnp.float32)\n    sampling = Sampling(sampling.temperature)\n"
+                "    return jax.nn.softmax(logits.astype(jnp.float32) / sampling.temperature, axis=-1)\n"
             )
         },
     ),
@@ -152,8 +152,8 @@ MUTANTS = (
         fix="Renormalise the remaining probabilities.",
         function="decoding.sampling.token_probs",
         change={
-            "    if 0 < sampling.top_k": (
-                "    full = jax.nn.softmax(logits / sampling.temperature, axis=-1)\n    if 0 < sampling.top_k"
+            "    if sampling.has_top_k": (
+                "    full = jax.nn.softmax(logits / sampling.temperature, axis=-1)\n    if sampling.has_top_k"
             ),
             "    return jax.nn.softmax(logits, axis=-1)": "    return jnp.where(jnp.isneginf(logits), 0, full)",
         },

@@ -14,8 +14,8 @@ FALSE_ALARMS = (
         tried_at="E2B/law",
         function="decoding.sampling.token_probs",
         change={
-            "    if 0 < sampling.top_k": (
-                "    full = jax.nn.softmax(logits / sampling.temperature, axis=-1)\n    if 0 < sampling.top_k"
+            "    if sampling.has_top_k": (
+                "    full = jax.nn.softmax(logits / sampling.temperature, axis=-1)\n    if sampling.has_top_k"
             ),
             "    return jax.nn.softmax(logits, axis=-1)": "    kept = jnp.where(jnp.isneginf(logits), 0, full)\n"
             "    return kept / kept.sum(axis=-1, keepdims=True)",
