@@ -9,6 +9,7 @@ check_not_shadowed("drafter")  # before anything here imports it
 
 from decoding.baseline import autoregressive_step
 from decoding.generation import Generation, generate, generate_autoregressive
+from decoding.generation_config import load_sampling
 from decoding.load import Pair, load_pair
 from decoding.options import Options
 from decoding.round import speculative_step
@@ -41,6 +42,7 @@ __all__ = [
     "generate",
     "generate_autoregressive",
     "load_pair",
+    "load_sampling",
     "prefill",
     "rollback",
     "speculative_step",

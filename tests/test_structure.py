@@ -18,7 +18,7 @@ LAYERS = (
     ("decoding/stages",),
     ("decoding/round.py", "decoding/baseline.py"),
     ("decoding/fast",),
-    ("decoding/generation.py", "decoding/load.py"),
+    ("decoding/generation.py", "decoding/generation_config.py", "decoding/load.py"),
     ("decoding/__init__.py",),
     ("decoding/cli", "decoding/bench", "decoding/oracle", "decoding/shipped_pair", "decoding/__main__.py"),
 )

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from decoding.cli.console import Printer, print_baseline, print_counts, use_color
 from decoding.generation import Generation, OnRound, generate, generate_autoregressive
+from decoding.generation_config import FILE, load_sampling
 from decoding.load import load_pair, load_target
 from decoding.options import MAX_DRAFT_LENGTH, Options, whole_number
 from decoding.prompts import validate_prompts
@@ -27,6 +28,7 @@ from drafter import Drafter
 from gemma4 import Gemma4
 from gemma4.chat import chat
 
+SAMPLING_FLAGS = ("temperature", "top_k", "top_p")
 CHATS = {"plain": {}, "empty-thought": {"empty_thought": True}, "thinking": {"thinking": True}}
 NOT_MEASURED = dict.fromkeys(("speculative", "autoregressive", "speed_up", "stage_seconds"))  # in place of figures
 
@@ -68,7 +70,7 @@ class Request(NamedTuple):
 
 def prepare(args: argparse.Namespace) -> Request:
     """Errors: ValueError or OSError for every mistake that a user can make."""
-    options = _options(args)  # before the models are loaded, like all else that does not need them
+    options = _options(args, load_sampling(args.target) if args.target else Sampling())
     whole_number("--max-new-tokens", args.max_new_tokens, least=1)
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed: expected a number in 0..{2**32 - 1}, got {args.seed}")
@@ -89,14 +91,27 @@ def prepare(args: argparse.Namespace) -> Request:
     return Request(target, draft_model, tokenizer, prompt, text, args.max_new_tokens, options, args.seed, args.loop)
 
 
-def _options(args: argparse.Namespace) -> Options:
+def _options(args: argparse.Namespace, recommended: Sampling) -> Options:
+    """recommended: the checkpoint's settings, which apply where the command line has none."""
     if not 1 <= args.draft_length <= MAX_DRAFT_LENGTH:
         raise UserError(
             f"--draft-length: expected 1 to {MAX_DRAFT_LENGTH} tokens a round, got {args.draft_length}; "
             "to run without a drafter, give --baseline"
         )
-    sampling = Sampling(args.temperature, args.top_k, args.top_p)
+    given = {name: value for name in SAMPLING_FLAGS if (value := getattr(args, name)) is not None}
+    sampling = dataclasses.replace(recommended, **given)
+    if sampling != Sampling(**given):
+        print(f"gemma4-mtp: {FILE} applies: {described(sampling)}", file=sys.stderr)
     return Options(args.draft_length, sampling, acceptance=args.acceptance)
+
+
+def described(sampling: Sampling) -> str:
+    parts = ["greedy"] if sampling.is_greedy else [f"temperature {sampling.temperature:g}"]
+    if not sampling.is_greedy:
+        parts += [f"top-k {sampling.top_k}"] * sampling.has_top_k + [f"top-p {sampling.top_p:g}"] * sampling.has_top_p
+    if sampling.suppress_tokens:
+        parts.append(f"without the tokens {', '.join(map(str, sampling.suppress_tokens))}")
+    return ", ".join(parts)
 
 
 def _check_sources(args: argparse.Namespace) -> None:

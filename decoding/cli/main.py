@@ -145,9 +145,17 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     )
     number("--draft-length", "N", 4, f"tokens drafted a round, 1 to {MAX_DRAFT_LENGTH}")
     number("--max-new-tokens", "N", 64, "tokens to generate at most")
-    number("--temperature", "T", 0.0, "0 is greedy, 1 the model's own distribution")
-    number("--top-k", "K", 0, "sample from the K most likely tokens; 0: from all")
-    number("--top-p", "P", 1.0, "sample from the fewest most likely tokens whose probabilities add up to P")
+    otherwise = "(as the checkpoint's generation_config.json says, otherwise %s)"
+    option(
+        "--temperature", metavar="T", type=float, help=f"0 is greedy, 1 the model's own distribution {otherwise % 0}"
+    )
+    option("--top-k", metavar="K", type=int, help=f"sample from the K most likely tokens; 0: from all {otherwise % 0}")
+    option(
+        "--top-p",
+        metavar="P",
+        type=float,
+        help=f"sample from the fewest most likely tokens whose probabilities add up to P {otherwise % 1}",
+    )
     option(
         "--acceptance",
         choices=ACCEPTANCE_METHODS,
