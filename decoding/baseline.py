@@ -24,8 +24,8 @@ def autoregressive_round(target: Gemma4, state: DecodeState, options: Options) -
     num_emitted, done = count_emitted(tokens, one, room, state.done, options.eos_ids)
     cache = rollback(cache, state.cache.length, num_emitted)
 
-    last = Round(tokens[:, :0], jnp.zeros_like(num_emitted), tokens, num_emitted)
-    return advance(state, last, hidden, cache, key, done)
+    this_round = Round(tokens[:, :0], jnp.zeros_like(num_emitted), tokens, num_emitted)
+    return advance(state, this_round, hidden, cache, key, done)
 
 
 @functools.partial(jax.jit, donate_argnames="state")

@@ -80,8 +80,9 @@ def generate(
                     "streamed": short rounds several a call, delivered at most 25 ms late.
                     "on_device": all rounds in one call; `on_round` gets them at the end.
                     The tokens are the same, except that sampled tokens may differ where rounding decides.
-    threads:        with loop="on_device", split a batch over so many threads: pays for small models on a CPU.  Each thread
-                    draws from a key of its own.  Settings of JAX reach them by `jax.config.update`, not by context managers.
+    threads:        with loop="on_device", split a batch over this many threads: pays for small models on a CPU.  Each thread
+                    draws from a key of its own.  They see JAX settings made with `jax.config.update`, not with a context
+                    manager.
     Errors:         ValueError for a bad prompt or setting, for prompt + max_new_tokens past the context, if drafter and
                     target do not fit each other, and for threads with another loop, or with a target split over devices.
     """
@@ -95,7 +96,8 @@ def generate(
         state = prefill(target, prompt_tokens, options, max_new_tokens=max_new_tokens, key=key)
         return collect(speculative_rounds(target, draft_model, state, options), on_round)
     target, draft_model, options = fast.for_backend(target), fast.for_backend(draft_model), fast.with_kernels(options)
-    state = prefill(target, prompt_tokens, options, max_new_tokens=max_new_tokens, key=key)
+    how = {"max_new_tokens": max_new_tokens, "key": key, "room": fast.FIRST_ROOM}
+    state = prefill(target, prompt_tokens, options, **how)
     return collect(fast.run(loop, threads)(state, speculative_round, options, target, draft_model), on_round)
 
 
@@ -119,7 +121,8 @@ def generate_autoregressive(
         state = prefill(target, prompt_tokens, options, max_new_tokens=max_new_tokens, key=key)
         return collect(autoregressive_rounds(target, state, options), on_round)
     target, options = fast.for_backend(target), fast.with_kernels(options)
-    state = prefill(target, prompt_tokens, options, max_new_tokens=max_new_tokens, key=key)
+    how = {"max_new_tokens": max_new_tokens, "key": key, "room": fast.FIRST_ROOM}
+    state = prefill(target, prompt_tokens, options, **how)
     return collect(fast.run(loop, threads)(state, autoregressive_round, options, target), on_round)
 
 

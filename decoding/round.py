@@ -26,8 +26,8 @@ AcceptFn = Callable[[jax.Array, Draft, Options, jax.Array], Acceptance]
 
 @jax.named_scope("accept")
 def accept_drafts(logits: Float[Array, "b t v"], drafted: Draft, options: Options, key: jax.Array) -> Acceptance:
-    """Which drafts stay, under the distribution that the text is drawn from."""
-    kernels = options.kernels
+    """Accept or reject the drafts, against the target's distribution after temperature, top-k and top-p."""
+    kernels = options.kernels  # argmax, top-k, top-p and sampling: `sampling.REFERENCE`, or faster forms
     if options.sampling.is_greedy:
         return accept_greedy(suppress(logits, options.sampling), drafted.tokens, kernels)
     method = accept_block if options.acceptance == "block" else accept
@@ -39,7 +39,7 @@ def speculative_round(
 ) -> DecodeState:
     """All stages of one round.  Rows that are done emit nothing and stay as they are.
 
-    accept_fn: decides which drafts stay; another one than the default changes the distribution of the text.
+    accept_fn: decides which drafts stay.  With another rule, the text follows the target only if that rule is lossless.
     """
     key, draft_key, accept_key = jax.random.split(state.key, 3)
     shared = share_cache(state.cache, target.config)
@@ -56,8 +56,9 @@ def speculative_round(
     num_emitted, done = count_emitted(tokens, accepted.num_accepted + 1, room, state.done, options.eos_ids)
     cache = rollback(verified.cache, state.cache.length, num_emitted)
 
-    last = Round(drafted.tokens, accepted.num_accepted, tokens, num_emitted)
-    return advance(state, last, verified.hidden, cache, key, done)
+    this_round = Round(drafted.tokens, accepted.num_accepted, tokens, num_emitted)
+    # The next round drafts from the newest token and from the hidden state that predicted it, number num_emitted - 1.
+    return advance(state, this_round, verified.hidden, cache, key, done)
 
 
 @functools.partial(jax.jit, donate_argnames="state")

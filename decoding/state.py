@@ -37,7 +37,7 @@ class DecodeState(NamedTuple):
 
 def advance(
     state: DecodeState,
-    last: Round,
+    this_round: Round,
     hidden: Float[Array, "b t d"],
     cache: KVCache,
     key: jax.Array,
@@ -49,16 +49,16 @@ def advance(
     The newest token is the last emitted one, tokens[num_emitted - 1].  Hidden state i predicts tokens[i], so hidden state
     num_emitted - 1 predicted the newest token, and the drafter continues from there.  A row that was done keeps what it had.
     """
-    newest = last.num_emitted - 1
+    newest = this_round.num_emitted - 1
     return DecodeState(
         cache=cache,
-        token=_select_or_keep(last.tokens, newest, state.token),
-        hidden=_select_or_keep(hidden, newest, state.hidden),
+        token=_select_or_keep(this_round.tokens, newest, state.token),
+        hidden=_select_or_keep(hidden, newest, state.hidden),  # the hidden state that predicted that token
         key=key,
-        emitted=state.emitted + last.num_emitted,
+        emitted=state.emitted + this_round.num_emitted,
         budget=state.budget,
         done=done,
-        last=last,
+        last=this_round,
     )
 
 

@@ -1,12 +1,12 @@
 """The MTP drafter: one draft step on one screen.
 
     x       = pre_projection([embedding ; hidden])      the target's scaled embedding first, its hidden state second
-    x       = the layers, queries only, over the target's K/V, all at one constant position
+    x       = the layers, queries only, over the target's K/V; every step of a round has the same position
     y       = norm(x)
     logits  = head(y)                                   dense (tied table) or clustered
-    hidden' = post_projection(y)                        the hidden input of the next draft step
+    next_hidden = post_projection(y)                    the hidden input of the next draft step
 
-Source: `modeling_gemma4_assistant.py`, transformers 5.22.2.  Reads `gemma4`'s layers, `config.py`, `shared_cache.py` and
+Source: `modeling_gemma4_assistant.py`, transformers 5.22.2.  Builds on `gemma4`'s layers, `config.py`, `shared_cache.py` and
 `clustering.py`.
 """
 
@@ -46,7 +46,10 @@ class Drafter(nnx.Module):
         inputs: dict[str, AttentionInputs],
         tap: Tap = no_tap,
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b t backbone"]]:
-        """The states that the head reads, and the hidden states of the next step.  t independent steps at once (1 in use)."""
+        """What the head reads, and the hidden states of the next step.
+
+        t independent steps at once: 1 in decoding, one for each anchor in `training.py`.
+        """
         x = tap("pre_projection", self.pre_projection(jnp.concatenate([embedding, hidden], axis=-1)))
         for i, layer in enumerate(self.layers):
             kind = self.config.text.layer_types[i]
@@ -64,7 +67,9 @@ class Drafter(nnx.Module):
         """
         text, is_transformers = self.config.text, self.config.convention == TRANSFORMERS
         last = lengths - 1  # the newest committed position; the token to continue from is one later
-        position = last + 1 if is_transformers else last
+        # The two conventions of `Config.convention`.  The position turns the query (RoPE).  The mask counts committed keys
+        # alone, so its query is the newest of them in both.
+        position = lengths if is_transformers else last
         window = text.sliding_window + 1 if is_transformers else text.sliding_window
         return {
             kind: AttentionInputs(
@@ -112,7 +117,7 @@ def forward(
     *,
     tap: Tap | None = None,
 ) -> tuple[Float[Array, "b v"], Float[Array, "b backbone"]]:
-    """One draft step: logits of the next token [b, vocab] float32, and the hidden input of the step after it [b, d_target].
+    """One draft step: logits of the next token, float32, and the hidden input of the step after it.
 
     embedding: the target's scaled embedding of the token to continue from.
     hidden:    the target's hidden state (after its final norm) that predicted that token; in later steps, what this returned.
@@ -121,8 +126,8 @@ def forward(
     """
     if tap is None:
         return _forward(draft_model, embedding, hidden, shared)
-    normed, chained = step(draft_model, embedding, hidden, shared, tap)
-    return tap("logits", draft_model.logits(normed)), chained
+    normed, next_hidden = step(draft_model, embedding, hidden, shared, tap)
+    return tap("logits", draft_model.logits(normed)), next_hidden
 
 
 def step(
@@ -144,13 +149,13 @@ def step(
             )
     key_positions = {kind: slot_positions(shared.length - 1, kv.capacity) for kind, kv in shared.donors.items()}
     inputs = draft_model.attention_inputs(shared.length[:, None], key_positions)
-    normed, chained = draft_model(embedding[:, None], hidden[:, None], shared.donors, inputs, tap)
-    return normed[:, 0], chained[:, 0]
+    normed, next_hidden = draft_model(embedding[:, None], hidden[:, None], shared.donors, inputs, tap)
+    return normed[:, 0], next_hidden[:, 0]
 
 
 @jax.jit
 def _forward(
     draft_model: Drafter, embedding: jax.Array, hidden: jax.Array, shared: SharedCache
 ) -> tuple[jax.Array, jax.Array]:
-    normed, chained = step(draft_model, embedding, hidden, shared)
-    return draft_model.logits(normed), chained
+    normed, next_hidden = step(draft_model, embedding, hidden, shared)
+    return draft_model.logits(normed), next_hidden

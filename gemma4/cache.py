@@ -15,12 +15,14 @@ Why rollback is `length = n`, with nothing copied or cleared
     of at most (a+chunk-1) - capacity.  In a full layer that is negative.  In a ring it is a - 1 - window at most, while
     the oldest key that a query at n or later sees is n - window + 1.  So no mask ever shows a rejected slot, and the slot
     of every visible position still holds that position.  `tests/gemma4/test_cache.py` fills all other slots with NaN.
-    (A drafter of the transformers convention sees one position more, from n - 1 - window on.  `decoding.prefill` may keep
-    nothing of a forward, n = a, so it makes its rings one slot larger than a forward needs.)
+    (A drafter of the transformers convention runs before that forward.  Its newest key is at n - 1, and it sees window + 1
+    keys, from n - 1 - window on.  That is the position a - 1 - window only where n = a, where nothing of a forward was kept, as
+    may happen in `decoding.prefill`, which therefore makes its rings one slot larger than a forward needs.)
 
 Padding is a draft that is always rejected, and prefill is a verify that accepts everything: both need no code here.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -48,7 +50,7 @@ class LayerKV(NamedTuple):
 
     @classmethod
     def of(cls, key: Float[Array, "b t k h"], value: Float[Array, "b t k h"]) -> "LayerKV":
-        """K/V of a forward without a cache: slot = position."""
+        """From [b, t, k, h] to [b, k, t, h].  Without a cache, a forward attends to these: slot = position."""
         return cls(rearrange(key, "b t k h -> b k t h"), rearrange(value, "b t k h -> b k t h"))
 
 
@@ -97,7 +99,8 @@ def write(
     """Write the tokens at positions start .. start+t-1 of each row into their slots."""
     batch, time, heads = key.shape[:3]
     slots = (start[:, None] + jnp.arange(time)) % kv.capacity
-    # Every axis but the last has an index of its own.  With a slice for the heads, XLA transposes the cache on a TPU.
+    # Every axis but the last has an index of its own: rows [b, 1, 1], head [k, 1] and slots [b, 1, t] broadcast to [b, k, t].
+    # With a slice for the heads, XLA would transpose the cache on a TPU.
     rows, head = jnp.arange(batch)[:, None, None], jnp.arange(heads)[:, None]
 
     def put(buffer: jax.Array, new: jax.Array) -> jax.Array:
@@ -127,6 +130,25 @@ def truncate(cache: KVCache, length: Int[Array, " b"]) -> KVCache:
     return cache._replace(length=length)
 
 
+@functools.partial(jax.jit, static_argnames=("config", "capacity", "chunk"))
+def resize(cache: KVCache, config: Config, capacity: int, *, chunk: int) -> KVCache:
+    """The same tokens in a cache of the size that `init_cache(config, batch, capacity, chunk=chunk)` has.
+
+    Every slot gets the position that it holds by the rule.  What no later query can see may be lost: in sliding layers, tokens
+    before the window.  Not checked: a smaller capacity must still hold all tokens.
+    """
+    dtype = next(kv.key.dtype for kv in cache.layers if kv)
+    sizes = jax.eval_shape(lambda: init_cache(config, len(cache.length), capacity, chunk=chunk, dtype=dtype))
+
+    def moved(old: LayerKV, new: LayerKV) -> LayerKV:
+        positions = slot_positions(cache.length - 1, new.capacity)
+        slots = (positions % old.capacity)[:, None, :, None]  # of an empty slot: anything
+        return LayerKV(*(jnp.take_along_axis(buffer, slots, axis=2) for buffer in old))
+
+    layers = zip(cache.layers, sizes.layers, strict=True)
+    return cache._replace(layers=tuple(moved(old, new) if old and new else None for old, new in layers))
+
+
 def check_room(config: Config, cache: KVCache, batch: int, time: int) -> None:
     """Refuse a write that does not fit.  Under jit, an index past the end would overwrite other slots silently.
 
@@ -137,13 +159,14 @@ def check_room(config: Config, cache: KVCache, batch: int, time: int) -> None:
     capacities = [kv.capacity for layer, kv in enumerate(cache.layers) if kv and not config.is_sliding(layer)]
     rings = [kv.capacity for layer, kv in enumerate(cache.layers) if kv and config.is_sliding(layer)]
     for ring in rings:
-        chunk = ring if capacities and ring == min(capacities) else ring - config.sliding_window
+        # A ring as large as the full layers never wraps, so any number of tokens may be written at once.
+        chunk = ring if ring == min(capacities) else ring - config.sliding_window
         if time > chunk:
             raise ValueError(
                 f"{time} tokens in one forward, but this cache takes at most {chunk} at a time; "
                 f"feed them in chunks, or build the cache with init_cache(..., chunk={time})"
             )
-    if isinstance(cache.length, Tracer) or not capacities:
+    if isinstance(cache.length, Tracer):
         return
     longest, capacity = int(np.asarray(cache.length).max()), min(capacities)
     if (needed := longest + time) > capacity:

@@ -105,7 +105,10 @@ class Config:
 
     @property
     def donors(self) -> dict[str, int]:
-        """The two layers whose K/V a drafter reads: the last owner of each type, e.g. {sliding: 13, full: 14} for E2B."""
+        """KV sharing: the last layer of each type that owns K/V, e.g. {sliding: 13, full: 14} for E2B.
+
+        Later layers of the target read its K/V, and so does the drafter.
+        """
         return self._last_owners()
 
     def _last_owners(self) -> dict[str, int]:

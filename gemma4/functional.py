@@ -1,8 +1,9 @@
 """The formulas of Gemma 4: arrays in, arrays out, no weights and no state.  Read this file first.
 
 Axis letters, the same in einsum strings and prose throughout the project:
-b batch · t query/time · s key/slot · n query head · k KV head · g query heads per KV head · h head dim ·
-d model width · f MLP width · p per-layer width · v vocabulary · e expert · c chosen expert or cluster · m member of a cluster.
+b batch · t query/time · s key/slot · n query head · k KV head · g query heads per KV head · h head dim · d model width ·
+f MLP width · p width of the per-layer embeddings (PLE) · v vocabulary · e expert · c chosen expert or candidate token ·
+a anchor (in training).  Longer names, such as `pairs` or `backbone`, explain themselves where they occur.
 
 Norms, RoPE angles and the softmax are computed in float32, whatever the dtype of the weights.  Results are rounded where
 transformers 5.22.2 (`modeling_gemma4.py`) rounds them.  When XLA compiles for bfloat16, it keeps more bits between fused
@@ -37,9 +38,10 @@ def rms_norm(x: Float[Array, "*batch d"], weight: Float[Array, " d"] | None, eps
 def inverse_frequencies(head_dim: int, theta: float, rotary_factor: float = 1.0) -> np.ndarray:
     """RoPE frequencies: radians per token of each of the head_dim/2 pairs, float32 [head_dim/2].
 
-    Proportional RoPE (full layers): only the first `rotary_factor` of the pairs rotate, and the others have frequency 0.  The
-    exponent still divides by the whole head_dim, and pairs still span the whole head.  Computed in float64, because rounded
-    frequencies ruin long contexts.  Source: `_compute_proportional_rope_parameters`, transformers 5.22.2.
+    Proportional (partial) RoPE, in full layers: only the first `rotary_factor` of the pairs rotate, and the others have
+    frequency 0.  The exponent still divides by the whole head_dim, and pairs still span the whole head.  Computed in float64
+    and rounded once, because an error in a frequency grows with the position.
+    Source: `_compute_proportional_rope_parameters`, transformers 5.22.2.
     """
     pairs = head_dim // 2
     rotating = int(rotary_factor * head_dim // 2)
@@ -97,14 +99,15 @@ def attention(
     Query head i reads KV head i // (n/k).  Slots that no query sees may hold anything, NaN included: their scores are
     replaced before the softmax, and their values before the sum (0 x NaN would still be NaN).
     The result of a query that sees nothing is finite and has no meaning.
+    scores_of: computes the scores; `gemma4/fast` passes another form of the same numbers.
     Rounding: scores to the dtype of the query, the softmax in float32, its result to the dtype of the values, as in
     transformers' eager attention.
     """
-    grouped = rearrange(query, "b t (k g) h -> b k g t h", k=key.shape[1])
+    grouped = rearrange(query, "b t (k g) h -> b k g t h", k=key.shape[1])  # GQA: g query heads share a KV head
     scores = scores_of(grouped, key).astype(jnp.float32)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     probs = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    is_seen = mask.any(axis=1)[:, None, :, None]
+    is_seen = mask.any(axis=1)[:, None, :, None]  # [b, 1, s, 1]: the slots that some query sees
     out = jnp.einsum("bkgts,bksh->bkgth", probs, jnp.where(is_seen, value, 0))
     return rearrange(out, "b k g t h -> b t (k g) h")
 

@@ -1,8 +1,9 @@
 """The parts of a decoder layer: modules that hold weights and call the formulas of `functional.py`.
 
 Modules only hold weights (`nnx.Param`) and structure; `__call__` changes nothing.  Attribute names are those of the
-Hugging Face checkpoint, so `layers[3].self_attn.q_proj.weight` is the tensor `layers.3.self_attn.q_proj.weight`.
-A linear weight is stored [in, out], the transpose of the checkpoint's: x @ weight.
+Hugging Face checkpoint, so `layers[3].self_attn.q_proj.weight` is the tensor `layers.3.self_attn.q_proj.weight` (there is no
+`per_layer_embeddings.` in its names).  A linear weight is stored [in, out], the transpose of the checkpoint's: x @ weight.
+`weight[...]` is the array in an `nnx.Param`.
 
 `tap(name, value)` stands at each point that another implementation would want to compare; it returns the value.
 """

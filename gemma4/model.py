@@ -1,6 +1,7 @@
 """The Gemma 4 text decoder: the forward pass on one screen, then one layer, then the public call.
 
-Reads `functional.py`, `cache.py`, `layers.py`, `per_layer_embeddings.py` and `moe.py`.
+Builds on `functional.py`, `cache.py`, `layers.py`, `per_layer_embeddings.py` and `moe.py`.  `layers.py` defines
+`AttentionInputs`, and `tap`, a hook that sees each named value.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ class Gemma4(nnx.Module):
         width, depth = config.hidden_size, config.num_hidden_layers
         self.embed_tokens = Embedding(config.vocab_size, width, rngs=rngs, dtype=dtype)
         if config.hidden_size_per_layer_input:
-            self.per_layer_inputs = PerLayerEmbeddings(config, rngs=rngs, dtype=dtype)
+            self.per_layer_embeddings = PerLayerEmbeddings(config, rngs=rngs, dtype=dtype)
         self.layers = nnx.List([DecoderLayer(config, layer, rngs=rngs, dtype=dtype) for layer in range(depth)])
         self.norm = RMSNorm(width, config.rms_norm_eps, dtype=dtype)
 
@@ -50,7 +51,7 @@ class Gemma4(nnx.Module):
         inputs = {kind: self.attention_inputs(kind, tokens, cache) for kind in config.donors}
         x = tap("embedding", self.embed_tokens(tokens))
         has_ple = config.hidden_size_per_layer_input > 0  # per-layer embeddings (PLE)
-        per_layer_inputs = self.per_layer_inputs(tokens, x, tap) if has_ple else None
+        per_layer_inputs = self.per_layer_embeddings(tokens, x, tap) if has_ple else None
 
         kvs: list[LayerKV] = []  # the K/V that each layer read
         for i, layer in enumerate(self.layers):
@@ -64,6 +65,7 @@ class Gemma4(nnx.Module):
                 x, kv = layer(x, per_layer_input, kv, inputs[config.layer_types[i]], scoped(tap, f"layers.{i}"))
             kvs.append(kv)
 
+        # The hidden states: normed, as the LM head and the drafter read them.
         return tap("hidden", self.norm(x)), self.updated(cache, kvs, tokens.shape[1])
 
     def logits(self, hidden: Float[Array, "*batch d"]) -> Float[Array, "*batch v"]:
@@ -83,7 +85,7 @@ class Gemma4(nnx.Module):
         config, (batch, time) = self.config, tokens.shape
         start = cache.length if cache else jnp.zeros(batch, jnp.int32)
         positions = start[:, None] + jnp.arange(time)
-        kv = cache.layers[config.donors[kind]] if cache else None
+        kv = cache.layers[config.donors[kind]] if cache else None  # any owner of this type: all have the same slots
         key_positions = slot_positions(positions[:, -1], kv.capacity) if kv else positions
         mask = attention_mask(positions, key_positions, config.sliding_window if kind == SLIDING else None)
         return AttentionInputs(start, rope_cos_sin(positions, *config.rope(kind)), mask)
@@ -97,7 +99,11 @@ class Gemma4(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-    """Attention and MLP, each between two norms and added to the residual; then what the configuration adds."""
+    """Attention and MLP, each between two norms and added to the residual stream.
+
+    In 26B-A4B, experts (MoE) are added to the MLP's output before its second norm.  In E2B and E4B, the per-layer input comes
+    last.
+    """
 
     def __init__(self, config: Config, layer: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
         width, per_layer_width = config.hidden_size, config.hidden_size_per_layer_input
@@ -116,6 +122,7 @@ class DecoderLayer(nnx.Module):
         if self.has_experts:
             self.router = Router(config, rngs=rngs, dtype=dtype)
             self.experts = Experts(config, rngs=rngs, dtype=dtype)
+            # The checkpoint's names: _1 is of the dense MLP, _2 of the experts.
             self.post_feedforward_layernorm_1 = norm()
             self.pre_feedforward_layernorm_2 = norm()
             self.post_feedforward_layernorm_2 = norm()
@@ -143,9 +150,9 @@ class DecoderLayer(nnx.Module):
 
         if self.has_per_layer_input:
             assert per_layer_input is not None
-            gated = gelu(self.per_layer_input_gate(x)) * per_layer_input
+            gated = gelu(self.per_layer_input_gate(x)) * per_layer_input  # PLE: a gate for the layer's own input
             x = x + self.post_per_layer_input_norm(tap("per_layer_projection", self.per_layer_projection(gated)))
-        return tap("output", x * self.layer_scalar[...]), kv  # the scalar multiplies the residual stream, too
+        return tap("output", x * self.layer_scalar[...]), kv  # a learned scalar for the whole residual stream
 
     def _mixture(self, residual: Float[Array, "b t d"], tap: Tap) -> Float[Array, "b t d"]:
         weights, experts = self.router(residual, tap)  # the router sees the raw residual, the experts a normed one
@@ -197,4 +204,4 @@ def check_tokens(config: Config, tokens: ArrayLike | Sequence[Sequence[int]]) ->
     if low < 0 or high >= config.vocab_size:
         bad = low if low < 0 else high
         raise ValueError(f"token id {bad} is out of range: this model's vocabulary is 0..{config.vocab_size - 1}")
-    return jnp.asarray(array, jnp.int32)
+    return jnp.asarray(array.astype(np.int32))  # converted by NumPy: JAX would compile it for each shape

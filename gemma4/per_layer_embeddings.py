@@ -35,6 +35,7 @@ class PerLayerEmbeddings(nnx.Module):
         identity = self._layers(self.embed_tokens_per_layer(tokens))
         projected = scaled(self.per_layer_model_projection(embedding), self.projection_scale)
         context = self.per_layer_projection_norm(self._layers(projected))
+        # The per-layer input (PLE): the table's vector and the projected embedding, each of variance 1, over sqrt(2).
         return tap("per_layer_inputs", scaled(context + identity, 2**-0.5))
 
     def _layers(self, x: Float[Array, "b t packed"]) -> Float[Array, "b t layers p"]:

@@ -43,7 +43,7 @@ SPLIT = {
     # forward pass, since `fast.experts` picks them by number; by f, the gate and the up of a column lie on two devices.
     "layers.*.experts.gate_up_proj": P(None, None, AXIS),  # [e, 2 f, d]
     "layers.*.experts.down_proj": P(None, AXIS, None),  # [e, d, f]
-    "per_layer_inputs.embed_tokens_per_layer.weight": P(AXIS, None),  # [v, layers p] by token
+    "per_layer_embeddings.embed_tokens_per_layer.weight": P(AXIS, None),  # [v, layers p] by token
     "layers.*.per_layer_input_gate.weight": P(None, AXIS),  # [d, p]
     "layers.*.per_layer_projection.weight": P(AXIS, None),  # [p, d]
 }
@@ -63,8 +63,8 @@ WHOLE = (
     "layers.*.pre_feedforward_layernorm_2.weight",
     "layers.*.post_feedforward_layernorm_2.weight",
     # [d, layers p]: a prefill reads some layers' columns alone, and would have to gather them.
-    "per_layer_inputs.per_layer_model_projection.weight",
-    "per_layer_inputs.per_layer_projection_norm.weight",
+    "per_layer_embeddings.per_layer_model_projection.weight",
+    "per_layer_embeddings.per_layer_projection_norm.weight",
     "layers.*.post_per_layer_input_norm.weight",
     "pre_projection.weight",  # a drafter's, between two residual streams
     "post_projection.weight",

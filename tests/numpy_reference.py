@@ -227,7 +227,7 @@ def hidden_states(weights: Weights, config: Config, tokens: np.ndarray, kv_sourc
     """
     x = embedding = weights["embed_tokens.weight"][tokens] * math.sqrt(config.hidden_size)
     has_ple = config.hidden_size_per_layer_input > 0
-    ple = per_layer_inputs(part(weights, "per_layer_inputs"), config, tokens, embedding) if has_ple else None
+    ple = per_layer_inputs(part(weights, "per_layer_embeddings"), config, tokens, embedding) if has_ple else None
     kvs: list[tuple[np.ndarray, np.ndarray]] = []
     for layer, source in enumerate(kv_sources):
         shared = None if source == layer else kvs[source]

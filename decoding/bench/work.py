@@ -55,13 +55,13 @@ def _forward(target: Gemma4, batch: int, tokens: int, context: int, *, late_toke
     table, depth, late = params["embed_tokens.weight"], config.num_hidden_layers, config.first_kv_shared_layer - 1
     work = _looked_up(table, batch * tokens) + _product(table, batch * scored)
     if config.hidden_size_per_layer_input:
-        work += _looked_up(params["per_layer_inputs.embed_tokens_per_layer.weight"], batch * tokens)
+        work += _looked_up(params["per_layer_embeddings.embed_tokens_per_layer.weight"], batch * tokens)
     for name, weight in params.items():
         count: int | float = tokens
         if name.startswith("layers."):
             layer, writes = int(name.split(".")[1]), ".k_" in name or ".v_" in name
             count = tokens if layer < late or writes else late_tokens
-        elif name.startswith("per_layer_inputs."):  # each layer uses its own columns
+        elif name.startswith("per_layer_embeddings."):  # each layer uses its own columns
             count = (tokens * late + late_tokens * (depth - late)) / depth
         work += _weight(name, weight, batch * count, config)
     for layer in range(depth):

@@ -30,6 +30,7 @@ from gemma4.sharding import mesh_of
 
 KERNELS = Kernels(argmax, top_k_mask, top_p_mask, sample_from)
 LOOPS = ("streamed", "on_device")
+FIRST_ROOM = 64  # new tokens that a cache has room for at first; it grows
 
 
 @overload

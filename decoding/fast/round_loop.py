@@ -1,6 +1,7 @@
 """Rounds in few calls: several a call while they are short, or all of them in one.
 
-Both are one program: rounds until every row is done, or until as many ran as the call may run.
+Both are one program: rounds until every row is done, until as many ran as the call may run, or until the cache is full.  A full
+cache grows between calls, so that the time of a round follows the length of the text and not the room for more of it.
 """
 
 import functools
@@ -11,12 +12,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Int
 
 from decoding.fast.jit import RoundFn, jit_flat
 from decoding.options import Options
+from decoding.stages.prefill import ROUND_WRITES
 from decoding.state import DecodeState, Round
+from drafter import Drafter
+from gemma4 import Config, Gemma4, KVCache, init_cache
+from gemma4.cache import resize
 
 MAX_DELAY_SECONDS = 0.025  # for which a streamed round may be held back
 MAX_ROUNDS_PER_CALL = 8  # when streamed
@@ -31,46 +35,85 @@ class RoundLog(NamedTuple):
     rounds: Round  # every round, stacked
     count: Int[Array, ""]  # how many rounds ran; what `rounds` holds beyond them has no meaning
     done: Bool[Array, " b"]
+    is_full: Bool[Array, ""]  # the cache has no room for another round
 
 
-def rounds_streamed(state: DecodeState, round_fn: RoundFn, options: Options, *models: nnx.Module) -> Iterator[Round]:
+def rounds_streamed(
+    state: DecodeState, round_fn: RoundFn, options: Options, target: Gemma4, *draft_model: Drafter
+) -> Iterator[Round]:
     """As `generation.speculative_rounds`, but several rounds run in a call if they are short (25 ms together at most).
 
     That amortises the cost of a call, about a millisecond.  The next call starts before the results of the one before it are
     read, so that the device always has work.
     """
-    run = jit_flat(_rounds(round_fn, MAX_ROUNDS_PER_CALL), options, *models)
+    run = jit_flat(_rounds(round_fn, MAX_ROUNDS_PER_CALL), options, target, *draft_model)
     last, done = jax.device_get((state.last, state.done))
     yield last
     if done.all():
         return
-    limit = 1
-    state, log = run((state, np.int32(limit)))
+    limit, config = 1, target.config
+    state, log = run((with_small_rings(state, config), np.int32(limit)))
     while not done.all():
         began = time.perf_counter()
         state, next_log = run((state, np.int32(limit)))
-        rounds, done = _read(log)
+        rounds, done, is_full = _read(log)
         yield from rounds
-        # Includes what the caller does with the rounds: a slow caller gets them one by one.
-        seconds_per_round = (time.perf_counter() - began) / len(rounds)
-        limit = max(1, min(MAX_ROUNDS_PER_CALL, int(MAX_DELAY_SECONDS / seconds_per_round)))
+        if is_full and not done.all():  # the call under way runs no round
+            state, next_log = run((grown(state, config), np.int32(limit)))
+        if rounds:
+            # Includes what the caller does with the rounds: a slow caller gets them one by one.
+            seconds_per_round = (time.perf_counter() - began) / len(rounds)
+            limit = max(1, min(MAX_ROUNDS_PER_CALL, int(MAX_DELAY_SECONDS / seconds_per_round)))
         log = next_log
 
 
-def rounds_on_device(state: DecodeState, round_fn: RoundFn, options: Options, *models: nnx.Module) -> Iterator[Round]:
-    """The same rounds, by one call that returns when every row is done."""
-    # A round emits at least one token.  Rounded up, because each size is compiled.
-    limit = -(-int(state.budget.max()) // 128) * 128
-    run = jit_flat(_rounds(round_fn, limit), options, *models)
-    yield jax.device_get(state.last)
-    _, log = run((state, np.int32(limit)))
-    yield from _read(log)[0]
+def rounds_on_device(
+    state: DecodeState, round_fn: RoundFn, options: Options, target: Gemma4, *draft_model: Drafter
+) -> Iterator[Round]:
+    """The same rounds, by one call for each size of the cache; most texts need one."""
+    config = target.config
+
+    def run_for(cache: KVCache) -> Callable[[DecodeState], tuple[DecodeState, RoundLog]]:
+        limit = capacity_of(cache, config)  # a round emits at least one token
+        run = jit_flat(_rounds(round_fn, limit), options, target, *draft_model)
+        return lambda state: run((state, np.int32(limit)))
+
+    run = run_for(state.cache)
+    last, done = jax.device_get((state.last, state.done))
+    yield last
+    state = with_small_rings(state, config)
+    while not done.all():
+        state, log = run(state)
+        rounds, done, is_full = _read(log)
+        yield from rounds
+        if is_full:
+            state = grown(state, config)
+            run = run_for(state.cache)
 
 
-def _read(log: RoundLog) -> tuple[list[Round], np.ndarray]:
-    """The rounds that ran, and which rows are done; waits for them."""
-    rounds, count, done = jax.device_get(log)
-    return [Round(*(values[i] for values in rounds)) for i in range(count)], done
+def _read(log: RoundLog) -> tuple[list[Round], np.ndarray, bool]:
+    """The rounds that ran, which rows are done, and whether the cache is full; waits for them."""
+    rounds, count, done, is_full = jax.device_get(log)
+    return [Round(*(values[i] for values in rounds)) for i in range(count)], done, bool(is_full)
+
+
+def with_small_rings(state: DecodeState, config: Config) -> DecodeState:
+    """After a prefill in long chunks, sliding layers as small as rounds need them: one size, whatever the prompt."""
+    capacity = capacity_of(state.cache, config)
+    sizes = jax.eval_shape(lambda: init_cache(config, 1, capacity, chunk=ROUND_WRITES)).layers
+    if all(old.capacity == new.capacity for old, new in zip(state.cache.layers, sizes, strict=True) if old and new):
+        return state
+    return state._replace(cache=resize(state.cache, config, capacity, chunk=ROUND_WRITES))
+
+
+def grown(state: DecodeState, config: Config) -> DecodeState:
+    """The same state in a cache twice as large."""
+    return state._replace(cache=resize(state.cache, config, 2 * capacity_of(state.cache, config), chunk=ROUND_WRITES))
+
+
+def capacity_of(cache: KVCache, config: Config) -> int:
+    """How many tokens the cache holds: the slots of the full layers, of which every target has one."""
+    return min(kv.capacity for layer, kv in enumerate(cache.layers) if kv and not config.is_sliding(layer))
 
 
 @functools.lru_cache(maxsize=64)
@@ -82,10 +125,14 @@ def _rounds(round_fn: RoundFn, log_size: int) -> Callable[..., tuple[DecodeState
 
     def run(*args: Any) -> tuple[DecodeState, RoundLog]:
         *models, (state, limit), options = args
+        capacity, writes = capacity_of(state.cache, models[0].config), state.last.tokens.shape[1]
+
+        def is_full(state: DecodeState) -> jax.Array:
+            return state.cache.length.max() + writes > capacity
 
         def is_due(carry: Carry) -> jax.Array:
             state, _, count = carry
-            return (count < limit) & ~state.done.all()
+            return (count < limit) & ~state.done.all() & ~is_full(state)
 
         def one_round(carry: Carry) -> Carry:
             state, log, count = carry
@@ -95,6 +142,6 @@ def _rounds(round_fn: RoundFn, log_size: int) -> Callable[..., tuple[DecodeState
         log = jax.tree.map(lambda row: jnp.zeros((log_size, *row.shape), row.dtype), state.last)
         # A loop, even for one round: XLA would copy the cache into and out of the branches of a `cond`.
         state, log, count = jax.lax.while_loop(is_due, one_round, (state, log, jnp.int32(0)))
-        return state, RoundLog(log, count, state.done)
+        return state, RoundLog(log, count, state.done, is_full(state))
 
     return run

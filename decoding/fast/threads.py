@@ -13,22 +13,23 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from flax import nnx
 
 from decoding.fast.jit import RoundFn
 from decoding.fast.round_loop import rounds_on_device
 from decoding.options import Options
 from decoding.state import DecodeState, Round
+from drafter import Drafter
+from gemma4 import Gemma4
 
 T = TypeVar("T")
 
 
 def rounds_in_threads(
-    state: DecodeState, round_fn: RoundFn, options: Options, *models: nnx.Module, threads: int
+    state: DecodeState, round_fn: RoundFn, options: Options, target: Gemma4, *draft_model: Drafter, threads: int
 ) -> Iterator[Round]:
     """As `rounds_on_device`, over `threads` threads.  Finished rows emit nothing until all rows are done."""
     yield jax.device_get(state.last)
-    loops = [rounds_on_device(part, round_fn, options, *models) for part in split_rows(state, threads)]
+    loops = [rounds_on_device(part, round_fn, options, target, *draft_model) for part in split_rows(state, threads)]
     logs = run_in_threads([functools.partial(list, loop) for loop in loops])
     at_rest = [jax.tree.map(np.zeros_like, prefill) for prefill, *_ in logs]
     for rounds in itertools.zip_longest(*(log[1:] for log in logs)):

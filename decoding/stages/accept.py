@@ -68,11 +68,10 @@ def decide(
        proposed, so q is 0 and the residual is the target's distribution itself: the bonus token.
     """
     p, q = probs_of(draft_tokens, target_probs), probs_of(draft_tokens, draft_probs)
-    num_accepted = count_leading(uniforms[:, :-1] * q < p)  # u < p/q without a division, so that q = 0 needs no care
-    p_there, q_there = (
-        select_position(target_probs, num_accepted),
-        select_position(pad_with_zero(draft_probs), num_accepted),
-    )
+    # Rejection sampling: accept if u < p/q, written without a division so that q = 0 needs no care.
+    num_accepted = count_leading(uniforms[:, :-1] * q < p)
+    p_there = select_position(target_probs, num_accepted)
+    q_there = select_position(pad_with_zero(draft_probs), num_accepted)  # 0 after the last draft: the bonus token
     return Acceptance(num_accepted, kernels.sample_from(residual(p_there, q_there), uniforms[:, -1]))
 
 
@@ -98,7 +97,8 @@ def check_shapes(target: Array, draft_tokens: Array, draft_probs: Array | None =
     (batch, gamma), vocabulary = draft_tokens.shape, target.shape[-1]
     if target.shape != (batch, gamma + 1, vocabulary):
         raise ValueError(
-            f"accept: expected the target's as [b, gamma + 1, v] for {gamma} drafts in {batch} rows, got {target.shape}"
+            f"accept: expected the target's probabilities or logits as [b, gamma + 1, v] for {gamma} drafts in {batch} rows, "
+            f"got {target.shape}"
         )
     if draft_probs is not None and draft_probs.shape != (batch, gamma, vocabulary):
         raise ValueError(

@@ -46,8 +46,9 @@ def decide_block(
     weights = run_weights(probs_of(draft_tokens, target_probs), probs_of(draft_tokens, draft_probs))
     weighted, proposed = weights[..., None] * target_probs, pad_with_zero(draft_probs)
     surplus = jnp.maximum(weighted - proposed, 0).sum(axis=-1)
-    # After the last draft, where q = 0, this is u < w.  Where p equals q after a run of weight 1 there is no surplus and that
-    # run is not accepted, but the run of one more draft has weight 1 too, and is.
+    # Index 0, no draft, is always possible and needs no test.  At the last index q = 0, so that the test is u < w.  Where both
+    # surplus and 1 - w are 0 (p equals q after a run of weight 1, 0/0 in the paper's h_i), that run is not accepted; but the
+    # run of one more draft has weight 1, too, and the last such run is accepted.
     accepted = uniforms[:, :-1] * (surplus + (1 - weights))[:, 1:] < surplus[:, 1:]
     num_accepted = jnp.where(accepted, jnp.arange(1, accepted.shape[1] + 1, dtype=jnp.int32), 0).max(axis=1, initial=0)
     rest = residual(select_position(weighted, num_accepted), select_position(proposed, num_accepted))

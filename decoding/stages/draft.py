@@ -15,9 +15,8 @@ from gemma4 import Gemma4
 
 class Draft(NamedTuple):
     tokens: Int[Array, "b gamma"]
-    probs: Float[
-        Array, "b gamma v"
-    ]  # the distribution that each token was drawn from; one-hot if it was taken greedily
+    # The distribution that each token was drawn from; one-hot if it was taken greedily.
+    probs: Float[Array, "b gamma v"]
 
 
 # Jitted for callers outside a jitted round, where a scan would be compiled at every call.
@@ -51,10 +50,11 @@ def draft(
         token, probs = _draw(draft_model, normed, sampling, uniforms, kernels)
         return (token, hidden), Draft(token, probs)
 
-    hidden = hidden.astype(jnp.result_type(hidden, draft_model.embed_tokens.weight[...]))  # as the drafter returns it
+    # A scan needs one dtype for what it carries: the one that the drafter returns.
+    hidden = hidden.astype(jnp.result_type(hidden, draft_model.embed_tokens.weight[...]))
     uniforms = jax.random.uniform(key, (draft_length, token.shape[0]))
     _, drafted = jax.lax.scan(one_step, (token, hidden), uniforms)
-    return jax.tree.map(lambda steps: jnp.moveaxis(steps, 0, 1), drafted)
+    return jax.tree.map(lambda steps: jnp.moveaxis(steps, 0, 1), drafted)  # [gamma, b, ...] to [b, gamma, ...]
 
 
 def _draw(

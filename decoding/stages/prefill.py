@@ -22,6 +22,11 @@ from gemma4 import Gemma4, KVCache, init_cache
 from gemma4.sharding import mesh_of
 
 MAX_CHUNK = 512
+MIN_CAPACITY = 128
+# The most tokens that a forward of a round writes, and one slot more: a row that is over still gets drafts or pads, which must
+# not reach the oldest position that a drafter sees (window + 1 of them in the transformers convention, one more than the
+# target).
+ROUND_WRITES = MAX_DRAFT_LENGTH + 2
 
 
 def prefill(
@@ -31,23 +36,26 @@ def prefill(
     *,
     max_new_tokens: int,
     key: jax.Array | None = None,
+    room: int | None = None,
 ) -> DecodeState:
     """The state before the first round: every prompt in the cache, one token of the target's emitted.
 
-    The cache has room for prompts, `max_new_tokens` and a last round's rejected drafts.
+    The cache has room for prompts, new tokens and a last round's rejected drafts.
 
     prompt_tokens: ids of one prompt, or a batch of prompts of different lengths.
     options:       those of the rounds that follow.
-    key:           `jax.random.key` (default: key 0); the state keeps what the first token leaves of it.
+    key:           `jax.random.key` (default: key 0), split once for the first token; the state holds the rest.
+    room:          for how many new tokens; all `max_new_tokens` unless given.
     Errors:        ValueError for a prompt that is empty, that holds ids outside the target's vocabulary, or that with
                    `max_new_tokens` exceeds the context; and if the target's hidden states of it are not finite.
     """
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=1)
-    prompts, key = validate_prompts(target.config, prompt_tokens, max_new_tokens), validate_key(key)
-    cache, chunk = _make_cache(target, list(map(len, prompts)), max_new_tokens, options.draft_length)
+    prompts, first_key = validate_prompts(target.config, prompt_tokens, max_new_tokens), validate_key(key)
+    room = max_new_tokens if room is None else min(room, max_new_tokens)
+    cache, chunk = _make_cache(target, list(map(len, prompts)), room)
 
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    padded = np.zeros((len(prompts), -(-lengths.max() // chunk) * chunk), np.int32)
+    padded = np.zeros((len(prompts), round_up(int(lengths.max()), chunk)), np.int32)
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)] = prompt
     hidden = jnp.zeros((len(prompts), target.config.hidden_size), target.embed_tokens.weight.dtype)
@@ -59,23 +67,26 @@ def prefill(
             f"the target's hidden states of the prompt are not finite in {hidden.dtype}: float16 overflows, so load the "
             "target as float32 or bfloat16; in these, look for damaged weights"
         )
-    return _first_token(target, cache, hidden, key, max_new_tokens, options)
+    return DecodeState(cache, *_first_token(target, hidden, first_key, jnp.int32(max_new_tokens), options))
 
 
-def _make_cache(target: Gemma4, lengths: list[int], max_new_tokens: int, draft_length: int) -> tuple[KVCache, int]:
+def _make_cache(target: Gemma4, lengths: list[int], room: int) -> tuple[KVCache, int]:
     """A cache for these prompts, and how many tokens to read at a time.
 
-    Sizes are rounded up, because every new shape is compiled, also the rounds, whose cache has the size made here.
+    Sizes are rounded up, because each new shape costs a compilation, here and in the rounds, which use this cache.
     """
     longest, weight = max(lengths), target.embed_tokens.weight
     chunk = min(MAX_CHUNK, max(16, 1 << (longest - 1).bit_length()))
-    # One slot more than a forward writes: a row whose prompt is over still gets a chunk of pads, which must not reach the
-    # oldest position that a drafter sees (window + 1 of them in the transformers convention, one more than the target).
-    written = max(chunk, draft_length + 1) + 1
     # After the longest prompt come the pads of its last chunk, or the new tokens and the last round's drafts.
-    capacity = -(-(longest + max(chunk, max_new_tokens + MAX_DRAFT_LENGTH)) // 128) * 128
-    mesh = mesh_of(weight[...])
+    needed = longest + max(chunk, room + MAX_DRAFT_LENGTH)
+    most = round_up(target.config.max_position_embeddings + max(chunk, MAX_DRAFT_LENGTH), MIN_CAPACITY)
+    capacity = min(max(MIN_CAPACITY, 1 << (needed - 1).bit_length()), most)
+    written, mesh = max(ROUND_WRITES, chunk + 1), mesh_of(weight[...])
     return init_cache(target.config, len(lengths), capacity, chunk=written, dtype=weight.dtype, mesh=mesh), chunk
+
+
+def round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
@@ -89,22 +100,23 @@ def _read_chunk(
     return jnp.where(kept[:, None] > 0, last, hidden), rollback(cache, before, kept)
 
 
-@functools.partial(jax.jit, donate_argnames="cache")
+@jax.jit
 def _first_token(
     target: Gemma4,
-    cache: KVCache,
     hidden: Float[Array, "b d"],
     key: jax.Array,
-    max_new_tokens: int | Int[Array, ""],
+    max_new_tokens: Int[Array, ""],
     options: Options,
-) -> DecodeState:
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, Round]:
+    """All fields of the state but the cache, whose size does not concern what is compiled here."""
     key, sample_key = jax.random.split(key)
-    zeros = jnp.zeros(hidden.shape[0], jnp.int32)
-    uniforms = jax.random.uniform(sample_key, zeros.shape)
-    token = sample(target.logits(hidden), options.sampling, uniforms, options.kernels)
-    # The prefill as a round that drafted nothing.  It has the shape of later rounds, so that these compile once.
+    batch = hidden.shape[0]
+    token = sample(target.logits(hidden), options.sampling, jax.random.uniform(sample_key, (batch,)), options.kernels)
+
+    # A round that drafted nothing.  It has the shape of later rounds, so that these compile once.
     tokens = jnp.pad(token[:, None], ((0, 0), (0, options.draft_length)))
-    budget = zeros + max_new_tokens
-    num_emitted, done = count_emitted(tokens, zeros + 1, budget, zeros.astype(bool), options.eos_ids)
-    last = Round(tokens[:, 1:], zeros, tokens, num_emitted)
-    return DecodeState(cache, token, hidden, key, num_emitted, budget, done, last)
+    none_accepted, one_token = jnp.zeros(batch, jnp.int32), jnp.ones(batch, jnp.int32)
+    budget, not_done = jnp.full(batch, max_new_tokens, jnp.int32), jnp.zeros(batch, bool)
+    num_emitted, done = count_emitted(tokens, one_token, budget, not_done, options.eos_ids)
+    this_round = Round(tokens[:, 1:], none_accepted, tokens, num_emitted)
+    return token, hidden, key, num_emitted, budget, done, this_round

@@ -12,7 +12,9 @@ from gemma4.model import check_tokens
 
 
 class Verification(NamedTuple):
-    """Position i is about the token after `[token, d1 .. dgamma][i]`: the target's logits, and the hidden state behind them."""
+    """Index i belongs to input token i of [token, d1 .. dgamma]: the logits that predict the token after it, and their hidden
+    state.
+    """
 
     logits: Float[Array, "b gamma+1 v"]
     hidden: Float[Array, "b gamma+1 d"]

@@ -54,9 +54,12 @@ WHOLE: Table = {
     "final_norm/scale": ("d -> d", "norm.weight"),
 }
 PER_LAYER_INPUTS: Table = {
-    "embedder/per_layer_embeddings": ("v l p -> v (l p)", "per_layer_inputs.embed_tokens_per_layer.weight"),
-    "embedder/per_layer_model_projection": ("d l p -> d (l p)", "per_layer_inputs.per_layer_model_projection.weight"),
-    "embedder/per_layer_projection_norm/scale": ("p -> p", "per_layer_inputs.per_layer_projection_norm.weight"),
+    "embedder/per_layer_embeddings": ("v l p -> v (l p)", "per_layer_embeddings.embed_tokens_per_layer.weight"),
+    "embedder/per_layer_model_projection": (
+        "d l p -> d (l p)",
+        "per_layer_embeddings.per_layer_model_projection.weight",
+    ),
+    "embedder/per_layer_projection_norm/scale": ("p -> p", "per_layer_embeddings.per_layer_projection_norm.weight"),
 }
 
 # In each layer:

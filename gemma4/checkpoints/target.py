@@ -109,7 +109,7 @@ def export_hf(target: Gemma4, directory: str | os.PathLike, dtype: Any = None) -
 
 def hf_name(name: str) -> str:
     """The name in a Hugging Face file, without prefix.  There, per-layer embeddings have no prefix of their own."""
-    return name.removeprefix("per_layer_inputs.")
+    return name.removeprefix("per_layer_embeddings.")
 
 
 def _text_tensors(tensors: dict[str, StoredTensor], config: Config) -> tuple[dict[str, StoredTensor], LoadReport]:

@@ -53,6 +53,7 @@ def attention_in_blocks(
 
         products = scores(queries[:, :, None], keys, backend)[:, :, 0].astype(jnp.float32)
         products = jnp.where(repeat(visible, "b t s -> b 1 (t g) s", g=group), products, lowest)
+        # The online softmax: what was summed so far is rescaled to the new maximum.
         new_max = jnp.maximum(running_max, products.max(axis=-1))
         weights, rescale = jnp.exp(products - new_max[..., None]), jnp.exp(running_max - new_max)
         update = jnp.einsum("bkrs,bksh->bkrh", weights.astype(value.dtype), values, preferred_element_type=jnp.float32)

@@ -19,7 +19,7 @@ class FastGemma4(Gemma4):
     """A twin of `model.Gemma4`."""
 
     transposed_table: nnx.Variable | None  # [d, v] on a CPU, None elsewhere
-    per_layer_inputs: FastPerLayerEmbeddings
+    per_layer_embeddings: FastPerLayerEmbeddings
 
     def logits(self, hidden: Float[Array, "*batch d"]) -> Float[Array, "*batch v"]:
         # A single hidden state reads the table as fast as it is stored.
@@ -68,7 +68,7 @@ class FastGemma4(Gemma4):
     ) -> list[Float[Array, "b t p"] | None]:
         if not self.config.hidden_size_per_layer_input:
             return [None] * (layers.stop - layers.start)
-        return list(jnp.moveaxis(self.per_layer_inputs.of_layers(tokens, x, layers), 2, 0))
+        return list(jnp.moveaxis(self.per_layer_embeddings.of_layers(tokens, x, layers), 2, 0))
 
 
 def target_twin(target: Gemma4, backend: str) -> FastGemma4:
@@ -76,7 +76,7 @@ def target_twin(target: Gemma4, backend: str) -> FastGemma4:
     table = nnx.Variable(transposed(target.embed_tokens.weight[...])) if backend == "cpu" else nnx.data(None)
     twin = twin_of(target, FastGemma4, transposed_table=table)
     if target.config.hidden_size_per_layer_input:
-        twin.per_layer_inputs = twin_of(target.per_layer_inputs, FastPerLayerEmbeddings)
+        twin.per_layer_embeddings = twin_of(target.per_layer_embeddings, FastPerLayerEmbeddings)
     return twin
 
 

@@ -115,14 +115,14 @@ heads = jax.jit(lambda model, normed: (model.logits(normed), model.argmax(normed
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("clustered", [True, False])
 def test_the_head_reads_its_copy(clustered, dtype):
-    """The same logits and argmax, from the copy; the drafter itself has none."""
+    """The same logits (largest: about 3) and argmax, from the copy; the drafter itself has none."""
     draft_model = random_drafter(drafter_config(TINY["E2B"], clustered=clustered), dtype=jnp.dtype(dtype))
     twin = drafter.fast.for_backend(draft_model, "cpu")
     normed = jax.random.normal(jax.random.key(1), (3, draft_model.config.text.hidden_size), dtype)
     (logits, best, dense), expected = heads(twin, normed), heads(draft_model, normed)
-    np.testing.assert_allclose(logits, expected[0], rtol=1e-5 if dtype == "float32" else 1e-2)
+    np.testing.assert_allclose(logits, expected[0], rtol=1e-5 if dtype == "float32" else 1e-2, atol=1e-6)
     np.testing.assert_array_equal(best, expected[1])
-    np.testing.assert_allclose(dense, expected[2], rtol=1e-5)
+    np.testing.assert_allclose(dense, expected[2], rtol=1e-5, atol=1e-6)
 
     copy = twin.blocks if clustered else twin.transposed_table
     if not clustered and dtype == "bfloat16":

@@ -1,5 +1,6 @@
 """Each faster loop of `generate` against the plain one, token for token; and how the faster loops call the device."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ from decoding.fast.round_loop import rounds_streamed
 from decoding.fast.threads import split_rows
 from decoding.generation import autoregressive_rounds, collect, speculative_rounds
 from decoding.round import speculative_round
-from tests.models import small_drafter, small_target
+from decoding.stages import prefill
+from tests.models import SMALL, random_target, small_drafter, small_target
 
 PROMPTS = [[2, 9, 4], [7, 1, 1, 5, 12, 3, 8], [3], [4, 4, 9, 1, 2]]  # the second is longer than the window
 GAMMA, NEW_TOKENS, THREADS = 3, 21, 2
@@ -153,6 +155,33 @@ def test_with_64_bit_numbers_allowed(wide_numbers):
     assert_same_texts(sampled[1].generation, sampled[0].generation)
     for plain, fast in ((greedy[0], greedy[1]), (greedy[0], greedy[2]), sampled):
         assert_same_rounds(fast.rounds, plain.rounds)
+
+
+# -- a cache that grows ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loop", [loop for loop in LOOPS if loop != "plain"])
+@pytest.mark.parametrize("case", ["speculative, greedy", "speculative, sampled, by token", "autoregressive, greedy"])
+def test_a_text_goes_on_in_larger_caches(monkeypatch, case, loop):
+    """The text of one cache that has room for all of it, 300 tokens; a short one may end before its cache is full."""
+    monkeypatch.setattr(prefill, "MIN_CAPACITY", 1)
+    monkeypatch.setattr(decoding.fast, "FIRST_ROOM", 1)
+    target = random_target(dataclasses.replace(SMALL, max_position_embeddings=512), seed=18)
+    some = (target, *models(case)[1:])
+    settings = CASES[case] | {"eos_ids": (), "max_new_tokens": 300, "key": jax.random.key(3)}
+    generate = decoding.generate if case.startswith("speculative") else decoding.generate_autoregressive
+    sizes, grow = [], round_loop.grown
+
+    def watched(state, config):
+        state = grow(state, config)
+        sizes.append(round_loop.capacity_of(state.cache, config))
+        return state
+
+    monkeypatch.setattr(round_loop, "grown", watched)
+    prompts = PROMPTS[:1] if loop == "threads" else PROMPTS[:2]  # a thread draws from a key of its own
+    texts = generate(*some, prompts, **settings, **LOOPS[loop])
+    assert sizes == [128, 256, 512]
+    assert_same_texts(texts, generate(*some, prompts, **settings, loop="plain"))
 
 
 # -- calls -------------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ of_all = jax.jit(lambda module, *args: module(*args))
 @pytest.mark.parametrize("layers", [(0, 5), (0, 2), (2, 5), (2, 2)])
 def test_some_layers(layout, layers):
     """float32 within 1e-6 of the largest."""
-    module = random_target(TINY[layout]).per_layer_inputs
+    module = random_target(TINY[layout]).per_layer_embeddings
     twin = twin_of(module, FastPerLayerEmbeddings)
     tokens, embedding = random_tokens(2, 7), normal(2, 7, TINY[layout].hidden_size)
     expected = np.asarray(of_all(module, tokens, embedding)).astype(np.float64)

@@ -13,7 +13,7 @@ import pytest
 import gemma4
 from gemma4 import PRESETS, KVCache, LayerKV, init_cache, truncate
 from gemma4 import cache as cache_module
-from gemma4.cache import slot_positions, write
+from gemma4.cache import resize, slot_positions, write
 from gemma4.config import FULL, SLIDING
 from tests.models import TINY, WINDOW, random_target, random_tokens
 
@@ -164,6 +164,31 @@ def test_poison_reaches_every_other_slot():
     assert sliding.capacity == WINDOW + VERIFY == 13
     assert clean(sliding) == [4, 5, 6, 7, 8, 9, 10], "the query at 11 sees 4..11"
     assert clean(full) == list(range(11))
+
+
+@pytest.mark.parametrize(
+    ("capacity", "chunk"),
+    [(CAPACITY, VERIFY), (2 * CAPACITY, VERIFY), (2 * CAPACITY, 3 * WINDOW), (30, WINDOW), (30, 30)],
+)
+def test_a_cache_of_another_size_holds_the_same_tokens(target, capacity, chunk):
+    """Logits of the next tokens within 2e-5 of the largest, at each of the lengths, from rings of window + 3 slots or of all
+    slots; nothing is read but what a query may see."""
+    for before in (3, CAPACITY):
+
+        def step(tokens, cache, length):
+            return truncate(gemma4.forward(target, tokens, cache).cache, jnp.asarray(length))
+
+        cache = prefill(step, init_cache(CONFIG, len(LENGTHS), CAPACITY, chunk=before), 3)
+        resized = resize(cache, CONFIG, capacity, chunk=chunk)
+        like = init_cache(CONFIG, len(LENGTHS), capacity, chunk=chunk)
+        assert jax.tree.map(jnp.shape, resized) == jax.tree.map(jnp.shape, like)
+        if (capacity, chunk) == (CAPACITY, before):
+            jax.tree.map(np.testing.assert_array_equal, resized, cache)
+        expected, cache_after = gemma4.forward(target, random_tokens(len(LENGTHS), 3, seed=5), cache)[::2]
+        for poison in (None, np.nan):
+            out = gemma4.forward(target, random_tokens(len(LENGTHS), 3, seed=5), poisoned(resized, poison))
+            np.testing.assert_allclose(out.logits, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+            assert out.cache.length.tolist() == cache_after.length.tolist()
 
 
 @pytest.mark.parametrize("rejected_blocks", [1, 3])

@@ -16,7 +16,7 @@ call = jax.jit(lambda module, *args: module(*args))
 @pytest.mark.parametrize("layout", ["E2B", "E4B"])
 def test_per_layer_inputs(layout):
     """Table row times sqrt(p), plus the norm of the projected embedding over sqrt(d); their sum over sqrt(2)."""
-    module, config = random_target(TINY[layout]).per_layer_inputs, TINY[layout]
+    module, config = random_target(TINY[layout]).per_layer_embeddings, TINY[layout]
     tokens, embedding = random_tokens(2, 7), normal(2, 7, config.hidden_size, scale=3)
     ours = call(module, tokens, embedding)
     assert ours.shape == (2, 7, config.num_hidden_layers, config.hidden_size_per_layer_input)
@@ -32,7 +32,7 @@ def test_factors_are_not_rounded_to_bfloat16():
 
     A projection of zeros leaves the table's rows times their scale, over sqrt(2), each product rounded once.
     """
-    module, width = random_target(TINY["E2B"], dtype=jnp.bfloat16).per_layer_inputs, 12
+    module, width = random_target(TINY["E2B"], dtype=jnp.bfloat16).per_layer_embeddings, 12
     tokens = random_tokens(2, 7)
     ours = np.asarray(call(module, tokens, jnp.zeros((2, 7, 24), jnp.bfloat16)))
     round_ = lambda x: np.asarray(x).astype(ml_dtypes.bfloat16).astype(np.float32)

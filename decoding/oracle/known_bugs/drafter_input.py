@@ -45,7 +45,7 @@ MUTANTS = (
         seen_in=(Seen("ik_llama.cpp", "https://github.com/ikawrakow/ik_llama.cpp/pull/1781"),),
         fix="Count the target's committed tokens.",
         function="drafter.model.Drafter.attention_inputs",
-        change={"position = last + 1 if is_transformers else last": "position = jnp.zeros_like(last)"},
+        change={"position = lengths if is_transformers else last": "position = jnp.zeros_like(last)"},
     ),
     Mutant(
         name="drafter-position-advances",
@@ -93,7 +93,7 @@ MUTANTS = (
         fix="Position n, that of the newest token (transformers), or n - 1 (vLLM).",
         function="drafter.model.Drafter.attention_inputs",
         change={
-            "position = last + 1 if is_transformers else last": "position = last + 2 if is_transformers else last + 1"
+            "position = lengths if is_transformers else last": "position = lengths + 1 if is_transformers else lengths"
         },
     ),
     Mutant(
@@ -108,6 +108,6 @@ MUTANTS = (
         ),
         fix="Position n, that of the newest token (transformers), or n - 1 (vLLM).",
         function="drafter.model.Drafter.attention_inputs",
-        change={"position = last + 1 if is_transformers else last": "position = last if is_transformers else last - 1"},
+        change={"position = lengths if is_transformers else last": "position = last if is_transformers else last - 1"},
     ),
 )

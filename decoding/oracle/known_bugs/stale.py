@@ -37,12 +37,12 @@ MUTANTS = (
         fix=BY_LENGTH,
         function="drafter.model.step",
         change={
-            "    normed, chained = draft_model(": """\
+            "    normed, next_hidden = draft_model(": """\
     from gemma4.config import FULL
 
     slot = jnp.arange(shared.donors[FULL].capacity) == shared.length[:, None, None]
     inputs[FULL] = inputs[FULL]._replace(mask=inputs[FULL].mask | slot)
-    normed, chained = draft_model("""
+    normed, next_hidden = draft_model("""
         },
     ),
     Mutant(
@@ -56,8 +56,8 @@ MUTANTS = (
         fix="Mask the ring by position; truncating it at an absolute length has no effect once the ring is shorter.",
         function="drafter.model.step",
         change={
-            "    normed, chained = draft_model(": "    inputs[SLIDING] = inputs[SLIDING]._replace("
-            "mask=jnp.ones_like(inputs[SLIDING].mask))\n    normed, chained = draft_model("
+            "    normed, next_hidden = draft_model(": "    inputs[SLIDING] = inputs[SLIDING]._replace("
+            "mask=jnp.ones_like(inputs[SLIDING].mask))\n    normed, next_hidden = draft_model("
         },
     ),
     Mutant(
@@ -71,11 +71,11 @@ MUTANTS = (
         fix=BY_LENGTH,
         function="drafter.model.step",
         change={
-            "    normed, chained = draft_model(": """\
+            "    normed, next_hidden = draft_model(": """\
     for kind, kv in shared.donors.items():
         slot = jnp.arange(kv.capacity) == shared.length[:, None, None] % kv.capacity
         inputs[kind] = inputs[kind]._replace(mask=inputs[kind].mask | slot)
-    normed, chained = draft_model("""
+    normed, next_hidden = draft_model("""
         },
     ),
     Mutant(

@@ -53,8 +53,10 @@ def tree_of(target: Gemma4) -> dict[str, np.ndarray]:
 
     tree = {"embedder/input_embedding": params["embed_tokens.weight"], "final_norm/scale": params["norm.weight"]}
     if config.hidden_size_per_layer_input:
-        by_layer = lambda name: np.stack(np.split(params[f"per_layer_inputs.{name}.weight"], len(target.layers), 1), 1)
-        norm = params["per_layer_inputs.per_layer_projection_norm.weight"]
+        by_layer = lambda name: np.stack(
+            np.split(params[f"per_layer_embeddings.{name}.weight"], len(target.layers), 1), 1
+        )
+        norm = params["per_layer_embeddings.per_layer_projection_norm.weight"]
         tree["embedder/per_layer_embeddings"] = by_layer("embed_tokens_per_layer")
         tree["embedder/per_layer_model_projection/w"] = by_layer("per_layer_model_projection")
         tree["embedder/per_layer_projection_norm/scale"] = norm

@@ -27,8 +27,8 @@ def test_what_the_exported_file_holds(target, exported):
         np.testing.assert_array_equal(tensors[name], np.asarray(array))
 
     assert_stored("model.embed_tokens.weight", params["embed_tokens.weight"])
-    assert_stored("model.embed_tokens_per_layer.weight", params["per_layer_inputs.embed_tokens_per_layer.weight"])
-    projection = params["per_layer_inputs.per_layer_model_projection.weight"]
+    assert_stored("model.embed_tokens_per_layer.weight", params["per_layer_embeddings.embed_tokens_per_layer.weight"])
+    projection = params["per_layer_embeddings.per_layer_model_projection.weight"]
     assert_stored("model.per_layer_model_projection.weight", projection.T)
     assert_stored("model.layers.1.self_attn.q_proj.weight", params["layers.1.self_attn.q_proj.weight"].T)
     assert_stored("model.layers.1.layer_scalar", params["layers.1.layer_scalar"])
