@@ -96,7 +96,7 @@ def generate(
         state = prefill(target, prompt_tokens, options, max_new_tokens=max_new_tokens, key=key)
         return collect(speculative_rounds(target, draft_model, state, options), on_round)
     target, draft_model, options = fast.for_backend(target), fast.for_backend(draft_model), fast.with_kernels(options)
-    how = {"max_new_tokens": max_new_tokens, "key": key, "room": fast.FIRST_ROOM}
+    how = {"max_new_tokens": max_new_tokens, "key": key, "cache_room": fast.FIRST_ROOM}
     state = prefill(target, prompt_tokens, options, **how)
     return collect(fast.run(loop, threads)(state, speculative_round, options, target, draft_model), on_round)
 
@@ -121,7 +121,7 @@ def generate_autoregressive(
         state = prefill(target, prompt_tokens, options, max_new_tokens=max_new_tokens, key=key)
         return collect(autoregressive_rounds(target, state, options), on_round)
     target, options = fast.for_backend(target), fast.with_kernels(options)
-    how = {"max_new_tokens": max_new_tokens, "key": key, "room": fast.FIRST_ROOM}
+    how = {"max_new_tokens": max_new_tokens, "key": key, "cache_room": fast.FIRST_ROOM}
     state = prefill(target, prompt_tokens, options, **how)
     return collect(fast.run(loop, threads)(state, autoregressive_round, options, target), on_round)
 

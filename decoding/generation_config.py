@@ -11,7 +11,7 @@ from gemma4.checkpoints.directories import check_file, parsed
 
 FILE = "generation_config.json"
 
-# Fields that change the distribution of the text in transformers 5.22.2, and the values at which they change nothing.
+# Fields that change the text in transformers 5.22.2, and the values at which they change nothing.
 NOT_APPLIED = {
     "begin_suppress_tokens": (None, []),
     "forced_bos_token_id": (None,),
@@ -29,16 +29,17 @@ NOT_APPLIED = {
     "eta_cutoff": (None, 0, 0.0),
     "guidance_scale": (None, 1, 1.0),
     "num_beams": (None, 1),
+    "exponential_decay_length_penalty": (None,),
     "watermarking_config": (None,),
 }
 log = logging.getLogger(__name__)
 
 
 def load_sampling(directory: str | os.PathLike) -> Sampling:
-    """The settings in a checkpoint's `generation_config.json`: greedy without one, or where it says so (`do_sample`).
+    """The settings in a checkpoint's `generation_config.json`: greedy unless it has `do_sample: true`.
 
-    Temperature, top-k, top-p and suppressed tokens are read here (a target's end tokens: `gemma4.load`).  Other fields that
-    would change the distribution of the text are named once, in a warning of the log.
+    Temperature, top-k, top-p and suppressed tokens are read here (a target's end tokens: `gemma4.load`).  Fields
+    of `NOT_APPLIED` that are set are named in one warning of the log.
     Errors: CheckpointError for a file that cannot be read, and for a value out of range.
     """
     file = Path(directory).expanduser() / FILE

@@ -1,4 +1,4 @@
-"""The settings of a generation: one record, validated when it is made, so that nothing below has to look again."""
+"""The settings that a round reads: one record, validated when it is made, so that nothing below has to look again."""
 
 import dataclasses
 import operator
@@ -16,8 +16,10 @@ ACCEPTANCE_METHODS = ("token", "block")
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """A pytree: what a request chooses (the numbers of `Sampling`, and `eos_ids`) is an argument of compiled code; `STATIC`,
-    and which steps a `Sampling` has, decide what is compiled.
+    """What a round needs besides models and state.
+
+    A pytree: `sampling`, `draft_sampling` and `eos_ids` are arguments of compiled code; `STATIC`, and the flags of `Sampling`,
+    decide what is compiled.
 
     draft_length:   gamma, the tokens that the drafter proposes a round, 0 .. MAX_DRAFT_LENGTH; 0 without a drafter.
     sampling:       of the target: the distribution that the text is drawn from.

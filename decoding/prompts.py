@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from gemma4 import Config
-from gemma4.model import check_tokens
+from gemma4.model import check_ids
 
 Prompts = Sequence[int] | Sequence[Sequence[int]]
 
@@ -37,7 +37,7 @@ def validate_prompts(config: Config, prompt_tokens: object, max_new_tokens: int)
             raise ValueError(f"{name} is empty: expected at least one token (begin a text with the BOS token)")
         if not np.issubdtype(row.dtype, np.integer):
             raise ValueError(f"{name}: expected token ids, whole numbers, got {row.dtype}")
-        check_tokens(config, row[None])
+        check_ids(config, row[None])
         room = context - len(row)
         if room < max_new_tokens:
             ask = f", or ask for at most {room} new tokens" if room > 0 else ""

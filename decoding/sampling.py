@@ -1,6 +1,6 @@
 """From logits to a probability distribution over tokens (top-k, temperature, top-p), and from there to a token.
 
-Greedy decoding is the one-hot distribution, not a special case downstream.
+Greedy decoding is the one-hot distribution; where code branches on `is_greedy`, it takes a shortcut to the same result.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ class Sampling:
     suppress_tokens: ids that are never drawn, as in a released `generation_config.json`.
     Errors:          ValueError that names the setting out of range.
 
-    A pytree: the numbers are arguments of compiled code, which other numbers use again.  Static is only which of the steps
-    of `token_probs` there are: `is_greedy`, `has_top_k`, `has_top_p`.
+    A pytree: the numbers are arguments of compiled code, so that other values need no compilation.  Only the flags `is_greedy`,
+    `has_top_k` and `has_top_p` are static: they decide which steps of `token_probs` are compiled.
     """
 
     temperature: float = 0.0
@@ -60,25 +60,25 @@ class Sampling:
         if not 0 <= self.top_k < 2**31:
             raise ValueError(f"top_k: expected a number of tokens, or 0 for all, got {self.top_k}")
         object.__setattr__(self, "suppress_tokens", token_ids("suppress_tokens", self.suppress_tokens))
-        steps = self.temperature < MIN_TEMPERATURE, self.top_k > 0, self.top_p < 1
-        for name, value in zip(STEPS, steps, strict=True):
+        flags = self.temperature < MIN_TEMPERATURE, self.top_k > 0, self.top_p < 1
+        for name, value in zip(STATIC, flags, strict=True):
             object.__setattr__(self, name, value)
 
     def tree_flatten(self) -> tuple[tuple, tuple[bool, ...]]:
-        numbers = self.temperature, self.top_k, self.top_p, padded_ids(self.suppress_tokens)
-        return numbers, tuple(getattr(self, name) for name in STEPS)
+        arguments = self.temperature, self.top_k, self.top_p, padded_ids(self.suppress_tokens)
+        return arguments, tuple(getattr(self, name) for name in STATIC)
 
     @classmethod
-    def tree_unflatten(cls, steps: tuple[bool, ...], numbers: tuple) -> "Sampling":
+    def tree_unflatten(cls, static: tuple[bool, ...], arguments: tuple) -> "Sampling":
         """Without validation: in compiled code the numbers are not known."""
         sampling = object.__new__(cls)
-        for name, value in zip((*NUMBERS, *STEPS), (*numbers, *steps), strict=True):
+        for name, value in zip((*ARGUMENTS, *STATIC), (*arguments, *static), strict=True):
             object.__setattr__(sampling, name, value)
         return sampling
 
 
-NUMBERS = ("temperature", "top_k", "top_p", "suppress_tokens")
-STEPS = ("is_greedy", "has_top_k", "has_top_p")
+ARGUMENTS = ("temperature", "top_k", "top_p", "suppress_tokens")
+STATIC = ("is_greedy", "has_top_k", "has_top_p")
 
 
 def token_ids(name: str, value: Any) -> tuple[int, ...]:
@@ -93,9 +93,8 @@ def token_ids(name: str, value: Any) -> tuple[int, ...]:
 
 
 def padded_ids(ids: Any, least: int = 0) -> Any:
-    """A tuple of ids as an array of 8, 16, ... of them, or `least`, so that a few more compile nothing anew.
-
-    NO_TOKEN follows the last one.  What is an array already, as in compiled code, is returned as it is.
+    """The ids as an int32 array, padded with NO_TOKEN to a multiple of 8 (at least `least`), so that a few more need no
+    compilation.  An array, as in compiled code, is returned as it is.
     """
     if not isinstance(ids, tuple):
         return ids
@@ -133,7 +132,7 @@ def top_p_mask(probs: Float[Array, "*batch v"], top_p: float | Float[Array, ""])
 
 @jax.jit
 def sample_from(probs: Float[Array, "*batch v"], uniforms: Float[Array, "*batch"]) -> Int[Array, "*batch"]:
-    """Inverse CDF: the token at which the running sum of `probs` exceeds `uniforms` (in [0, 1)).
+    """Inverse CDF: the first token at which the running sum of `probs` exceeds `uniforms` (in [0, 1)) times their total.
 
     Weights need not sum to 1.  A token of probability 0 is never chosen; a one-hot distribution chooses its token for every
     uniform.  Exact to the resolution of a float32 uniform, about 2^-23 for each token: negligible for a small vocabulary; with

@@ -27,6 +27,7 @@ class Config:
     convention: with n tokens in the target's cache and the token to continue from at index n,
         "transformers" (5.22.2, also KerasHub and mlx-swift-lm) drafts at position n and sees the last window + 1 positions in
         sliding layers; "vllm" (also SGLang, Ollama, tpu-inference) drafts at n - 1 and sees the last window positions.
+        `Drafter.attention_inputs` applies it.
         Google's documentation does not say which one the released drafters were trained with.
     """
 

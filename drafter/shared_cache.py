@@ -1,6 +1,7 @@
 """What a drafter sees of the target's cache: two read-only views and their length.
 
-The donors are the last layer of each type that owns K/V (E2B: 13 and 14 of 35), not the last two layers of the model.
+The donors are the last layer of each type that owns K/V (E2B: 13 and 14 of 35), not the last two layers of the model:
+`gemma4.Config.donors`.
 """
 
 from typing import NamedTuple, cast

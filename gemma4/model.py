@@ -5,7 +5,7 @@ Builds on `functional.py`, `cache.py`, `layers.py`, `per_layer_embeddings.py` an
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -195,6 +195,11 @@ def check_tokens(config: Config, tokens: ArrayLike | Sequence[Sequence[int]]) ->
     """Token ids as int32 [b, t].  Errors: ValueError unless they are integers in 0..vocab-1, at least one a row."""
     if isinstance(tokens, Tracer):
         return tokens
+    return jnp.asarray(check_ids(config, tokens))
+
+
+def check_ids(config: Config, tokens: Any) -> np.ndarray:
+    """As `check_tokens`, on the host."""
     array = np.asarray(tokens)
     if array.ndim != 2 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(
@@ -204,4 +209,4 @@ def check_tokens(config: Config, tokens: ArrayLike | Sequence[Sequence[int]]) ->
     if low < 0 or high >= config.vocab_size:
         bad = low if low < 0 else high
         raise ValueError(f"token id {bad} is out of range: this model's vocabulary is 0..{config.vocab_size - 1}")
-    return jnp.asarray(array.astype(np.int32))  # converted by NumPy: JAX would compile it for each shape
+    return array.astype(np.int32)

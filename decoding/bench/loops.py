@@ -48,7 +48,9 @@ class Loop(NamedTuple):
     def lap(self, prompts: list[list[int]], seed: int = 0) -> Lap:
         """seed: of what is sampled or simulated.  Errors: ValueError if the prompts do not fit the context."""
         subject, options, key = self.subject, self.options, jax.random.key(seed)
-        state = prefill(subject.target, prompts, options, max_new_tokens=self.new_tokens, key=key, room=fast.FIRST_ROOM)
+        state = prefill(
+            subject.target, prompts, options, max_new_tokens=self.new_tokens, key=key, cache_room=fast.FIRST_ROOM
+        )
         jax.block_until_ready(state)
         models = (subject.target, subject.draft_model) if options.draft_length else (subject.target,)
         run = fast.run("on_device" if self.on_device else "streamed", self.threads)

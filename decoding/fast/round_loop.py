@@ -16,13 +16,13 @@ from jaxtyping import Array, Bool, Int
 
 from decoding.fast.jit import RoundFn, jit_flat
 from decoding.options import Options
-from decoding.stages.prefill import ROUND_WRITES
+from decoding.stages.prefill import ring_chunk
 from decoding.state import DecodeState, Round
 from drafter import Drafter
 from gemma4 import Config, Gemma4, KVCache, init_cache
 from gemma4.cache import resize
 
-MAX_DELAY_SECONDS = 0.025  # for which a streamed round may be held back
+MAX_DELAY_SECONDS = 0.025  # the aim for how long a streamed round is held back
 MAX_ROUNDS_PER_CALL = 8  # when streamed
 
 
@@ -41,7 +41,7 @@ class RoundLog(NamedTuple):
 def rounds_streamed(
     state: DecodeState, round_fn: RoundFn, options: Options, target: Gemma4, *draft_model: Drafter
 ) -> Iterator[Round]:
-    """As `generation.speculative_rounds`, but several rounds run in a call if they are short (25 ms together at most).
+    """As `generation.speculative_rounds`, but several rounds run in a call if they are short (the aim: 25 ms together).
 
     That amortises the cost of a call, about a millisecond.  The next call starts before the results of the one before it are
     read, so that the device always has work.
@@ -61,7 +61,8 @@ def rounds_streamed(
         if is_full and not done.all():  # the call under way runs no round
             state, next_log = run((grown(state, config), np.int32(limit)))
         if rounds:
-            # Includes what the caller does with the rounds: a slow caller gets them one by one.
+            # Includes what the caller does with the rounds (a slow caller gets them one by one) and, after the cache grew, a
+            # compilation.
             seconds_per_round = (time.perf_counter() - began) / len(rounds)
             limit = max(1, min(MAX_ROUNDS_PER_CALL, int(MAX_DELAY_SECONDS / seconds_per_round)))
         log = next_log
@@ -99,16 +100,25 @@ def _read(log: RoundLog) -> tuple[list[Round], np.ndarray, bool]:
 
 def with_small_rings(state: DecodeState, config: Config) -> DecodeState:
     """After a prefill in long chunks, sliding layers as small as rounds need them: one size, whatever the prompt."""
-    capacity = capacity_of(state.cache, config)
-    sizes = jax.eval_shape(lambda: init_cache(config, 1, capacity, chunk=ROUND_WRITES)).layers
-    if all(old.capacity == new.capacity for old, new in zip(state.cache.layers, sizes, strict=True) if old and new):
-        return state
-    return state._replace(cache=resize(state.cache, config, capacity, chunk=ROUND_WRITES))
+    return resized(state, config, capacity_of(state.cache, config))
 
 
 def grown(state: DecodeState, config: Config) -> DecodeState:
     """The same state in a cache twice as large."""
-    return state._replace(cache=resize(state.cache, config, 2 * capacity_of(state.cache, config), chunk=ROUND_WRITES))
+    return resized(state, config, 2 * capacity_of(state.cache, config))
+
+
+def resized(state: DecodeState, config: Config, capacity: int) -> DecodeState:
+    chunk = ring_chunk(writes_of(state))
+    sizes = jax.eval_shape(lambda: init_cache(config, 1, capacity, chunk=chunk)).layers
+    if all(old.capacity == new.capacity for old, new in zip(state.cache.layers, sizes, strict=True) if old and new):
+        return state
+    return state._replace(cache=resize(state.cache, config, capacity, chunk=chunk))
+
+
+def writes_of(state: DecodeState) -> int:
+    """How many tokens a round writes: gamma + 1."""
+    return state.last.tokens.shape[1]
 
 
 def capacity_of(cache: KVCache, config: Config) -> int:
@@ -118,14 +128,15 @@ def capacity_of(cache: KVCache, config: Config) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _rounds(round_fn: RoundFn, log_size: int) -> Callable[..., tuple[DecodeState, RoundLog]]:
-    """(*models, (state, limit), options) -> the state after at most `limit` rounds, up to `log_size`, and what they did.
+    """(*models, (state, limit), options) -> the state after at most `limit` rounds, and what they did.
 
-    A call past the end finds all rows done and returns at once.
+    `limit` is at most `log_size`: later rounds would run without being logged.  A call past the end finds all rows done and
+    returns at once.
     """
 
     def run(*args: Any) -> tuple[DecodeState, RoundLog]:
         *models, (state, limit), options = args
-        capacity, writes = capacity_of(state.cache, models[0].config), state.last.tokens.shape[1]
+        capacity, writes = capacity_of(state.cache, models[0].config), writes_of(state)
 
         def is_full(state: DecodeState) -> jax.Array:
             return state.cache.length.max() + writes > capacity

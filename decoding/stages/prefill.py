@@ -22,11 +22,11 @@ from gemma4 import Gemma4, KVCache, init_cache
 from gemma4.sharding import mesh_of
 
 MAX_CHUNK = 512
-MIN_CAPACITY = 128
-# The most tokens that a forward of a round writes, and one slot more: a row that is over still gets drafts or pads, which must
-# not reach the oldest position that a drafter sees (window + 1 of them in the transformers convention, one more than the
-# target).
-ROUND_WRITES = MAX_DRAFT_LENGTH + 2
+CHUNKS = {
+    32: 32,
+    512: 128,
+}  # longest prompt, and how many tokens of it are read at a time; few sizes, since each is compiled
+MIN_CAPACITY = 256
 
 
 def prefill(
@@ -36,23 +36,24 @@ def prefill(
     *,
     max_new_tokens: int,
     key: jax.Array | None = None,
-    room: int | None = None,
+    cache_room: int | None = None,
 ) -> DecodeState:
     """The state before the first round: every prompt in the cache, one token of the target's emitted.
 
-    The cache has room for prompts, new tokens and a last round's rejected drafts.
+    The cache has room for the prompts, `cache_room` new tokens and a last round's rejected drafts.
 
     prompt_tokens: ids of one prompt, or a batch of prompts of different lengths.
     options:       those of the rounds that follow.
     key:           `jax.random.key` (default: key 0), split once for the first token; the state holds the rest.
-    room:          for how many new tokens; all `max_new_tokens` unless given.
+    cache_room:    how many new tokens the cache holds; all `max_new_tokens` unless given.  With fewer, the caller makes the
+                   cache grow (`gemma4.cache.resize`).
     Errors:        ValueError for a prompt that is empty, that holds ids outside the target's vocabulary, or that with
                    `max_new_tokens` exceeds the context; and if the target's hidden states of it are not finite.
     """
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=1)
     prompts, first_key = validate_prompts(target.config, prompt_tokens, max_new_tokens), validate_key(key)
-    room = max_new_tokens if room is None else min(room, max_new_tokens)
-    cache, chunk = _make_cache(target, list(map(len, prompts)), room)
+    cache_room = max_new_tokens if cache_room is None else min(cache_room, max_new_tokens)
+    cache, chunk = _make_cache(target, list(map(len, prompts)), cache_room, options.draft_length)
 
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     padded = np.zeros((len(prompts), round_up(int(lengths.max()), chunk)), np.int32)
@@ -70,19 +71,28 @@ def prefill(
     return DecodeState(cache, *_first_token(target, hidden, first_key, jnp.int32(max_new_tokens), options))
 
 
-def _make_cache(target: Gemma4, lengths: list[int], room: int) -> tuple[KVCache, int]:
+def _make_cache(target: Gemma4, lengths: list[int], cache_room: int, draft_length: int) -> tuple[KVCache, int]:
     """A cache for these prompts, and how many tokens to read at a time.
 
     Sizes are rounded up, because each new shape costs a compilation, here and in the rounds, which use this cache.
     """
     longest, weight = max(lengths), target.embed_tokens.weight
-    chunk = min(MAX_CHUNK, max(16, 1 << (longest - 1).bit_length()))
+    chunk = min(MAX_CHUNK, next((size for most, size in CHUNKS.items() if longest <= most), MAX_CHUNK))
     # After the longest prompt come the pads of its last chunk, or the new tokens and the last round's drafts.
-    needed = longest + max(chunk, room + MAX_DRAFT_LENGTH)
+    needed = longest + max(chunk, cache_room + MAX_DRAFT_LENGTH)
     most = round_up(target.config.max_position_embeddings + max(chunk, MAX_DRAFT_LENGTH), MIN_CAPACITY)
     capacity = min(max(MIN_CAPACITY, 1 << (needed - 1).bit_length()), most)
-    written, mesh = max(ROUND_WRITES, chunk + 1), mesh_of(weight[...])
+    mesh, written = mesh_of(weight[...]), ring_chunk(max(chunk, draft_length + 1))
     return init_cache(target.config, len(lengths), capacity, chunk=written, dtype=weight.dtype, mesh=mesh), chunk
+
+
+def ring_chunk(tokens: int) -> int:
+    """The `chunk` of a cache for forwards of so many tokens: one slot more (`gemma4/cache.py`).
+
+    A row whose prompt has ended, or that is done, still gets pads or drafts, and keeps nothing of them.  They must not reach
+    the oldest position that a drafter sees: window + 1 of them in the transformers convention, one more than the target.
+    """
+    return tokens + 1
 
 
 def round_up(number: int, multiple: int) -> int:
@@ -93,7 +103,9 @@ def round_up(number: int, multiple: int) -> int:
 def _read_chunk(
     target: Gemma4, cache: KVCache, tokens: Int[Array, "b t"], lengths: Int[Array, " b"], hidden: Float[Array, "b d"]
 ) -> tuple[Float[Array, "b d"], KVCache]:
-    """Write one chunk, keep what belongs to the prompts, and take the hidden state of each prompt that ends in it."""
+    """Write one chunk and keep what belongs to the prompts.  A row that kept nothing keeps its hidden state, too; any other
+    gets that of its last kept token.
+    """
     before = cache.length
     kept = jnp.clip(lengths - before, 0, tokens.shape[1])
     last, cache = target.hidden_at(tokens, cache, jnp.maximum(kept - 1, 0))

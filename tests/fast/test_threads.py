@@ -83,7 +83,7 @@ def test_all_threads_run_at_the_same_time(monkeypatch):
         yield jax.device_get(state.last)
 
     monkeypatch.setattr(threads, "rounds_on_device", loop)
-    prefill, last = rounds_in_threads(a_state(3), autoregressive_round, Options(0), threads=3)
+    prefill, last = rounds_in_threads(a_state(3), autoregressive_round, Options(0), small_target(), threads=3)
     jax.tree.map(np.testing.assert_array_equal, prefill, last)
     assert sorted(run_in_threads([barrier.wait] * 3)) == [0, 1, 2]
     assert run_in_threads([lambda index=index: index for index in range(5)]) == [0, 1, 2, 3, 4]
@@ -97,7 +97,7 @@ def test_a_single_call_runs_in_the_callers_thread():
 def test_the_prefills_round_arrives_before_the_others_run(monkeypatch):
     monkeypatch.setattr(threads, "run_in_threads", lambda calls: pytest.fail("too early"))
     state = a_state(3)
-    rounds = rounds_in_threads(state, autoregressive_round, Options(0), threads=2)
+    rounds = rounds_in_threads(state, autoregressive_round, Options(0), small_target(), threads=2)
     jax.tree.map(np.testing.assert_array_equal, next(rounds), state.last)
 
 
@@ -122,4 +122,4 @@ def test_an_error_in_a_thread_is_raised_in_the_callers(monkeypatch):
 
     monkeypatch.setattr(threads, "rounds_on_device", loop)
     with pytest.raises(RuntimeError, match="the second one's"):
-        list(rounds_in_threads(a_state(3), autoregressive_round, Options(0), threads=2))
+        list(rounds_in_threads(a_state(3), autoregressive_round, Options(0), small_target(), threads=2))

@@ -1,5 +1,6 @@
 """Chat turns: the text of the templates, and control tokens, which no turn may contain."""
 
+import inspect
 import re
 
 import pytest
@@ -7,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from decoding.shipped_pair.corpus import train_tokenizer
-from gemma4.chat import BOS, END_OF_THOUGHT, END_OF_TURN, THINK, THOUGHT, TURN, chat, check_turns
+from gemma4.chat import BOS, END_OF_THOUGHT, END_OF_TURN, THINK, THOUGHT, TURN, Answer, chat, check_turns, read_answer
 from tests.models import SENTENCES
 
 CONTROL = (TURN, END_OF_TURN, THINK, THOUGHT, END_OF_THOUGHT)
@@ -37,10 +38,41 @@ def tokenizer(request):
             "<bos><|turn>system\n<|think|>\n<turn|>\n<|turn>user\nHello, world<turn|>\n<|turn>model\n",
         ),
         (
-            [("system", "Be brief."), ("user", "A"), ("model", "B"), ("user", "C\n")],
+            [("system", " Be brief.\n"), ("user", "A"), ("model", "B"), ("user", "\n C\n")],
             {"thinking": True},
             "<bos><|turn>system\n<|think|>\nBe brief.<turn|>\n<|turn>user\nA<turn|>\n<|turn>model\nB<turn|>\n"
-            "<|turn>user\nC\n<turn|>\n<|turn>model\n",
+            "<|turn>user\nC<turn|>\n<|turn>model\n",
+        ),
+        (  # thoughts of earlier turns go, also one that was cut off, and what follows a stray end stays
+            [
+                *[("user", "A"), ("model", "<|channel>thought\nhm\n<channel|>\nB <|channel>more<channel|>C ")],
+                *[
+                    ("user", "D"),
+                    ("assistant", "E<|channel>thought\nhm"),
+                    ("user", "F"),
+                    ("model", " G<channel|>H"),
+                    ("user", "I"),
+                ],
+            ],
+            {},
+            "<bos><|turn>user\nA<turn|>\n<|turn>model\nB C<turn|>\n<|turn>user\nD<turn|>\n<|turn>model\nE<turn|>\n"
+            "<|turn>user\nF<turn|>\n<|turn>model\nGH<turn|>\n<|turn>user\nI<turn|>\n<|turn>model\n",
+        ),
+        (  # neighbouring turns of the model are one; those of the user are not; a later system turn is a turn
+            [
+                *[
+                    ("developer", "S"),
+                    ("user", "A"),
+                    ("assistant", "B "),
+                    ("model", " C"),
+                    ("user", "D"),
+                    ("user", "E"),
+                ],
+                *[("system", "T"), ("user", "")],
+            ],
+            {},
+            "<bos><|turn>system\nS<turn|>\n<|turn>user\nA<turn|>\n<|turn>model\nBC<turn|>\n<|turn>user\nD<turn|>\n"
+            "<|turn>user\nE<turn|>\n<|turn>system\nT<turn|>\n<|turn>user\n<turn|>\n<|turn>model\n",
         ),
         (
             [("system", "Be brief."), ("user", "A")],
@@ -119,8 +151,12 @@ def test_bad_turns(turns):
         ([], {}, "expected a user's turn for the model to answer, got none"),
         ([*HELLO, ("model", "Hi")], {}, "expected a user's turn for the model to answer, got the model's last"),
         ([("system", "Be brief.")], {}, "expected a user's turn for the model to answer, got the system's last"),
-        ([("assistant", "Hi"), *HELLO], {}, "turn 0: expected user or model .* got 'assistant'"),
-        ([*HELLO, ("system", "Be brief.")], {}, "turn 1: expected user or model .* got 'system'"),
+        ([("tool", "Hi"), *HELLO], {}, "turn 0: expected one of the roles system, developer, user, .* got 'tool'"),
+        (
+            [*HELLO, ("system", "Be brief.")],
+            {},
+            "expected a user's turn for the model to answer, got the system's last",
+        ),
         (HELLO, {"thinking": True, "empty_thought": True}, "expected one of them or none, got both"),
     ],
 )
@@ -139,3 +175,29 @@ def test_a_tokenizer_that_adds_bos_to_every_piece(tokenizer):
     tokenizer = type(tokenizer).from_str(tokenizer.to_str())  # a copy of the fixture's
     tokenizer.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, before[0])])
     assert chat(tokenizer, HELLO) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Hello, world", Answer("", "Hello, world")),
+        ("<|channel>thought\nHello\n<channel|>world<turn|>", Answer("Hello", "world")),
+        ("<|channel>thought\n<channel|>world", Answer("", "world")),
+        ("<|channel>thought\nHello, wor", Answer("Hello, wor", "")),
+        ("Hello<|channel>a<channel|>, <|channel>b<channel|>world", Answer("ab", "Hello, world")),
+        ("", Answer("", "")),
+    ],
+)
+def test_thought_and_answer(tokenizer, text, answer):
+    special = Tokenizer.from_str(tokenizer.to_str())
+    special.add_special_tokens([END_OF_TURN])
+    ids = special.encode(text, add_special_tokens=False).ids
+    assert read_answer(special, ids) == answer
+
+
+def test_a_tokenizer_of_transformers(tokenizer):
+    transformers = pytest.importorskip("transformers")
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    assert chat(wrapped, HELLO) == chat(tokenizer, HELLO)
+    with pytest.raises(ValueError, match="tokenizer: expected a tokenizers.Tokenizer.* got a str"):
+        inspect.unwrap(chat)("tokenizer.json", HELLO)
