@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from decoding.options import Options
-from decoding.sampling import sample
+from decoding.processors import process
+from decoding.sampling import sample, token_logprobs
 from decoding.stages.emit import count_emitted
 from decoding.stages.rollback import rollback
 from decoding.state import DecodeState, Round, advance
@@ -18,14 +19,17 @@ def autoregressive_round(target: Gemma4, state: DecodeState, options: Options) -
     key, sample_key = jax.random.split(state.key)
     hidden, cache = target(state.token[:, None], state.cache)
     uniforms = jax.random.uniform(sample_key, state.token.shape)
-    tokens = sample(target.logits(hidden[:, 0]), options.sampling, uniforms, options.kernels)[:, None]
+    logits = target.logits(hidden)
+    processed = process(logits, state.token[:, None][:, :0], state.counts, options.processors)
+    tokens = sample(processed[:, 0], options.sampling, uniforms, options.kernels)[:, None]
 
     one, room = jnp.ones_like(state.token), state.budget - state.emitted
     num_emitted, done = count_emitted(tokens, one, room, state.done, options.eos_ids)
     cache = rollback(cache, state.cache.length, num_emitted)
 
-    this_round = Round(tokens[:, :0], jnp.zeros_like(num_emitted), tokens, num_emitted)
-    return advance(state, this_round, hidden, cache, key, done)
+    logprobs = token_logprobs(logits, tokens) if options.logprobs else None
+    this_round = Round(tokens[:, :0], jnp.zeros_like(num_emitted), tokens, num_emitted, logprobs)
+    return advance(state, this_round, hidden, logits, cache, key, done)
 
 
 @functools.partial(jax.jit, donate_argnames="state")

@@ -2,11 +2,12 @@
 
 import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
+from decoding.processors import Processor, as_processors
 from decoding.sampling import REFERENCE, Kernels, Sampling, padded_ids, token_ids
 
 MAX_DRAFT_LENGTH = 32  # acceptance falls with every position, so longer drafts gain nothing
@@ -18,15 +19,18 @@ ACCEPTANCE_METHODS = ("token", "block")
 class Options:
     """What a round needs besides models and state.
 
-    A pytree: `sampling`, `draft_sampling` and `eos_ids` are arguments of compiled code; `STATIC`, and the flags of `Sampling`,
-    decide what is compiled.
+    A pytree: `sampling`, `draft_sampling`, `eos_ids` and `processors` are arguments of compiled code; `STATIC`, and the flags
+    of `Sampling`, decide what is compiled.
 
     draft_length:   gamma, the tokens that the drafter proposes a round, 0 .. MAX_DRAFT_LENGTH; 0 without a drafter.
     sampling:       of the target: the distribution that the text is drawn from.
     draft_sampling: of the drafter; like `sampling` unless given.  It changes how many drafts are accepted, never the
                     distribution of the text.
     eos_ids:        token ids that end a text.
-    acceptance:     "token" (`stages/accept.py`) or "block" (`stages/accept_block.py`); the same for greedy decoding.
+    acceptance:     "token" (`stages/accept.py`) or "block" (`stages/accept_block.py`), which are the same for greedy decoding;
+                    or a rule of your own, a function with the arguments and the result of `stages.accept.decide`.
+    processors:     changes of the target's distribution (`processors.py`), applied in this order before `sampling`.
+    logprobs:       whether rounds tell the log-probability of each token (`sampling.token_logprobs`).
     kernels:        the functions over the vocabulary; `decoding/fast` has forms of the same numbers for a machine.
     Errors:         ValueError that names the setting, what was expected and what came.
     """
@@ -35,7 +39,9 @@ class Options:
     sampling: Sampling = Sampling()
     draft_sampling: Sampling | None = None
     eos_ids: Sequence[int] = ()  # kept as a tuple
-    acceptance: str = "token"
+    acceptance: str | Callable = "token"
+    processors: Sequence[Processor] = ()  # kept as a tuple
+    logprobs: bool = False
     kernels: Kernels = REFERENCE
 
     def __post_init__(self):
@@ -48,13 +54,15 @@ class Options:
             if not isinstance(value := getattr(self, name), Sampling):
                 raise ValueError(f"{name}: expected decoding.Sampling(temperature, top_k, top_p), got {value!r:.80}")
         object.__setattr__(self, "eos_ids", token_ids("eos_ids", self.eos_ids))
-        if self.acceptance not in ACCEPTANCE_METHODS:
+        if not callable(self.acceptance) and self.acceptance not in ACCEPTANCE_METHODS:
             raise ValueError(
-                f"acceptance: expected {' or '.join(map(repr, ACCEPTANCE_METHODS))}, got {self.acceptance!r:.80}"
+                f"acceptance: expected {', '.join(map(repr, ACCEPTANCE_METHODS))} or a function like stages.accept.decide, "
+                f"got {self.acceptance!r:.80}"
             )
+        object.__setattr__(self, "processors", as_processors(self.processors))
 
     def tree_flatten(self) -> tuple[tuple, tuple]:
-        arguments = self.sampling, self.draft_sampling, padded_ids(self.eos_ids, least=8)
+        arguments = self.sampling, self.draft_sampling, padded_ids(self.eos_ids, least=8), self.processors
         return arguments, tuple(getattr(self, name) for name in STATIC)
 
     @classmethod
@@ -66,8 +74,8 @@ class Options:
         return options
 
 
-ARGUMENTS = ("sampling", "draft_sampling", "eos_ids")
-STATIC = ("draft_length", "acceptance", "kernels")
+ARGUMENTS = ("sampling", "draft_sampling", "eos_ids", "processors")
+STATIC = ("draft_length", "acceptance", "logprobs", "kernels")
 
 
 def whole_number(name: str, value: Any, least: int | None = None) -> int:

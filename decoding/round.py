@@ -10,8 +10,9 @@ import jax
 from jaxtyping import Array, Float
 
 from decoding.options import Options
-from decoding.sampling import suppress, token_probs
-from decoding.stages.accept import Acceptance, accept, accept_greedy
+from decoding.processors import process
+from decoding.sampling import suppress, token_logprobs, token_probs
+from decoding.stages.accept import Acceptance, accept, accept_greedy, uniforms_for
 from decoding.stages.accept_block import accept_block
 from decoding.stages.draft import Draft, draft
 from decoding.stages.emit import count_emitted, with_next_token
@@ -28,6 +29,9 @@ AcceptFn = Callable[[jax.Array, Draft, Options, jax.Array], Acceptance]
 def accept_drafts(logits: Float[Array, "b t v"], drafted: Draft, options: Options, key: jax.Array) -> Acceptance:
     """Accept or reject the drafts, against the target's distribution after temperature, top-k and top-p."""
     kernels = options.kernels  # argmax, top-k, top-p and sampling: `sampling.REFERENCE`, or faster forms
+    if callable(options.acceptance):
+        target_probs, uniforms = token_probs(logits, options.sampling, kernels), uniforms_for(drafted.tokens, key)
+        return Acceptance(*options.acceptance(target_probs, drafted.tokens, drafted.probs, uniforms))
     if options.sampling.is_greedy:
         return accept_greedy(suppress(logits, options.sampling), drafted.tokens, kernels)
     method = accept_block if options.acceptance == "block" else accept
@@ -49,16 +53,18 @@ def speculative_round(
         draft_length=options.draft_length, sampling=options.draft_sampling, kernels=options.kernels,
     )  # fmt: skip
     verified = verify(target, state.cache, state.token, drafted.tokens)
-    accepted = accept_fn(verified.logits, drafted, options, accept_key)
+    logits = process(verified.logits, drafted.tokens, state.counts, options.processors)
+    accepted = accept_fn(logits, drafted, options, accept_key)
 
     tokens = with_next_token(drafted.tokens, accepted.num_accepted, accepted.next_token)
     room = state.budget - state.emitted
     num_emitted, done = count_emitted(tokens, accepted.num_accepted + 1, room, state.done, options.eos_ids)
     cache = rollback(verified.cache, state.cache.length, num_emitted)
 
-    this_round = Round(drafted.tokens, accepted.num_accepted, tokens, num_emitted)
+    logprobs = token_logprobs(verified.logits, tokens) if options.logprobs else None
+    this_round = Round(drafted.tokens, accepted.num_accepted, tokens, num_emitted, logprobs)
     # The next round drafts from the newest token and from the hidden state that predicted it, number num_emitted - 1.
-    return advance(state, this_round, verified.hidden, cache, key, done)
+    return advance(state, this_round, verified.hidden, verified.logits, cache, key, done)
 
 
 @functools.partial(jax.jit, donate_argnames="state")

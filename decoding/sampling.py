@@ -179,6 +179,12 @@ def token_probs(
     return jax.nn.softmax(logits, axis=-1)
 
 
+def token_logprobs(logits: Float[Array, "b t v"], tokens: Int[Array, "b t"]) -> Float[Array, "b t"]:
+    """The log-probability of each token under the target alone: before processors, temperature, top-k and top-p."""
+    logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return jnp.take_along_axis(logprobs, tokens[..., None], axis=-1)[..., 0]
+
+
 def sample(
     logits: Float[Array, "*batch v"],
     sampling: Sampling,

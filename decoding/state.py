@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from decoding.finite import is_finite
+from decoding.processors import count_tokens
 from gemma4 import KVCache
 from gemma4.functional import select_position
 
@@ -17,6 +19,7 @@ class Round(NamedTuple):
     num_accepted: Int[Array, " b"]  # 0..gamma: how many of the drafts the target accepted
     tokens: Int[Array, "b gamma+1"]  # the accepted drafts, then the target's own token; the rest has no meaning
     num_emitted: Int[Array, " b"]  # how many of `tokens` count: up to an EOS or the end of the budget; 0 once done
+    logprobs: Float[Array, "b gamma+1"] | None = None  # of `tokens`, if `Options.logprobs`
 
 
 class DecodeState(NamedTuple):
@@ -33,19 +36,22 @@ class DecodeState(NamedTuple):
     budget: Int[Array, " b"]  # tokens to emit at most
     done: Bool[Array, " b"]  # an EOS was emitted, or the budget is used up
     last: Round
+    is_finite: Bool[Array, " b"]  # whether all logits so far were
+    counts: Int[Array, "b v"] | None = None  # of each token in prompt and text, for `Options.processors`
 
 
 def advance(
     state: DecodeState,
     this_round: Round,
     hidden: Float[Array, "b t d"],
+    logits: Float[Array, "b t v"],
     cache: KVCache,
     key: jax.Array,
     done: Bool[Array, " b"],
 ) -> DecodeState:
     """The state after a round.
 
-    hidden: the target's hidden states over [token, d1 .. dgamma], the tokens that this round's forward read.
+    hidden, logits: the target's over [token, d1 .. dgamma], the tokens that this round's forward read.
     The newest token is the last emitted one, tokens[num_emitted - 1].  Hidden state i predicts tokens[i], so hidden state
     num_emitted - 1 predicted the newest token, and the drafter continues from there.  A row that was done keeps what it had.
     """
@@ -59,6 +65,8 @@ def advance(
         budget=state.budget,
         done=done,
         last=this_round,
+        is_finite=state.is_finite & is_finite(logits),
+        counts=count_tokens(state.counts, this_round.tokens, this_round.num_emitted),
     )
 
 

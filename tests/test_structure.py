@@ -14,7 +14,16 @@ UPWARD = {"gemma4/__main__.py": {"decoding"}}  # the command's entry point, in t
 
 # Of decoding: each may import those before it.
 LAYERS = (
-    ("decoding/sampling.py", "decoding/options.py", "decoding/state.py", "decoding/prompts.py", "decoding/stats.py"),
+    (
+        *(
+            "decoding/sampling.py",
+            "decoding/processors.py",
+            "decoding/options.py",
+            "decoding/state.py",
+            "decoding/prompts.py",
+        ),
+        *("decoding/stats.py", "decoding/stop.py", "decoding/finite.py"),
+    ),
     ("decoding/stages",),
     ("decoding/round.py", "decoding/baseline.py"),
     ("decoding/fast",),

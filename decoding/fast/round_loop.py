@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from decoding.fast.jit import RoundFn, jit_flat
+from decoding.finite import not_finite
 from decoding.options import Options
 from decoding.stages.prefill import ring_chunk
 from decoding.state import DecodeState, Round
@@ -36,6 +37,7 @@ class RoundLog(NamedTuple):
     count: Int[Array, ""]  # how many rounds ran; what `rounds` holds beyond them has no meaning
     done: Bool[Array, " b"]
     is_full: Bool[Array, ""]  # the cache has no room for another round
+    is_finite: Bool[Array, ""]
 
 
 def rounds_streamed(
@@ -47,7 +49,7 @@ def rounds_streamed(
     read, so that the device always has work.
     """
     run = jit_flat(_rounds(round_fn, MAX_ROUNDS_PER_CALL), options, target, *draft_model)
-    last, done = jax.device_get((state.last, state.done))
+    last, done = prefill_round(state, target)
     yield last
     if done.all():
         return
@@ -56,7 +58,7 @@ def rounds_streamed(
     while not done.all():
         began = time.perf_counter()
         state, next_log = run((state, np.int32(limit)))
-        rounds, done, is_full = _read(log)
+        rounds, done, is_full = _read(log, target)
         yield from rounds
         if is_full and not done.all():  # the call under way runs no round
             state, next_log = run((grown(state, config), np.int32(limit)))
@@ -80,22 +82,35 @@ def rounds_on_device(
         return lambda state: run((state, np.int32(limit)))
 
     run = run_for(state.cache)
-    last, done = jax.device_get((state.last, state.done))
+    last, done = prefill_round(state, target)
     yield last
     state = with_small_rings(state, config)
     while not done.all():
         state, log = run(state)
-        rounds, done, is_full = _read(log)
+        rounds, done, is_full = _read(log, target)
         yield from rounds
         if is_full:
             state = grown(state, config)
             run = run_for(state.cache)
 
 
-def _read(log: RoundLog) -> tuple[list[Round], np.ndarray, bool]:
-    """The rounds that ran, which rows are done, and whether the cache is full; waits for them."""
-    rounds, count, done, is_full = jax.device_get(log)
-    return [Round(*(values[i] for values in rounds)) for i in range(count)], done, bool(is_full)
+def prefill_round(state: DecodeState, target: Gemma4) -> tuple[Round, np.ndarray]:
+    """The prefill's round, and which rows are done.  Errors: as `_read`."""
+    last, done, is_finite = jax.device_get((state.last, state.done, state.is_finite))
+    if not is_finite.all():
+        raise not_finite(target)
+    return last, done
+
+
+def _read(log: RoundLog, target: Gemma4) -> tuple[list[Round], np.ndarray, bool]:
+    """The rounds that ran, which rows are done, and whether the cache is full; waits for them.
+
+    Errors: NotFinite if the target's numbers are not finite.
+    """
+    rounds, count, done, is_full, is_finite = jax.device_get(log)
+    if not is_finite:
+        raise not_finite(target)
+    return [jax.tree.map(lambda values, i=i: values[i], rounds) for i in range(count)], done, bool(is_full)
 
 
 def with_small_rings(state: DecodeState, config: Config) -> DecodeState:
@@ -143,7 +158,7 @@ def _rounds(round_fn: RoundFn, log_size: int) -> Callable[..., tuple[DecodeState
 
         def is_due(carry: Carry) -> jax.Array:
             state, _, count = carry
-            return (count < limit) & ~state.done.all() & ~is_full(state)
+            return (count < limit) & ~state.done.all() & ~is_full(state) & state.is_finite.all()
 
         def one_round(carry: Carry) -> Carry:
             state, log, count = carry
@@ -153,6 +168,6 @@ def _rounds(round_fn: RoundFn, log_size: int) -> Callable[..., tuple[DecodeState
         log = jax.tree.map(lambda row: jnp.zeros((log_size, *row.shape), row.dtype), state.last)
         # A loop, even for one round: XLA would copy the cache into and out of the branches of a `cond`.
         state, log, count = jax.lax.while_loop(is_due, one_round, (state, log, jnp.int32(0)))
-        return state, RoundLog(log, count, state.done, is_full(state))
+        return state, RoundLog(log, count, state.done, is_full(state), state.is_finite.all())
 
     return run

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from decoding.fast.jit import RoundFn
-from decoding.fast.round_loop import rounds_on_device
+from decoding.fast.round_loop import prefill_round, rounds_on_device
 from decoding.options import Options
 from decoding.state import DecodeState, Round
 from drafter import Drafter
@@ -28,7 +28,8 @@ def rounds_in_threads(
     state: DecodeState, round_fn: RoundFn, options: Options, target: Gemma4, *draft_model: Drafter, threads: int
 ) -> Iterator[Round]:
     """As `rounds_on_device`, over `threads` threads.  Finished rows emit nothing until all rows are done."""
-    yield jax.device_get(state.last)
+    last, _ = prefill_round(state, target)
+    yield last
     loops = [rounds_on_device(part, round_fn, options, target, *draft_model) for part in split_rows(state, threads)]
     logs = run_in_threads([functools.partial(list, loop) for loop in loops])
     at_rest = [jax.tree.map(np.zeros_like, prefill) for prefill, *_ in logs]

@@ -5,6 +5,7 @@ Prompts of different lengths are padded on the right; a pad is a draft that is a
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,11 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from decoding.finite import is_finite, not_finite
 from decoding.options import MAX_DRAFT_LENGTH, Options, whole_number
+from decoding.processors import count_tokens, process
 from decoding.prompts import Prompts, validate_key, validate_prompts
-from decoding.sampling import sample
+from decoding.sampling import sample, token_logprobs
 from decoding.stages.emit import count_emitted
 from decoding.stages.rollback import rollback
 from decoding.state import DecodeState, Round
@@ -48,7 +51,7 @@ def prefill(
     cache_room:    how many new tokens the cache holds; all `max_new_tokens` unless given.  With fewer, the caller makes the
                    cache grow (`gemma4.cache.resize`).
     Errors:        ValueError for a prompt that is empty, that holds ids outside the target's vocabulary, or that with
-                   `max_new_tokens` exceeds the context; and if the target's hidden states of it are not finite.
+                   `max_new_tokens` exceeds the context; NotFinite if the target's hidden states of it are not finite.
     """
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=1)
     prompts, first_key = validate_prompts(target.config, prompt_tokens, max_new_tokens), validate_key(key)
@@ -64,11 +67,13 @@ def prefill(
         tokens = jnp.asarray(padded[:, start : start + chunk])
         hidden, cache = _read_chunk(target, cache, tokens, jnp.asarray(lengths), hidden)
     if not isinstance(hidden, Tracer) and not jnp.isfinite(hidden).all():
-        raise ValueError(
-            f"the target's hidden states of the prompt are not finite in {hidden.dtype}: float16 overflows, so load the "
-            "target as float32 or bfloat16; in these, look for damaged weights"
-        )
-    return DecodeState(cache, *_first_token(target, hidden, first_key, jnp.int32(max_new_tokens), options))
+        raise not_finite(target)
+    counts = _count_prompts(prompts, target.config.vocab_size) if options.processors else None
+    return DecodeState(cache, *_first_token(target, hidden, first_key, jnp.int32(max_new_tokens), counts, options))
+
+
+def _count_prompts(prompts: list[list[int]], vocabulary: int) -> Int[Array, "b v"]:
+    return jnp.asarray(np.stack([np.bincount(prompt, minlength=vocabulary) for prompt in prompts]).astype(np.int32))
 
 
 def _make_cache(target: Gemma4, lengths: list[int], cache_room: int, draft_length: int) -> tuple[KVCache, int]:
@@ -118,12 +123,16 @@ def _first_token(
     hidden: Float[Array, "b d"],
     key: jax.Array,
     max_new_tokens: Int[Array, ""],
+    counts: Int[Array, "b v"] | None,
     options: Options,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, Round]:
+) -> tuple[Any, ...]:
     """All fields of the state but the cache, whose size does not concern what is compiled here."""
     key, sample_key = jax.random.split(key)
     batch = hidden.shape[0]
-    token = sample(target.logits(hidden), options.sampling, jax.random.uniform(sample_key, (batch,)), options.kernels)
+    logits = target.logits(hidden)
+    no_tokens = jnp.zeros((batch, 0), jnp.int32)
+    processed = process(logits[:, None], no_tokens, counts, options.processors)[:, 0]
+    token = sample(processed, options.sampling, jax.random.uniform(sample_key, (batch,)), options.kernels)
 
     # A round that drafted nothing.  It has the shape of later rounds, so that these compile once.
     tokens = jnp.pad(token[:, None], ((0, 0), (0, options.draft_length)))
@@ -131,4 +140,8 @@ def _first_token(
     budget, not_done = jnp.full(batch, max_new_tokens, jnp.int32), jnp.zeros(batch, bool)
     num_emitted, done = count_emitted(tokens, one_token, budget, not_done, options.eos_ids)
     this_round = Round(tokens[:, 1:], none_accepted, tokens, num_emitted)
-    return token, hidden, key, num_emitted, budget, done, this_round
+    if options.logprobs:
+        first = token_logprobs(logits[:, None], token[:, None])
+        this_round = this_round._replace(logprobs=jnp.pad(first, ((0, 0), (0, options.draft_length))))
+    counts = count_tokens(counts, tokens, num_emitted)
+    return token, hidden, key, num_emitted, budget, done, this_round, is_finite(logits[:, None]), counts

@@ -4,19 +4,23 @@ That the text is the target's: tests/properties.  That the other loops give the 
 """
 
 import dataclasses
+import functools
 import inspect
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import decoding
 import decoding.generation
+import gemma4
 from decoding import Generation, Options, Round, Sampling
 from decoding.fast import KERNELS
 from decoding.generation import LOOPS, autoregressive_rounds, collect, speculative_rounds
 from decoding.options import MAX_DRAFT_LENGTH
-from decoding.sampling import REFERENCE
+from decoding.sampling import REFERENCE, sample_from
+from decoding.stages.accept import decide
 from tests.models import TINY, drafter_config, random_drafter, random_target, small_drafter, small_target
 
 PROMPT, PROMPTS = [2, 9, 4], [[2, 9, 4], [7, 1, 1, 5, 12, 3, 8]]
@@ -68,7 +72,7 @@ def test_the_plain_loop_without_a_drafter():
 
 def test_a_generation_collects_its_rounds():
     out, rounds = plain()
-    assert all(isinstance(leaf, np.ndarray) for last in rounds for leaf in last), "on the host"
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(rounds)), "on the host"
     assert rounds[0].num_emitted.tolist() == [1, 1] and not rounds[0].num_accepted.any(), "the prefill's"
     for row, text in enumerate(out.tokens):
         emitted = [last.tokens[row, : last.num_emitted[row]] for last in rounds]
@@ -162,7 +166,11 @@ def test_settings_reach_the_rounds_of_the_baseline(loop, monkeypatch):
         (PROMPT * 30, {}, "the prompt has 90 tokens, .* context of 64: shorten the prompt$"),
         ([16], {}, r"token id 16 is out of range: this model's vocabulary is 0\.\.15"),
         ([-1], {}, r"token id -1 is out of range: this model's vocabulary is 0\.\.15"),
-        (PROMPT, {"acceptance": "blocks"}, "acceptance: expected 'token' or 'block', got 'blocks'"),
+        (
+            PROMPT,
+            {"acceptance": "blocks"},
+            "acceptance: expected 'token', 'block' or a function like .*, got 'blocks'",
+        ),
         (PROMPT, {"eos_ids": (-1,)}, "eos_ids: expected token ids from 0 to"),
         (PROMPT, {"loop": "fast"}, "loop: expected 'plain', 'streamed', 'on_device', got 'fast'"),
         (PROMPT, {"threads": 2}, "threads: 2 threads need loop=\"on_device\", got loop='streamed'"),
@@ -243,3 +251,42 @@ def test_suppressed_tokens_are_not_in_a_text(sampling, loop):
         assert not set(sorted(usual)[::2]) & {int(token) for row in rows for token in row}
     if sampling.is_greedy:
         jax.tree.map(np.testing.assert_array_equal, *without)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, top_k=5)], ids=str)
+def test_logprobs_are_the_targets_own(sampling, loop):
+    """Those of one forward over the whole text, within 2e-5 of the largest logit, with a drafter and without."""
+    settings = {"max_new_tokens": 20, "sampling": sampling, "loop": loop, "logprobs": True}
+    for out in (
+        decoding.generate(small_target(), small_drafter(5), PROMPTS, draft_length=3, **settings),
+        decoding.generate_autoregressive(small_target(), PROMPTS, **settings),
+    ):
+        for prompt, text, logprobs in zip(PROMPTS, out.tokens, out.logprobs, strict=True):
+            logits = gemma4.forward(small_target(), [[*prompt, *text.tolist()]]).logits[0, len(prompt) - 1 : -1]
+            expected = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(text)), text]
+            np.testing.assert_allclose(logprobs, expected, rtol=0, atol=2e-5 * np.abs(logits).max())
+    assert plain()[0].logprobs is None
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_rule_of_acceptance_of_your_own(loop):
+    """One with the arguments of `decide`: itself gives the usual text; one that accepts nothing, one token a round."""
+    settings = {
+        "max_new_tokens": 20,
+        "draft_length": 3,
+        "loop": loop,
+        "sampling": Sampling(1.0),
+        "key": jax.random.key(7),
+    }
+    generate = functools.partial(decoding.generate, *pair(), PROMPTS, **settings)
+
+    def nothing(target_probs, draft_tokens, draft_probs, uniforms):
+        return jnp.zeros(len(draft_tokens), jnp.int32), sample_from(target_probs[:, 0], uniforms[:, -1])
+
+    for ours, usual in zip(generate(acceptance=decide).tokens, generate().tokens, strict=True):
+        np.testing.assert_array_equal(ours, usual)
+    assert generate(acceptance=nothing).stats.accepted == 0
+    greedy = generate(acceptance=decide, sampling=Sampling()).tokens
+    for ours, usual in zip(greedy, generate(sampling=Sampling()).tokens, strict=True):
+        np.testing.assert_array_equal(ours, usual)

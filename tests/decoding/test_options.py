@@ -65,8 +65,14 @@ def test_sampling_out_of_range(settings, message):
         ({"eos_ids": [5.5]}, r"eos_ids: expected token ids, such as .* got \[5.5\]"),
         ({"eos_ids": [2**31]}, r"eos_ids: expected token ids from 0 to 2147483646, got \(2147483648,\)"),
         ({"eos_ids": [-1]}, r"eos_ids: expected token ids from 0 to 2147483646, got \(-1,\)"),
-        ({"acceptance": "blocks"}, "acceptance: expected 'token' or 'block', got 'blocks'"),
-        ({"acceptance": ["block"]}, r"acceptance: expected 'token' or 'block', got \['block'\]"),
+        (
+            {"acceptance": "blocks"},
+            r"acceptance: expected 'token', 'block' or a function like .*, got 'blocks'",
+        ),
+        (
+            {"acceptance": ["block"]},
+            r"acceptance: expected 'token', 'block' or a function like .*, got \['block'\]",
+        ),
     ],
     ids=str,
 )

@@ -30,6 +30,7 @@ def state_before() -> DecodeState:
         budget=jnp.array([9, 9, 7, 9]),
         done=jnp.array([False, False, True, False]),
         last=LAST,
+        is_finite=jnp.array([True, True, True, False]),
     )
 
 
@@ -37,7 +38,8 @@ def after() -> DecodeState:
     before = state_before()
     hidden = jnp.arange(24.0).reshape(4, 3, 2)  # of [token, d1, d2]
     cache = before.cache._replace(length=before.cache.length + LAST.num_emitted)  # as `rollback` leaves it
-    return advance(before, LAST, hidden, cache, jax.random.key(1), DONE)
+    logits = jnp.full((4, 3, 5), -jnp.inf).at[..., 2].set(1.0).at[1, 2, 3].set(jnp.nan)
+    return advance(before, LAST, hidden, logits, cache, jax.random.key(1), DONE)
 
 
 def test_the_newest_token_is_the_last_emitted_one():
@@ -54,6 +56,11 @@ def test_counts_and_the_rest():
     assert state.emitted.tolist() == [4, 6, 7, 3]
     assert state.budget.tolist() == [9, 9, 7, 9] and state.done is DONE and state.last is LAST
     assert (jax.random.key_data(state.key) == jax.random.key_data(jax.random.key(1))).all()
+
+
+def test_numbers_that_are_not_finite_are_remembered():
+    """Row 1 has a NaN among its logits, row 3 had one before; -inf is a logit like others."""
+    assert after().is_finite.tolist() == [True, False, True, False]
 
 
 def test_invariant():

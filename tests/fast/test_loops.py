@@ -220,9 +220,9 @@ def test_rounds_arrive_as_they_end_while_the_next_call_runs(calls, monkeypatch, 
     """
     now, when_seen, when_read, read = [0.0], [], [], round_loop._read
 
-    def watched_read(log):
+    def watched_read(*args):
         when_read.append(len(calls))
-        return read(log)
+        return read(*args)
 
     def on_round(last):
         now[0] += seconds

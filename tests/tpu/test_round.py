@@ -40,7 +40,7 @@ def state_of(target: Gemma4) -> DecodeState:
         cache = init_cache(config, 1, CONTEXT, chunk=513, dtype=jnp.bfloat16)
         hidden = jnp.zeros((1, config.hidden_size), jnp.bfloat16)
         last = Round(*(jnp.zeros((1, *more), jnp.int32) for more in ((GAMMA,), (), (GAMMA + 1,), ())))
-        return DecodeState(cache, ids, hidden, jax.random.key(0), ids, ids, ids.astype(bool), last)
+        return DecodeState(cache, ids, hidden, jax.random.key(0), ids, ids, ids.astype(bool), last, ids == 0)
 
     return jax.eval_shape(state)
 

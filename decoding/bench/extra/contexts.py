@@ -64,6 +64,7 @@ def full_state(subject: Subject, context: int) -> DecodeState:
         budget=one,
         done=one > 0,  # so every repetition is at the same position
         last=Round(tokens[:, 1:], one, tokens, one),
+        is_finite=one > 0,
     )
 
 

@@ -76,7 +76,9 @@ def test_target_probs_of_another_shape(accept):
     def uniform(*shape: int) -> jax.Array:
         return jnp.full((*shape, 3), 1 / 3)
 
-    with pytest.raises(ValueError, match=r"accept: .*target's probabilities or logits as .* for 2 drafts in 1 rows, got \(1, 2, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"accept: .*target's probabilities .* for 2 drafts in 1 rows, got \(1, 2, 3\)"
+    ):
         accept(uniform(1, 2), jnp.zeros((1, 2), jnp.int32), uniform(1, 2), jax.random.key(0))
 
 
