@@ -10,7 +10,7 @@ check_not_shadowed("drafter")  # before anything here imports it
 from decoding.baseline import autoregressive_step
 from decoding.generation import Generation, generate, generate_autoregressive
 from decoding.generation_config import load_sampling
-from decoding.load import Pair, load_pair
+from decoding.load import Pair, export_pair, load_pair, save_pair
 from decoding.options import Options
 from decoding.round import speculative_step
 from decoding.sampling import Sampling
@@ -39,12 +39,14 @@ __all__ = [
     "accept_greedy",
     "autoregressive_step",
     "draft",
+    "export_pair",
     "generate",
     "generate_autoregressive",
     "load_pair",
     "load_sampling",
     "prefill",
     "rollback",
+    "save_pair",
     "speculative_step",
     "verify",
 ]

@@ -16,7 +16,14 @@ from jax.sharding import Mesh
 from drafter.hf_config import drafter_json, read_drafter
 from drafter.model import Drafter
 from gemma4.checkpoints import orbax, safetensors
-from gemma4.checkpoints.directories import CheckpointError, new_directory, read_config, write_config
+from gemma4.checkpoints.directories import (
+    CheckpointError,
+    check_checksums,
+    new_directory,
+    read_config,
+    write_checksums,
+    write_config,
+)
 from gemma4.checkpoints.params import check_model, float_dtype, shape_only
 
 HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"  # in a file that has both, they are equal
@@ -44,12 +51,14 @@ def load(
     """
     directory = Path(directory)
     config = read_config(directory, read_drafter)
+    check_checksums(directory)
     config = config if convention is None else dataclasses.replace(config, convention=convention)
     blank = shape_only(Drafter, config, dtype)
     if (directory / orbax.FOLDER).is_dir():
         draft_model = orbax.load_orbax(blank, directory / orbax.FOLDER, mesh)
     else:
-        tensors = safetensors.read_tensors(directory)
+        found = safetensors.read_tensors(directory)
+        tensors = {name: tensor for name, tensor in found.items() if not safetensors.is_rope_buffer(name)}
         if (head := tensors.pop(HEAD, None)) is not None:
             safetensors.check_tied(head, tensors.get(TABLE))
         draft_model = safetensors.load_weights(blank, tensors, directory, mesh, rename=hf_name)
@@ -59,14 +68,20 @@ def load(
 
 
 def save(draft_model: Drafter, directory: str | os.PathLike) -> None:
-    """Write config.json and, with Orbax, the parameters as they are.
+    """Write config.json and, with Orbax, the parameters as they are; also the checksums of all files.
 
     Errors: CheckpointError for another model than a Drafter, and unless the directory is empty or new.
     """
     check_model(draft_model, Drafter, "drafter.save")
     with new_directory(directory) as scratch:
-        write_config(scratch, drafter_json(draft_model.config))
-        orbax.save_orbax(draft_model, scratch / orbax.FOLDER)
+        write_saved(draft_model, scratch)
+
+
+def write_saved(draft_model: Drafter, directory: Path) -> None:
+    """What `save` writes, into an empty directory."""
+    write_config(directory, drafter_json(draft_model.config))
+    orbax.save_orbax(draft_model, directory / orbax.FOLDER)
+    write_checksums(directory)
 
 
 def export_hf(draft_model: Drafter, directory: str | os.PathLike, dtype: Any = None) -> None:
@@ -77,11 +92,16 @@ def export_hf(draft_model: Drafter, directory: str | os.PathLike, dtype: Any = N
             float16 does not reach.
     """
     check_model(draft_model, Drafter, "drafter.export_hf")
-    dtype = float_dtype(draft_model.embed_tokens.weight.dtype if dtype is None else dtype)
     with new_directory(directory) as scratch:
-        write_config(scratch, {**drafter_json(draft_model.config), "dtype": dtype.name})
-        write_config(scratch, GENERATION_CONFIG, "generation_config.json")
-        safetensors.write_safetensors(draft_model, scratch / safetensors.WEIGHTS, dtype, rename=hf_name)
+        write_exported(draft_model, scratch, dtype)
+
+
+def write_exported(draft_model: Drafter, directory: Path, dtype: Any = None) -> None:
+    """What `export_hf` writes, into an empty directory."""
+    dtype = float_dtype(draft_model.embed_tokens.weight.dtype if dtype is None else dtype)
+    write_config(directory, {**drafter_json(draft_model.config), "dtype": dtype.name})
+    write_config(directory, GENERATION_CONFIG, "generation_config.json")
+    safetensors.write_safetensors(draft_model, directory / safetensors.WEIGHTS, dtype, rename=hf_name)
 
 
 def hf_name(name: str) -> str:

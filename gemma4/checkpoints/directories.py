@@ -1,17 +1,19 @@
-"""Checkpoint directories: JSON files in and out, and directories that appear whole or not at all."""
+"""Checkpoint directories: JSON files in and out, checksums, and directories that appear whole or not at all."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import shutil
 import socket
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 MAX_JSON_BYTES = 2**26  # an index of 31B's tensors has 0.1 MB
+CHECKSUMS = "gemma4-mtp.sha256.json"  # beside what we write: the SHA-256 of each file, by its path from there
 
 
 class CheckpointError(ValueError):
@@ -72,11 +74,61 @@ def read_json(file: Path) -> dict[str, Any]:
         )
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise _unreadable(file, error) from error
     except (ValueError, RecursionError) as error:  # the latter for a hundred thousand brackets
         raise CheckpointError(f"{file}: not valid JSON ({error!s:.200}); fetch the file again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: expected a JSON object, got a {type(content).__name__}")
     return content
+
+
+def is_inside(name: str) -> bool:
+    """Whether a path that a file names cannot lead out of that file's directory (but for links)."""
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
+def write_checksums(directory: Path) -> None:
+    """The file CHECKSUMS, of all files in `directory` and below."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    checksums = {file.relative_to(directory).as_posix(): _checksum(file) for file in files}
+    write_config(directory, checksums, CHECKSUMS)
+
+
+def check_checksums(directory: Path) -> None:
+    """Compare the files in `directory` with CHECKSUMS there.  Without it there is nothing to compare: others do not write it.
+
+    Each file is read once for this.  Errors: CheckpointError that names the file which is missing or has changed.
+    """
+    if not os.path.lexists(directory / CHECKSUMS):
+        return
+    check_file(directory / CHECKSUMS, "")
+    expected: Mapping[str, Any] = read_json(directory / CHECKSUMS)
+    for name, checksum in expected.items():
+        if not is_inside(name) or not isinstance(checksum, str):
+            raise CheckpointError(
+                f"{directory / CHECKSUMS}: expected the SHA-256 of files of this directory, got {name!r:.80}: "
+                f"{checksum!r:.80}; copy the file again"
+            )
+        check_file(directory / name, f"it was saved, {CHECKSUMS} names it; copy it again")
+    for name, checksum in expected.items():
+        if checksum != (actual := _checksum(directory / name)):
+            raise CheckpointError(
+                f"{directory / name}: not the file that was saved (expected SHA-256 {checksum:.16}..., got {actual:.16}...); "
+                f"copy it again, or remove {CHECKSUMS} if you have changed the file yourself"
+            )
+
+
+def _checksum(file: Path) -> str:
+    try:
+        with open(file, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{file}: cannot be read ({error.strerror or error}); copy it again, or see its permissions")
 
 
 @contextlib.contextmanager

@@ -188,19 +188,24 @@ def _refuse_unsupported(text: Mapping[str, Any]) -> None:
 
 
 def _rope(text: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """`rope_parameters` by layer type.  Stretched variants (yarn, linear, ...) are refused: we have no formula for them."""
-    if text.get("rope_scaling") is not None:
-        raise ValueError(f"rope_scaling: expected none as in every released Gemma 4, got {text['rope_scaling']!r}")
-    rope = {} if text.get("rope_parameters") is None else text["rope_parameters"]
-    if not isinstance(rope, Mapping) or set(rope) - {SLIDING, FULL}:
-        raise ValueError(f"rope_parameters: expected an object with {SLIDING} and {FULL} alone, got {rope!r}")
+    """RoPE's settings by layer type.  Stretched variants (yarn, linear, ...) are refused: we have no formula for them.
+
+    `rope_scaling` is the older name of `rope_parameters`; where a file has both, transformers 5.22.2 takes `rope_scaling`.  It
+    then needs both layer types there; in `rope_parameters`, what is missing has the released value.
+    """
+    name = "rope_parameters" if text.get("rope_scaling") is None else "rope_scaling"
+    rope = {} if text.get(name) is None else text[name]
+    kinds = {SLIDING, FULL}
+    if not isinstance(rope, Mapping) or set(rope) - kinds or name == "rope_scaling" and set(rope) != kinds:
+        raise ValueError(f"{name}: expected an object with {SLIDING} and {FULL} alone, got {rope!r:.200}")
     by_type = {}
     for kind, expected in ((SLIDING, "default"), (FULL, "proportional")):
         by_type[kind] = rope.get(kind) or {}
-        if not isinstance(by_type[kind], Mapping) or by_type[kind].get("rope_type", expected) != expected:
-            raise ValueError(f"rope_parameters: expected rope_type {expected!r} for {kind}, got {rope}")
-        if by_type[kind].get("factor", 1.0) != 1.0:
-            raise ValueError(f"rope_parameters: expected no factor for {kind}, got {rope}")
+        settings = by_type[kind]
+        if not isinstance(settings, Mapping) or settings.get("rope_type", settings.get("type", expected)) != expected:
+            raise ValueError(f"{name}: expected rope_type {expected!r} for {kind}, got {rope!r:.200}")
+        if settings.get("factor", 1.0) != 1.0:
+            raise ValueError(f"{name}: expected no factor for {kind}, got {rope!r:.200}")
     return by_type
 
 

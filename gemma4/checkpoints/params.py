@@ -122,11 +122,11 @@ def check_tensors(
         ],
     }
     if any(problems.values()):
-        lines = [f"{len(names)} {kind}: {_first_few(names)}" for kind, names in problems.items() if names]
-        raise CheckpointError(f"{source}: the tensors do not fit {asked_by}\n  " + "\n  ".join(lines))
+        kinds = [f"{len(names)} {kind}: {_first_few(names)}" for kind, names in problems.items() if names]
+        raise CheckpointError(f"{source}: the tensors do not fit {asked_by}  " + ".  ".join(kinds))
 
 
-def _first_few(names: list[str], count: int = 5) -> str:
+def _first_few(names: list[str], count: int = 3) -> str:
     return "; ".join(names[:count]) + ("; ..." if len(names) > count else "")
 
 

@@ -1,12 +1,18 @@
 """Tensors in safetensors files, in and out.
 
 Linear weights are [out, in] there and [in, out] here; everything else is stored alike.
+
+`safetensors` checks a file when it opens it.  The numbers are read here, block by block: through the memory map of
+`safetensors` a process would come to hold the whole file beside the model.
 """
 
+import json
+import math
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +22,7 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from gemma4.checkpoints.directories import CheckpointError, check_file, read_json
+from gemma4.checkpoints.directories import CheckpointError, check_file, is_inside, read_json
 from gemma4.checkpoints.orbax import FOLDER
 from gemma4.checkpoints.params import (
     Leaf,
@@ -45,7 +51,10 @@ QUANTISED = (
     ),
     *(".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4", ".SCB", ".k_scale", ".v_scale"),
 )
-FLOATS, INTEGERS = ("F64", "F32", "BF16", "F16"), ("I64", "I32")  # dtypes by their safetensors names
+# Dtypes by their safetensors names.
+FLOATS = {"F64": np.float64, "F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16}
+INTEGERS = {"I64": np.int64, "I32": np.int32}
+BLOCK = 2**23  # numbers read at once
 
 
 class StoredTensor(NamedTuple):
@@ -55,10 +64,29 @@ class StoredTensor(NamedTuple):
     key: str
     shape: tuple[int, ...]
     dtype: str  # by its safetensors name
-    handle: Any
+    start: int  # of its bytes in the file
 
-    def read(self) -> np.ndarray:
-        return self.handle.get_tensor(self.key)
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All numbers in their order, [up to BLOCK] at a time.  For the dtypes in FLOATS and INTEGERS."""
+        dtype, total = np.dtype((FLOATS | INTEGERS)[self.dtype]), math.prod(self.shape)
+        with open(self.file, "rb") as stream:
+            stream.seek(self.start)
+            for begin in range(0, total, BLOCK):
+                block = np.fromfile(stream, dtype, expected := min(BLOCK, total - begin))
+                if block.size < expected:
+                    raise CheckpointError(
+                        f"{self.file}: became shorter while it was read; load it again when it is whole"
+                    )
+                yield block
+
+    def read(self, dtype: np.dtype) -> np.ndarray:
+        """In another dtype.  Errors: CheckpointError for a number that it does not reach."""
+        convert = to_floats if jnp.issubdtype(dtype, jnp.floating) else to_integers
+        numbers, end = np.empty(math.prod(self.shape), dtype), 0
+        for block in self.blocks():
+            begin, end = end, end + block.size
+            numbers[begin:end] = convert(block, dtype, f"{self.file}: {self.key}")
+        return numbers.reshape(self.shape)
 
 
 def read_tensors(directory: Path) -> dict[str, StoredTensor]:
@@ -77,7 +105,7 @@ def read_tensors(directory: Path) -> dict[str, StoredTensor]:
     placed = read_json(directory / INDEX).get("weight_map")
     if not isinstance(placed, dict) or not all(isinstance(shard, str) for shard in placed.values()):
         raise CheckpointError(f"{directory / INDEX}: weight_map must map tensors to shards; fetch the file again")
-    if outside := [shard for shard in placed.values() if Path(shard).is_absolute() or ".." in Path(shard).parts]:
+    if outside := [shard for shard in placed.values() if not is_inside(shard)]:
         raise CheckpointError(
             f"{directory / INDEX}: expected files of this directory, got {outside[0]!r:.80}; fetch the file again"
         )
@@ -88,16 +116,28 @@ def read_tensors(directory: Path) -> dict[str, StoredTensor]:
     return {key: shards[shard][key] for key, shard in placed.items()}
 
 
+def is_rope_buffer(name: str) -> bool:
+    """Whether a tensor holds RoPE's frequencies, which some writers store; they follow from config.json."""
+    return re.search(r"(^|\.)rotary_emb\.\w*inv_freq$", name) is not None
+
+
 def _open(file: Path) -> dict[str, StoredTensor]:
     check_file(file, f"{INDEX} names it; fetch this shard")
     try:
-        handle = safe_open(file, "numpy")
-        slices = {key: handle.get_slice(key) for key in handle.keys()}
+        with safe_open(file, "numpy"):  # checks the header, and that the file ends where its last tensor does
+            pass
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{file}: not a whole safetensors file ({error}); fetch it again (a few bytes only: a Git LFS pointer)"
+            f"{file}: not a whole safetensors file ({error!s:.200}); fetch it again (a few bytes only: a Git LFS pointer)"
         ) from error
-    return {key: StoredTensor(file, key, tuple(s.get_shape()), s.get_dtype(), handle) for key, s in slices.items()}
+    return {
+        key: StoredTensor(file, key, tuple(entry["shape"]), entry["dtype"], 8 + length + entry["data_offsets"][0])
+        for key, entry in header.items()
+        if key != "__metadata__"
+    }
 
 
 def _check_not_quantised(tensors: Mapping[str, StoredTensor]) -> None:
@@ -110,16 +150,15 @@ def _check_not_quantised(tensors: Mapping[str, StoredTensor]) -> None:
             )
 
 
-def check_tied(head: StoredTensor, table: StoredTensor | None, rows: int = 8192) -> None:
+def check_tied(head: StoredTensor, table: StoredTensor | None) -> None:
     """Errors: CheckpointError unless the vocabulary head is the embedding table again, to the number."""
     if table is None:
         return  # the missing table is reported with all that is missing
-    is_equal = head.shape == table.shape
-    for start in range(0, head.shape[0], rows) if is_equal else ():
-        some = slice(start, min(start + rows, head.shape[0]))
-        parts = [np.asarray(tensor.handle.get_slice(tensor.key)[some], np.float32) for tensor in (head, table)]
-        is_equal = is_equal and np.array_equal(*parts, equal_nan=True)
-    if not is_equal:
+    is_equal = head.shape == table.shape and {head.dtype, table.dtype} <= FLOATS.keys()
+    if not is_equal or not all(
+        np.array_equal(ours.astype(np.float32), theirs.astype(np.float32), equal_nan=True)
+        for ours, theirs in zip(head.blocks(), table.blocks(), strict=True)
+    ):
         raise CheckpointError(
             f"{head.file}: {head.key} {list(head.shape)} differs from {table.key} {list(table.shape)}: expected the embedding "
             "table again (a tied head), as in every released Gemma 4; a checkpoint with a head of its own is not supported"
@@ -156,11 +195,10 @@ def load_weights(
             )
 
     def read(name: str, leaf: Leaf) -> jax.Array:
-        tensor = tensors[rename(name)]
-        array = tensor.read().T if name in transposed else tensor.read()
-        convert = to_floats if jnp.issubdtype(leaf.dtype, jnp.floating) else to_integers
-        array = convert(array, leaf.dtype, f"{tensor.file}: {tensor.key}")
-        return jax.device_put(array, shardings[name])  # from the host, each device gets its own part and no other
+        array = tensors[rename(name)].read(leaf.dtype)
+        array = array.T if name in transposed else array
+        # From the host, each device gets its own part and no other.  Waiting keeps all but one tensor off the host.
+        return jax.block_until_ready(jax.device_put(array, shardings[name]))
 
     return with_params(blank, {name: read(name, leaf) for name, leaf in params.items()})
 

@@ -18,7 +18,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gemma4.checkpoints import deepmind, orbax, safetensors
-from gemma4.checkpoints.directories import CheckpointError, check_file, new_directory, parsed, read_config, write_config
+from gemma4.checkpoints.directories import (
+    CheckpointError,
+    check_checksums,
+    check_file,
+    new_directory,
+    parsed,
+    read_config,
+    write_checksums,
+    write_config,
+)
 from gemma4.checkpoints.hf_config import read_target, target_json, with_end_tokens
 from gemma4.checkpoints.params import LoadReport, check_model, float_dtype, named_params, shape_only
 from gemma4.checkpoints.safetensors import StoredTensor
@@ -63,6 +72,7 @@ def load_with_report(
 
 def _load(directory: Path, dtype: Any, mesh: Mesh | None) -> tuple[Gemma4, LoadReport]:
     config = _with_end_tokens(read_config(directory, read_target), directory)
+    check_checksums(directory)
     blank = shape_only(Gemma4, config, dtype)
     if (directory / orbax.FOLDER).is_dir():
         return orbax.load_orbax(blank, directory / orbax.FOLDER, mesh), LoadReport(tuple(named_params(blank)))
@@ -82,14 +92,20 @@ def _with_end_tokens(config: Config, directory: Path) -> Config:
 
 
 def save(target: Gemma4, directory: str | os.PathLike) -> None:
-    """Write config.json and, with Orbax, the parameters as they are.
+    """Write config.json and, with Orbax, the parameters as they are; also the checksums of all files.
 
     Errors: CheckpointError for another model than a Gemma4, and unless the directory is empty or new.
     """
     check_model(target, Gemma4, "gemma4.save")
     with new_directory(directory) as scratch:
-        write_config(scratch, target_json(target.config))
-        orbax.save_orbax(target, scratch / orbax.FOLDER)
+        write_saved(target, scratch)
+
+
+def write_saved(target: Gemma4, directory: Path) -> None:
+    """What `save` writes, beside what is in the directory."""
+    write_config(directory, target_json(target.config))
+    orbax.save_orbax(target, directory / orbax.FOLDER)
+    write_checksums(directory)
 
 
 def export_hf(target: Gemma4, directory: str | os.PathLike, dtype: Any = None) -> None:
@@ -100,11 +116,16 @@ def export_hf(target: Gemma4, directory: str | os.PathLike, dtype: Any = None) -
             float16 does not reach.
     """
     check_model(target, Gemma4, "gemma4.export_hf")
-    dtype = float_dtype(target.embed_tokens.weight.dtype if dtype is None else dtype)
     with new_directory(directory) as scratch:
-        write_config(scratch, {**target_json(target.config), "dtype": dtype.name})
-        weights = scratch / safetensors.WEIGHTS
-        safetensors.write_safetensors(target, weights, dtype, rename=lambda name: f"model.{hf_name(name)}")
+        write_exported(target, scratch, dtype)
+
+
+def write_exported(target: Gemma4, directory: Path, dtype: Any = None) -> None:
+    """What `export_hf` writes, beside what is in the directory."""
+    dtype = float_dtype(target.embed_tokens.weight.dtype if dtype is None else dtype)
+    write_config(directory, {**target_json(target.config), "dtype": dtype.name})
+    weights = directory / safetensors.WEIGHTS
+    safetensors.write_safetensors(target, weights, dtype, rename=lambda name: f"model.{hf_name(name)}")
 
 
 def hf_name(name: str) -> str:
@@ -118,7 +139,7 @@ def _text_tensors(tensors: dict[str, StoredTensor], config: Config) -> tuple[dic
     for key, tensor in tensors.items():
         name = PREFIX.sub("", key)
         kv_weight = KV_WEIGHT.fullmatch(name)
-        if name.split(".")[0] in OTHER:
+        if name.split(".")[0] in OTHER or safetensors.is_rope_buffer(name):
             other.append(key)
         elif kv_weight and config.first_kv_shared_layer <= int(kv_weight[1]) < config.num_hidden_layers:
             unused_kv.append(key)

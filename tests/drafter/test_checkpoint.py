@@ -55,6 +55,25 @@ def test_orbax_round_trip(tmp_path):
     assert_same(model, drafter.load(tmp_path / "drafter"))
 
 
+def test_a_changed_byte_of_a_saved_drafter(tmp_path):
+    model = random_drafter(drafter_config(TINY["E4B"], clustered=True))
+    drafter.save(model, tmp_path / "drafter")
+    largest = max((tmp_path / "drafter" / "params").rglob("*"), key=lambda path: path.stat().st_size)
+    whole = largest.read_bytes()
+    largest.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+    with pytest.raises(gemma4.CheckpointError, match=f"^{largest}: not the file that was saved .* copy it again, or"):
+        drafter.load(tmp_path / "drafter")
+    largest.write_bytes(whole)
+    assert_same(model, drafter.load(tmp_path / "drafter"))
+
+
+def test_stored_frequencies_of_rope(exported):
+    model, directory = exported
+    stored = {"model.rotary_emb.full_attention_inv_freq": np.ones(3, np.float32)}
+    rewrite(directory, lambda tensors: tensors.update(stored))
+    assert_same(model, drafter.load(directory))
+
+
 @pytest.mark.parametrize("write", [drafter.save, drafter.export_hf], ids=["orbax", "hf"])
 @pytest.mark.parametrize("clustered", [True, False])
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])

@@ -1,5 +1,7 @@
 """Checkpoints as transformers' `save_pretrained` writes them: every layout, with its vision and audio parts."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,9 @@ from transformers import (
     Gemma4AssistantConfig,
     Gemma4AssistantForCausalLM,
     Gemma4Config,
+    Gemma4ForCausalLM,
     Gemma4ForConditionalGeneration,
+    Gemma4TextConfig,
 )
 from transformers.models.gemma4_unified.configuration_gemma4_unified import Gemma4UnifiedConfig
 from transformers.models.gemma4_unified.modeling_gemma4_unified import Gemma4UnifiedForConditionalGeneration
@@ -124,6 +128,71 @@ def test_transformers_reads_every_tensor_of_an_exported_drafter(layout, clustere
     again = drafter.load(tmp_path / "theirs")
     assert again.config == ours.config
     jax.tree.map(np.testing.assert_array_equal, again, ours)
+
+
+# -- forms of a file that are rare -------------------------------------------------------------------------------------
+
+
+def text_model(**change) -> Gemma4ForCausalLM:
+    torch.manual_seed(0)
+    return Gemma4ForCausalLM(Gemma4TextConfig.from_dict(target_json(TINY["E2B"]) | change)).eval()
+
+
+def assert_same_logits(model: torch.nn.Module, target: gemma4.Gemma4, tokens) -> None:
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(gemma4.forward(target, tokens).logits, expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_a_vocabulary_that_transformers_has_grown(tmp_path):
+    """It grows the table of per-layer embeddings, too."""
+    model = text_model()
+    model.resize_token_embeddings(70, mean_resizing=False)
+    model.save_pretrained(tmp_path)
+    target = gemma4.load(tmp_path)
+    assert target.config.vocab_size == target.config.vocab_size_per_layer_input == 70
+    assert_same_logits(model, target, [[3, 69, 64, 5]])
+
+
+def test_a_table_of_per_layer_embeddings_that_did_not_grow(tmp_path):
+    """transformers loads it and fails at the first token past that table, which its own output may be.  Here it is refused."""
+    text_model(vocab_size_per_layer_input=50).save_pretrained(tmp_path)
+    model = Gemma4ForCausalLM.from_pretrained(tmp_path)
+    model(input_ids=torch.tensor([[3, 49]]))
+    with pytest.raises(IndexError):
+        model(input_ids=torch.tensor([[3, 50]]))
+    with pytest.raises(
+        gemma4.CheckpointError, match=r"vocab_size_per_layer_input: expected at least vocab_size \(64\)"
+    ):
+        gemma4.load(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:`rope_scaling` is deprecated:FutureWarning")
+@pytest.mark.parametrize("both", [True, False])
+def test_rope_under_its_older_name(both, tmp_path):
+    model = text_model()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    rope = json.loads(json.dumps(config["rope_parameters"]))
+    rope["sliding_attention"]["rope_theta"], rope["full_attention"]["rope_theta"] = 100.0, 50.0
+    rope["full_attention"]["partial_rotary_factor"] = 0.5
+    if not both:
+        del config["rope_parameters"]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rope_scaling": rope}))
+    target, tokens = gemma4.load(tmp_path), random_tokens(2, 11)
+    assert (target.config.sliding_rope_theta, target.config.full_rope_theta) == (100.0, 50.0)
+    assert_same_logits(Gemma4ForCausalLM.from_pretrained(tmp_path).eval(), target, tokens)
+
+
+def test_stored_frequencies_of_rope(tmp_path):
+    """Neither of the two reads them."""
+    model = text_model()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    stored = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32) for i in range(2)}
+    save_file(load_file(file) | stored, file, metadata={"format": "pt"})
+    model = Gemma4ForCausalLM.from_pretrained(tmp_path).eval()
+    assert_same_logits(model, gemma4.load(tmp_path), random_tokens(2, 11))
 
 
 # -- a vocabulary head of its own --------------------------------------------------------------------------------------

@@ -75,6 +75,17 @@ def test_missing_rope_parameters_have_the_released_values():
         assert read_target(file | {"rope_parameters": rope}) == PRESETS["31B"]
 
 
+@pytest.mark.parametrize("newer", [True, False])
+def test_rope_under_its_older_name(newer):
+    """Where a file has both, the older one counts (tests/parity has the same with transformers)."""
+    config = dataclasses.replace(TINY["12B"], sliding_rope_theta=2e4, full_rope_theta=5e5, partial_rotary_factor=0.5)
+    file = plain() | {"rope_scaling": target_json(config)["rope_parameters"]}
+    if not newer:
+        del file["rope_parameters"]
+    assert read_target(file) == config
+    assert read_target(plain() | {"rope_scaling": None}) == TINY["12B"]
+
+
 def test_missing_layer_types_mean_five_to_one():
     file = target_json(PRESETS["31B"])
     del file["layer_types"]
@@ -179,7 +190,21 @@ REFUSED = {
         {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
         f"rope_parameters: expected an object with {SLIDING} and {FULL} alone.*'rope_theta': 500000.0",
     ),
-    "scaled RoPE": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling: expected none.*yarn"),
+    "scaled RoPE": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling: expected an object.*yarn"),
+    "scaled RoPE that is not an object": ({"rope_scaling": 4.0}, "rope_scaling: expected an object.*4.0"),
+    "an empty older RoPE": ({"rope_scaling": {}}, "rope_scaling: expected an object with.*got {}"),
+    "an older RoPE of one layer type": (
+        {"rope_scaling": {FULL: {"rope_theta": 5e5}}},
+        f"rope_scaling: expected an object with {SLIDING} and {FULL}",
+    ),
+    "an older RoPE, stretched": (
+        {"rope_scaling": {SLIDING: {}, FULL: {"rope_type": "yarn"}}},
+        "rope_scaling: expected rope_type 'proportional' for full_attention",
+    ),
+    "stretched RoPE under an older name": (
+        {"rope_parameters": {SLIDING: {"type": "linear"}}},
+        "rope_parameters: expected rope_type 'default' for sliding_attention.*linear",
+    ),
     "more rotating pairs than pairs": (
         {"rope_parameters": {FULL: {"partial_rotary_factor": 1.5}}},
         "partial_rotary_factor: expected a number over 0 and up to 1, got 1.5",

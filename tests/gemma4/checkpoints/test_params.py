@@ -118,6 +118,7 @@ def test_all_tensors_that_do_not_fit_are_in_one_message(copy):
     rewrite(copy, change)
     counts = "2 missing: ", "1 unexpected: layers.0.extra [2]", "1 of another shape"
     message = assert_refused(copy, str(copy), "same model?", *counts)
+    assert "\n" not in message
     assert "layers.0.self_attn.k_proj.weight [8, 24]" in message and "norm.weight [24]" in message
     assert "layers.1.self_attn.q_proj.weight is [24, 32], expected [32, 24]" in message
 
@@ -125,7 +126,7 @@ def test_all_tensors_that_do_not_fit_are_in_one_message(copy):
 def test_many_tensors_are_counted_and_the_first_named(target, copy):
     rewrite(copy, lambda tensors: {"model.norm.weight": tensors["model.norm.weight"]})
     message = assert_refused(copy, f"{len(named_params(target)) - 1} missing: embed_tokens.weight [64, 24]; ")
-    assert message.count("[") == 5 and message.endswith("; ...")
+    assert message.count("[") == 3 and message.endswith("; ...")
 
 
 # -- what may be written -----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import gemma4
+from gemma4.checkpoints import safetensors
 from gemma4.checkpoints.params import named_params
 from gemma4.checkpoints.safetensors import INDEX, WEIGHTS
 from tests.gemma4.checkpoints.common import assert_refused, assert_same, rewrite
@@ -164,3 +165,22 @@ def test_bad_index(copy, index):
 def test_quantised_weights(copy, dtype):
     rewrite(copy, lambda t: t | {"model.norm.weight": np.ones(24, dtype)})
     assert_refused(copy, str(copy / WEIGHTS), "model.norm.weight", "quantised")
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read(target, copy, monkeypatch):
+    check_tensors = safetensors.check_tensors
+
+    def shorten(*args):
+        check_tensors(*args)
+        (copy / WEIGHTS).write_bytes((copy / WEIGHTS).read_bytes()[:-7])
+
+    monkeypatch.setattr(safetensors, "check_tensors", shorten)
+    assert_refused(copy, f"{copy / WEIGHTS}: became shorter while it was read; load it again when it is whole")
+
+
+def test_blocks_are_the_tensor(exported, monkeypatch):
+    """A block may end anywhere, not only where a row does."""
+    tensors = load_file(exported / WEIGHTS)
+    monkeypatch.setattr(safetensors, "BLOCK", 7)
+    for key, tensor in safetensors.read_tensors(exported).items():
+        np.testing.assert_array_equal(tensor.read(np.dtype(np.float32)), tensors[key])

@@ -97,6 +97,21 @@ def test_unused_kv_of_shared_layers(target, copy, caplog):
     assert "8 tensors of KV-shared layers left out" in caplog.text
 
 
+def test_stored_frequencies_of_rope(target, copy):
+    """Some writers store buffers that follow from config.json."""
+    stored = (
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.rotary_emb.full_attention_inv_freq",
+        "model.rotary_emb.sliding_attention_original_inv_freq",
+    )
+    rewrite(copy, lambda tensors: tensors | {name: np.ones(3, np.float32) for name in stored})
+    loaded, report = load_with_report(copy)
+    assert_same(loaded, target)
+    assert set(report.other) == set(stored)
+    rewrite(copy, lambda tensors: tensors | {"model.rotary_emb.scale": np.ones(3, np.float32)})
+    assert_refused(copy, "1 unexpected: rotary_emb.scale [3]")
+
+
 # -- generation_config.json --------------------------------------------------------------------------------------------
 
 
