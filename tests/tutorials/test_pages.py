@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import decoding.load
+
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "tutorials").rglob("*.md"))]
@@ -209,12 +211,17 @@ def test_the_script_measures_every_machine_form(monkeypatch):
 
 @pytest.mark.slow
 def test_the_example_of_the_readme_runs(capsys):
-    example, *_ = re.findall(r"^```python\n(.*?)^```$", text_of(README), re.MULTILINE | re.DOTALL)
+    from decoding.stages.accept import decide
+
+    example, more, *_ = re.findall(r"^```python\n(.*?)^```$", text_of(README), re.MULTILINE | re.DOTALL)
     names: dict = {}
     exec(compile(example, "README.md", "exec"), names)
     text, tokens_per_round = capsys.readouterr().out.rsplit(maxsplit=1)
     assert text and 1 <= float(tokens_per_round) <= 5
     assert names["logits"].shape[:2] == (1, len(names["prompt"]))
+    names |= {"target_dir": decoding.load.SHIPPED / "target", "my_rule": decide}
+    exec(compile(more, "README.md", "exec"), names)
+    assert [len(row) for row in names["out"].logprobs] == [len(row) for row in names["out"].tokens]
 
 
 @pytest.mark.slow
