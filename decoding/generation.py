@@ -37,21 +37,22 @@ def speculative_rounds(target: Gemma4, draft_model: Drafter, state: DecodeState,
 
     Errors: NotFinite if the target's numbers are not finite.
     """
-    yield _round_of(target, state)
+    yield delivered(target, state)
     while not state.done.all():
         state = speculative_step(target, draft_model, state, options)
-        yield _round_of(target, state)
+        yield delivered(target, state)
 
 
 def autoregressive_rounds(target: Gemma4, state: DecodeState, options: Options) -> Iterator[Round]:
     """The same without a drafter: one token a round."""
-    yield _round_of(target, state)
+    yield delivered(target, state)
     while not state.done.all():
         state = autoregressive_step(target, state, options)
-        yield _round_of(target, state)
+        yield delivered(target, state)
 
 
-def _round_of(target: Gemma4, state: DecodeState) -> Round:
+def delivered(target: Gemma4, state: DecodeState) -> Round:
+    """The state's last round, on the host.  Errors: NotFinite."""
     if not state.is_finite.all():
         raise not_finite(target)
     return jax.device_get(state.last)

@@ -123,6 +123,13 @@ def grown(state: DecodeState, config: Config) -> DecodeState:
     return resized(state, config, 2 * capacity_of(state.cache, config))
 
 
+def with_room(state: DecodeState, config: Config) -> DecodeState:
+    """A state whose cache has room for the next round; waits for the state."""
+    state = with_small_rings(state, config)
+    is_full = int(state.cache.length.max()) + writes_of(state) > capacity_of(state.cache, config)
+    return grown(state, config) if is_full else state
+
+
 def resized(state: DecodeState, config: Config, capacity: int) -> DecodeState:
     chunk = ring_chunk(writes_of(state))
     sizes = jax.eval_shape(lambda: init_cache(config, 1, capacity, chunk=chunk)).layers

@@ -21,7 +21,8 @@ from decoding.sampling import sample, token_logprobs
 from decoding.stages.emit import count_emitted
 from decoding.stages.rollback import rollback
 from decoding.state import DecodeState, Round
-from gemma4 import Gemma4, KVCache, init_cache
+from gemma4 import Config, Gemma4, KVCache, init_cache
+from gemma4.cache import resize
 from gemma4.sharding import mesh_of
 
 MAX_CHUNK = 512
@@ -40,6 +41,7 @@ def prefill(
     max_new_tokens: int,
     key: jax.Array | None = None,
     cache_room: int | None = None,
+    after: KVCache | None = None,
 ) -> DecodeState:
     """The state before the first round: every prompt in the cache, one token of the target's emitted.
 
@@ -50,22 +52,31 @@ def prefill(
     key:           `jax.random.key` (default: key 0), split once for the first token; the state holds the rest.
     cache_room:    how many new tokens the cache holds; all `max_new_tokens` unless given.  With fewer, the caller makes the
                    cache grow (`gemma4.cache.resize`).
+    after:         a cache whose tokens come before the prompts, one row each, as an earlier generation leaves it.  The newest
+                   token of that generation is not in it.
     Errors:        ValueError for a prompt that is empty, that holds ids outside the target's vocabulary, or that with
                    `max_new_tokens` exceeds the context; NotFinite if the target's hidden states of it are not finite.
     """
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=1)
     prompts, first_key = validate_prompts(target.config, prompt_tokens, max_new_tokens), validate_key(key)
     cache_room = max_new_tokens if cache_room is None else min(cache_room, max_new_tokens)
-    cache, chunk = _make_cache(target, list(map(len, prompts)), cache_room, options.draft_length)
-
+    held = np.zeros(len(prompts), np.int32) if after is None else _held(target.config, after, prompts, max_new_tokens)
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    capacity, chunk = _sizes(target.config, held + lengths, int(lengths.max()), cache_room)
+    ring, weight = ring_chunk(max(chunk, options.draft_length + 1)), target.embed_tokens.weight
+    if after is None:
+        mesh = mesh_of(weight[...])
+        cache = init_cache(target.config, len(prompts), capacity, chunk=ring, dtype=weight.dtype, mesh=mesh)
+    else:
+        cache = resize(after, target.config, capacity, chunk=ring)
+
     padded = np.zeros((len(prompts), round_up(int(lengths.max()), chunk)), np.int32)
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)] = prompt
-    hidden = jnp.zeros((len(prompts), target.config.hidden_size), target.embed_tokens.weight.dtype)
+    hidden = jnp.zeros((len(prompts), target.config.hidden_size), weight.dtype)
     for start in range(0, padded.shape[1], chunk):
         tokens = jnp.asarray(padded[:, start : start + chunk])
-        hidden, cache = _read_chunk(target, cache, tokens, jnp.asarray(lengths), hidden)
+        hidden, cache = _read_chunk(target, cache, tokens, jnp.asarray(held + lengths), hidden)
     if not isinstance(hidden, Tracer) and not jnp.isfinite(hidden).all():
         raise not_finite(target)
     counts = _count_prompts(prompts, target.config.vocab_size) if options.processors else None
@@ -76,19 +87,33 @@ def _count_prompts(prompts: list[list[int]], vocabulary: int) -> Int[Array, "b v
     return jnp.asarray(np.stack([np.bincount(prompt, minlength=vocabulary) for prompt in prompts]).astype(np.int32))
 
 
-def _make_cache(target: Gemma4, lengths: list[int], cache_room: int, draft_length: int) -> tuple[KVCache, int]:
-    """A cache for these prompts, and how many tokens to read at a time.
+def _sizes(config: Config, lengths: np.ndarray, longest_prompt: int, cache_room: int) -> tuple[int, int]:
+    """The capacity of a cache for texts that have these lengths after the prefill, and how many tokens to read at a time.
 
     Sizes are rounded up, because each new shape costs a compilation, here and in the rounds, which use this cache.
     """
-    longest, weight = max(lengths), target.embed_tokens.weight
-    chunk = min(MAX_CHUNK, next((size for most, size in CHUNKS.items() if longest <= most), MAX_CHUNK))
-    # After the longest prompt come the pads of its last chunk, or the new tokens and the last round's drafts.
-    needed = longest + max(chunk, cache_room + MAX_DRAFT_LENGTH)
-    most = round_up(target.config.max_position_embeddings + max(chunk, MAX_DRAFT_LENGTH), MIN_CAPACITY)
-    capacity = min(max(MIN_CAPACITY, 1 << (needed - 1).bit_length()), most)
-    mesh, written = mesh_of(weight[...]), ring_chunk(max(chunk, draft_length + 1))
-    return init_cache(target.config, len(lengths), capacity, chunk=written, dtype=weight.dtype, mesh=mesh), chunk
+    chunk = min(MAX_CHUNK, next((size for most, size in CHUNKS.items() if longest_prompt <= most), MAX_CHUNK))
+    # After the longest text come the pads of its last chunk, or the new tokens and the last round's drafts.
+    needed = int(lengths.max()) + max(chunk, cache_room + MAX_DRAFT_LENGTH)
+    most = round_up(config.max_position_embeddings + max(chunk, MAX_DRAFT_LENGTH), MIN_CAPACITY)
+    return min(max(MIN_CAPACITY, 1 << (needed - 1).bit_length()), most), chunk
+
+
+def _held(config: Config, after: KVCache, prompts: list[list[int]], max_new_tokens: int) -> np.ndarray:
+    """How many tokens of each row are in the cache already.
+
+    Errors: ValueError for another number of rows, and where a text would exceed the context.
+    """
+    held = np.asarray(after.length)
+    if len(held) != len(prompts):
+        raise ValueError(f"after: expected a cache of {len(prompts)} rows, one for each prompt, got {len(held)}")
+    for row, (length, prompt) in enumerate(zip(held.tolist(), prompts, strict=True)):
+        if (total := length + len(prompt) + max_new_tokens) > config.max_position_embeddings:
+            raise ValueError(
+                f"row {row}: {length} tokens in the cache, {len(prompt)} of the prompt and {max_new_tokens} new ones are "
+                f"{total}, more than this model's context of {config.max_position_embeddings}: ask for fewer, or begin anew"
+            )
+    return held
 
 
 def ring_chunk(tokens: int) -> int:
