@@ -3,6 +3,28 @@
 The README has the reading order; begin with round.py, a round on one screen.
 """
 
+import importlib.util
+import sys
+from importlib.machinery import PathFinder
+
+
+def _check_gemma4() -> None:
+    """Errors: ImportError if another package hides our gemma4, which could not say so itself; one line for `python -m`."""
+    spec = importlib.util.find_spec("gemma4")
+    if spec is None or PathFinder.find_spec("gemma4.shadowing", spec.submodule_search_locations or []):
+        return
+    location = spec.origin or ", ".join(spec.submodule_search_locations or [])
+    message = (
+        f"the package 'gemma4' at {location} is not gemma4-mtp's, but hides it: rename it, or start Python elsewhere"
+    )
+    if sys.argv[:1] != ["-m"]:
+        raise ImportError(message, name="gemma4")
+    print("gemma4-mtp: error:", ascii(message)[1:-1], file=sys.stderr)
+    raise SystemExit(2)
+
+
+_check_gemma4()
+
 from gemma4.shadowing import check_not_shadowed
 
 check_not_shadowed("drafter")  # before anything here imports it

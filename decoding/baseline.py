@@ -19,7 +19,7 @@ def autoregressive_round(target: Gemma4, state: DecodeState, options: Options) -
     key, sample_key = jax.random.split(state.key)
     hidden, cache = target(state.token[:, None], state.cache)
     uniforms = jax.random.uniform(sample_key, state.token.shape)
-    logits = target.logits(hidden)
+    logits = target.logits(hidden[:, 0])[:, None]
     processed = process(logits, state.token[:, None][:, :0], state.counts, options.processors)
     tokens = sample(processed[:, 0], options.sampling, uniforms, options.kernels)[:, None]
 

@@ -1,6 +1,6 @@
 """A chat with an instruction-tuned pair, turn by turn, whose KV cache stays between turns."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 from tokenizers import Tokenizer
@@ -53,7 +53,11 @@ class Conversation:
         self._cache: KVCache | None = None
         self._ids: list[int] = []  # of all turns so far; the cache holds a beginning of them
 
-    def reply(self, text: str) -> Iterator[Round]:
+    def check(self) -> None:
+        """Errors: ValueError if the tokenizer has no control tokens, or the template's settings contradict each other."""
+        chat(self.tokenizer, [*self.turns, ("user", "")], **self.template)
+
+    def reply(self, text: str) -> Generator[Round]:
         """The rounds of the answer to a user's turn.  If the caller stops early, the answer ends there."""
         turns = [*self.turns, ("user", text)]
         ids = chat(self.tokenizer, turns, **self.template)

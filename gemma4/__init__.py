@@ -1,5 +1,9 @@
 """The Gemma 4 text decoder in JAX.  The README has the reading order; begin with functional.py."""
 
+from gemma4.shadowing import begin_command
+
+begin_command()  # before the import of JAX, which takes most of the command's first second
+
 from gemma4.cache import KVCache, LayerKV, init_cache, truncate
 from gemma4.checkpoints.directories import CheckpointError
 from gemma4.checkpoints.target import export_hf, load, save

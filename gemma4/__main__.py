@@ -5,26 +5,21 @@ package hides our `decoding`.  It is the only file that imports upwards, and doe
 """
 
 import gc
-import os
-import signal
 import sys
 
-from gemma4.shadowing import check_not_shadowed
+from gemma4.shadowing import check_not_shadowed, end_quietly_when_interrupted, mistake
 
 
 def main() -> int:
     """Check that `drafter` and `decoding` are ours, then run `decoding.cli.main`.  The exit code is returned."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as under nohup
-        # Not by an exception, which could be raised inside one of JAX's callbacks and be lost there.
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    end_quietly_when_interrupted()
     try:
         check_not_shadowed("drafter", "decoding")
         from decoding.cli.main import main
     except ImportError as error:
         if error.name not in ("drafter", "decoding"):
             raise
-        print("gemma4-mtp: error:", error, file=sys.stderr)
-        return 2
+        return mistake(error)
     gc.freeze()  # modules are not garbage: collections during tracing, and the one at exit, need not look at them
     return main()
 

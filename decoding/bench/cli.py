@@ -22,6 +22,8 @@ from decoding.options import ACCEPTANCE_METHODS, MAX_DRAFT_LENGTH
 from decoding.sampling import MIN_TEMPERATURE, Sampling
 
 PEERS = ("transformers",)
+MAX_COUNT = 10_000  # of prompts, hence of the rows of a batch; of runs and of threads
+MIN_SCALE = 0.001  # every width is at its least there, because widths are rounded up
 # Measurements of their own, and the options that each of them reads.
 PAIR = ("target", "drafter", "preset", "scale", "dtype")
 READ_BY = {
@@ -74,15 +76,16 @@ def add_command(commands: argparse._SubParsersAction, layout: Any) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     option, default = parser.add_argument, Plan()
-    option("--target", metavar="DIR", help="directory of a target; with --drafter, instead of the shipped pair")
-    option("--drafter", metavar="DIR", help="directory of its drafter")
+    directory = functools.partial(option, metavar="DIR", type=os.path.expanduser)
+    directory("--target", help="directory of a target; with --drafter, instead of the shipped pair")
+    directory("--drafter", help="directory of its drafter")
     option("--preset", metavar="NAME", help=f"random weights in one of these layouts: {', '.join(LAYOUTS)}")
     option(
         "--scale",
         metavar="F",
         type=float,
         default=1.0,
-        help="with --preset: all widths times F, above 0 and up to 1 (1)",
+        help=f"with --preset: all widths times F, {MIN_SCALE:g} to 1, rounded up to what the layers need (1)",
     )
     option(
         "--dtype",
@@ -130,7 +133,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--experts", action="store_true", help="measure only the two forms of a layer of experts")
     option("--json", action="store_true", help="print one JSON object and nothing else")
     option(
-        "--plot", metavar="FILE", help="draw speed-up over draft length and batch, or the contexts (needs matplotlib)"
+        "--plot",
+        metavar="FILE",
+        type=os.path.expanduser,
+        help="draw speed-up over draft length and batch, or the contexts (needs matplotlib)",
     )
 
 
@@ -183,6 +189,10 @@ def subject_of(args: argparse.Namespace) -> Subject:
         return from_directories(args.target, args.drafter, args.dtype)
     if args.target or args.drafter:
         raise ValueError("--preset: has random weights; give it, or --target and --drafter, not both")
+    if 0 < args.scale < MIN_SCALE:
+        raise ValueError(
+            f"--scale: expected at least {MIN_SCALE:g}, got {args.scale:g}; smaller ones would change nothing"
+        )
     return from_preset(args.preset, args.scale, args.dtype)
 
 
@@ -191,9 +201,11 @@ def plan_of(args: argparse.Namespace) -> Plan:
     if max(draft_lengths) > MAX_DRAFT_LENGTH:
         raise ValueError(f"--draft-lengths: expected 1 to {MAX_DRAFT_LENGTH} tokens a round, got {max(draft_lengths)}")
     for name in ("prompt_tokens", "new_tokens", "prefill_tokens", "prompts", "runs"):
-        least = 3 if name == "new_tokens" else 1
-        if getattr(args, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {getattr(args, name)}")
+        option, value, least = f"--{name.replace('_', '-')}", getattr(args, name), 3 if name == "new_tokens" else 1
+        if value < least:
+            raise ValueError(f"{option}: expected at least {least}, got {value}")
+        if name in ("prompts", "runs"):
+            check_count(option, value)
     if args.accept_rate is not None and not 0 <= args.accept_rate <= 1:
         raise ValueError(f"--accept-rate: expected a probability in 0..1, got {args.accept_rate:g}")
     sampling = Sampling(args.temperature)
@@ -203,13 +215,20 @@ def plan_of(args: argparse.Namespace) -> Plan:
             "and no --accept-rate"
         )
     batches = numbers("--batch", args.batch)
+    check_count("--batch", max(batches))
     if args.threads < 1:
         raise ValueError(f"--threads: expected at least 1, got {args.threads}")
+    check_count("--threads", args.threads)
     if args.threads > 1 and max(batches) == 1:
         raise ValueError(
             "--threads: splits the rows of a batch, and a batch of one cannot be split; give a larger one, such as --batch 8"
         )
     full = math.lcm(*batches)
+    if full > MAX_COUNT:  # of many sizes the smallest common multiple has hundreds of digits
+        raise ValueError(
+            f"--batch: expected sizes with a common multiple of at most {MAX_COUNT}, the number of prompts, got "
+            f"{args.batch!r:.80}; give fewer sizes, or powers of two"
+        )
     return Plan(
         draft_lengths=draft_lengths,
         batches=batches,
@@ -217,7 +236,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         prompt_tokens=args.prompt_tokens,
         new_tokens=args.new_tokens,
         prefill_tokens=args.prefill_tokens,
-        num_prompts=full * math.ceil(args.prompts / full),
+        num_prompts=full * -(-args.prompts // full),
         runs=args.runs,
         sampling=sampling,
         acceptance=args.acceptance,
@@ -226,18 +245,23 @@ def plan_of(args: argparse.Namespace) -> Plan:
     )
 
 
+def check_count(option: str, count: int) -> None:
+    if count > MAX_COUNT:
+        raise ValueError(f"{option}: expected at most {MAX_COUNT}, got {count}")
+
+
 def numbers(option: str, text: str, least: int = 1) -> tuple[int, ...]:
     """`1-8` or `1,2,4` as numbers in rising order.  Errors: ValueError that names the option."""
     found: set[int] = set()
     for item in text.split(","):
         first, _, last = item.strip().partition("-")
         if not first.isdecimal() or not (last or first).isdecimal() or len(item) > 16:
-            raise ValueError(f"{option}: expected numbers such as 1-8 or 1,2,4, got {text!r}")
+            raise ValueError(f"{option}: expected numbers such as 1-8 or 1,2,4, got {text!r:.80}")
         if int(last or first) - int(first) > 1000:
             raise ValueError(f"{option}: expected a range of at most 1000 numbers, got {item}")
         found |= set(range(int(first), int(last or first) + 1))
     if not found or min(found) < least:
-        raise ValueError(f"{option}: expected numbers of at least {least}, got {text!r}")
+        raise ValueError(f"{option}: expected numbers of at least {least}, got {text!r:.80}")
     return tuple(sorted(found))
 
 

@@ -1,6 +1,7 @@
 """What a generation looks like: text as it comes, each piece marked by its origin, and a table of counts after it."""
 
 import os
+import re
 from collections.abc import Sequence
 from enum import Enum
 from io import TextIOBase
@@ -16,10 +17,11 @@ from decoding.state import Round
 from decoding.stats import Stats
 
 INCOMPLETE = "\ufffd"  # what a decoder writes for bytes that are not a whole character (yet)
+BYTE_FALLBACK = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 class Origin(Enum):
-    """Where a piece of text came from: its style with colours, and the marks around it without."""
+    """Where a piece of text came from: its style with colours, and the marks around it."""
 
     PROMPT = ("dim", "", "")
     ACCEPTED = ("green", "", "")
@@ -34,15 +36,25 @@ class TextStream:
     """Token ids in, text out as soon as it is certain.  The pieces joined are exactly `tokenizer.decode` of all ids.
 
     Byte-level tokens may split a character: its bytes are held back until the token that completes it.
+    Byte-fallback tokens, such as <0xE2>, are decoded a run at a time: one wrong byte changes the text of all before it.  So a
+    run is held back until another token ends it.
     """
 
     def __init__(self, tokenizer: Tokenizer):
         self._decode = tokenizer.decode
+        self._name = tokenizer.id_to_token
+        self._silent = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self._context: list[int] = []  # the ids that last gave text: a decoder may depend on what comes before
         self._held: list[int] = []
+        self._in_run = False
 
     def push(self, token: int) -> str:
         self._held.append(token)
+        name = self._name(token)
+        if name is not None and token not in self._silent:  # others never reach the decoder, so they end no run
+            self._in_run = BYTE_FALLBACK.fullmatch(name) is not None
+        if self._in_run:
+            return ""
         text = self._text_of_held()
         if not text or text.endswith(INCOMPLETE):
             return ""
@@ -50,13 +62,14 @@ class TextStream:
         return text
 
     def end(self) -> str:
-        """The text that is still held back: half a character, if the ids end inside one."""
+        """The text that is still held back: a run of bytes, or half a character, if the ids end inside one."""
         text, self._held = self._text_of_held(), []
         return text
 
     def preview(self, tokens: Sequence[int]) -> str:
-        """The text that `tokens` would add if they came next."""
-        return self._text_of_held(tokens)
+        """The text that `tokens` would add if they came next, with the character that is held back half, but no whole ones."""
+        held, text = self._text_of_held(), self._text_of_held(tokens)
+        return text if INCOMPLETE in held else text.removeprefix(held)
 
     def _text_of_held(self, more: Sequence[int] = ()) -> str:
         return self._decode([*self._context, *self._held, *more])[len(self._decode(self._context)) :]
@@ -88,11 +101,13 @@ class Printer:
         out: TextIOBase,
         tokenizer: Tokenizer | None,
         *,
-        color: bool,
-        show_rejected: bool = False,
+        color: bool = False,
+        marks: bool = False,  # where there are no colours
+        show_rejected: bool = False,  # needs one of both
         is_baseline: bool = False,  # then all tokens are the target's own, so none is marked
     ):
-        self.out, self.color, self.show_rejected, self.is_baseline = out, color, show_rejected, is_baseline
+        self.out, self.color, self.marks = out, color, marks and not color
+        self.show_rejected, self.is_baseline = show_rejected and (color or marks), is_baseline
         self._stream = TextStream(tokenizer) if tokenizer else IdStream()
         self._is_prefill = True
         self._last = Origin.OWN
@@ -129,16 +144,21 @@ class Printer:
             self.out.write(self.segment(origin, text))
 
     def segment(self, origin: Origin, text: str) -> str:
-        text = _harmless(text)
+        text = harmless(text)
         if self.is_baseline and origin is Origin.OWN:
             return text
         if self.color:
             return origin.style.render(text, color_system=ColorSystem.STANDARD)
+        if not self.marks:
+            return text
         inner = text.strip("\n")  # a mark on another line than its text would confuse
         before = text[: len(text) - len(text.lstrip("\n"))] if inner else ""
         return before + origin.opening + inner + origin.closing + text[len(before) + len(inner) :]
 
     def legend(self) -> str:
+        """What colours or marks mean; nothing where there are none."""
+        if self.is_baseline or not (self.color or self.marks):
+            return ""
         origins = {Origin.ACCEPTED: "drafted and accepted", Origin.OWN: "the target's own"}
         if self.show_rejected:
             origins[Origin.REJECTED] = "drafted and rejected"
@@ -146,7 +166,7 @@ class Printer:
         return f"({kind}: " + ", ".join(self.segment(origin, name) for origin, name in origins.items()) + ")\n"
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """Control characters as escapes: a model may write any, and a terminal would obey them."""
 
     def is_control(c: str) -> bool:

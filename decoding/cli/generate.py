@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,9 @@ from gemma4.chat import chat
 
 SAMPLING_FLAGS = ("temperature", "top_k", "top_p")
 CHATS = {"plain": {}, "empty-thought": {"empty_thought": True}, "thinking": {"thinking": True}}
+PROMPTS = {"text": "TEXT", "prompt_file": "--prompt-file", "prompt_ids": "--prompt-ids"}
+STDIN = "-"  # as TEXT
+MAX_PROMPT_BYTES = 16 << 20
 NOT_MEASURED = dict.fromkeys(("speculative", "autoregressive", "speed_up", "stage_seconds"))  # in place of figures
 
 
@@ -51,11 +55,13 @@ class Request(NamedTuple):
     loop: str
 
     def speculative(self, on_round: OnRound) -> Generation:
+        """Errors: NotFinite."""
         assert self.draft_model is not None, "the baseline has no drafter"
         how = {name: getattr(self.options, name) for name in ("draft_length", "draft_sampling", "acceptance")}
         return generate(self.target, self.draft_model, self.prompt, **how, **self._common(), on_round=on_round)
 
     def autoregressive(self, on_round: OnRound) -> Generation:
+        """Errors: NotFinite."""
         return generate_autoregressive(self.target, self.prompt, **self._common(), on_round=on_round)
 
     def _common(self) -> dict:
@@ -74,8 +80,8 @@ def prepare(args: argparse.Namespace) -> Request:
     whole_number("--max-new-tokens", args.max_new_tokens, least=1)
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed: expected a number in 0..{2**32 - 1}, got {args.seed}")
-    _check_sources(args)
-    prompt = None if args.prompt_ids is None else _parse_ids(args.prompt_ids)
+    _check_options(args)
+    prompt, text = (None, _text(args)) if args.prompt_ids is None else (_parse_ids(args.prompt_ids), "")
 
     if args.baseline:
         (target, tokenizer), draft_model = load_target(args.target, args.dtype), None
@@ -84,9 +90,9 @@ def prepare(args: argparse.Namespace) -> Request:
     if prompt is None:
         if tokenizer is None:
             raise UserError(f"{args.target}: no tokenizer.json, so TEXT cannot be read; give --prompt-ids")
-        prompt = _encoded(args, target, tokenizer)
+        prompt = _encoded(text, args.chat, target, tokenizer)
     validate_prompts(target.config, prompt, args.max_new_tokens)
-    text = args.text or (tokenizer.decode(prompt) if tokenizer else " ".join(map(str, prompt)) + " ")
+    text = text or (tokenizer.decode(prompt) if tokenizer else " ".join(map(str, prompt)) + " ")
     options = dataclasses.replace(options, eos_ids=target.config.eos_token_ids)
     return Request(target, draft_model, tokenizer, prompt, text, args.max_new_tokens, options, args.seed, args.loop)
 
@@ -100,7 +106,7 @@ def _options(args: argparse.Namespace, recommended: Sampling) -> Options:
         )
     given = {name: value for name in SAMPLING_FLAGS if (value := getattr(args, name)) is not None}
     sampling = dataclasses.replace(recommended, **given)
-    if sampling != Sampling(**given):
+    if sampling != Sampling(**given) and not args.quiet:
         print(f"gemma4-mtp: {FILE} applies: {described(sampling)}", file=sys.stderr)
     return Options(args.draft_length, sampling, acceptance=args.acceptance)
 
@@ -114,29 +120,76 @@ def described(sampling: Sampling) -> str:
     return ", ".join(parts)
 
 
-def _check_sources(args: argparse.Namespace) -> None:
+def _check_options(args: argparse.Namespace) -> None:
     """Errors: UserError unless there is one prompt, and directories for both models or for neither."""
-    if (args.text is None) == (args.prompt_ids is None):
-        got = "neither" if args.text is None else "both"
-        raise UserError(f"expected a prompt, either TEXT or --prompt-ids, got {got}")
+    given = [name for name in PROMPTS if getattr(args, name) is not None]
+    if len(given) != 1:
+        got = " and ".join(PROMPTS[name] for name in given) or "none of them"
+        raise UserError(f"expected one prompt, as {', '.join(PROMPTS.values())}; got {got}")
     if args.drafter and not args.target:
         raise UserError("--drafter needs --target: name both directories, or neither for the shipped pair")
     if args.chat and args.prompt_ids is not None:
         raise UserError("--chat: expected TEXT, what a user says, got --prompt-ids")
     if args.target and not args.drafter and not args.baseline:
         raise UserError("--target needs --drafter: name both directories, or add --baseline to run the target alone")
-    if args.text == "":
-        raise UserError("the prompt is empty: expected a text of at least one character")
-    if any("\ud800" <= character <= "\udfff" for character in args.text or ""):  # how Python passes on other bytes
-        raise UserError("TEXT: expected UTF-8, got bytes that are not; set the terminal to UTF-8")
+    if args.quiet and args.timings:
+        raise UserError("--timings prints figures, and --quiet prints nothing but the text: leave one of them out")
 
 
-def _encoded(args: argparse.Namespace, target: Gemma4, tokenizer: Tokenizer) -> list[int]:
-    if args.chat is None:
-        bos = target.config.bos_token_id
-        return ([] if bos is None else [bos]) + tokenizer.encode(args.text, add_special_tokens=False).ids
+def _text(args: argparse.Namespace) -> str:
+    """The prompt, from the argument, standard input or a file.  Errors: UserError."""
+    if args.prompt_file is not None:
+        name = f"--prompt-file {args.prompt_file}"
+        text = _decoded(name, _read_file(name, args.prompt_file))
+    elif args.text == STDIN:
+        name = "standard input"
+        if sys.stdin is None:
+            raise UserError("standard input is closed: expected a prompt, because TEXT is -")
+        text = _decoded(name, sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1))
+    else:
+        name, text = "TEXT", args.text
+        if any("\ud800" <= character <= "\udfff" for character in text):  # how Python passes on other bytes
+            raise UserError("TEXT: expected UTF-8, got bytes that are not; set the terminal to UTF-8")
+    if not text:
+        raise UserError(f"{name}: the prompt is empty: expected a text of at least one character")
+    return text
+
+
+def _read_file(name: str, file: str) -> bytes:
+    path = Path(file)
     try:
-        return chat(tokenizer, [("user", args.text)], **CHATS[args.chat])
+        if path.is_dir():
+            raise UserError(f"{name}: expected a file, got a directory")
+        if path.exists() and not path.is_file():  # opening a FIFO may wait forever
+            raise UserError(f"{name}: expected a regular file, got a device or a pipe; give - as TEXT to read a pipe")
+        with path.open("rb") as opened:
+            return opened.read(MAX_PROMPT_BYTES + 1)
+    except FileNotFoundError:
+        raise UserError(f"{name}: no such file; name a text file in UTF-8") from None
+    except (OSError, ValueError) as error:  # the latter for a name with a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{name}: cannot be read ({reason}); name a text file that you may read") from error
+
+
+def _decoded(name: str, content: bytes) -> str:
+    """`content` as text, without a byte-order mark and without the line break at its end, which editors and shells add."""
+    if len(content) > MAX_PROMPT_BYTES:
+        raise UserError(f"{name}: expected at most {MAX_PROMPT_BYTES >> 20} MiB of text, got more; shorten it")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name}: expected UTF-8, got the byte 0x{content[error.start]:02x} at {error.start}; convert it to UTF-8"
+        ) from error
+    return re.sub(r"\r?\n\Z", "", text)
+
+
+def _encoded(text: str, mode: str | None, target: Gemma4, tokenizer: Tokenizer) -> list[int]:
+    if mode is None:
+        bos, ids = target.config.bos_token_id, tokenizer.encode(text, add_special_tokens=False).ids
+        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]  # a text may spell it out, as <bos>
+    try:
+        return chat(tokenizer, [("user", text)], **CHATS[mode])
     except ValueError as error:
         raise UserError(f"--chat: {error}") from error
 
@@ -146,7 +199,7 @@ def _parse_ids(text: str) -> list[int]:
     if not items:
         raise UserError("--prompt-ids: the prompt is empty: expected at least one token id")
     if not all(re.fullmatch("-?[0-9]{1,11}", item) for item in items):
-        raise UserError(f"--prompt-ids: expected token ids separated by commas, such as 2,17,94, got {text!r}")
+        raise UserError(f"--prompt-ids: expected token ids separated by commas, such as 2,17,94, got {text!r:.80}")
     return list(map(int, items))
 
 
@@ -156,17 +209,20 @@ def run(request: Request, args: argparse.Namespace, began: float) -> None:
     began: when the command started, by `time.perf_counter`.
     """
     out: Any = sys.stdout
-    color = use_color(out) and not args.no_color
+    marks = args.marks or args.show_rejected  # else rejected tokens would look like text
+    color = use_color(out) and not args.no_color and not args.marks
     if hasattr(out, "reconfigure"):
         out.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character must not end the run
-    printer = Printer(out, request.tokenizer, color=color, show_rejected=args.show_rejected, is_baseline=args.baseline)
+    kinds = {"color": color, "marks": marks, "show_rejected": args.show_rejected, "is_baseline": args.baseline}
+    printer = Printer(out, request.tokenizer, **kinds)
     generation, first_token_seconds = _generate(request, args, printer, began)
     stats, figures = generation.stats, None
-    if not args.json:
+    if not args.json and not args.quiet:
         if args.baseline:
             print_baseline(out, stats)
         else:
-            out.write(f"\n{printer.legend()}\n")
+            legend = printer.legend()
+            out.write(f"\n{legend}\n" if legend else "\n")
             print_counts(out, stats, request.options.draft_length)
         out.flush()
     if args.timings:
@@ -201,11 +257,13 @@ def _generate(
         if not args.json:
             printer.round(last)
 
-    with waiting:
-        waiting.enter_context(notice("compiling (later starts are quicker)"))
-        generation = request.autoregressive(on_round) if args.baseline else request.speculative(on_round)
-    if not args.json:
-        printer.end()
+    try:
+        with waiting:
+            waiting.enter_context(notice("compiling (later starts are quicker)"))
+            generation = request.autoregressive(on_round) if args.baseline else request.speculative(on_round)
+    finally:
+        if first_token_seconds is not None and not args.json:
+            printer.end()  # after an error, too: its line is one of its own
     return generation, first_token_seconds
 
 

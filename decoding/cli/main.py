@@ -1,7 +1,8 @@
 """The command `gemma4-mtp`: arguments, help, exit codes.
 
 Whatever a user can get wrong is found before the run, in `prepare`.  It becomes one line on standard error and exit code 2, and
-so does a full disk.  Any other exception from the run itself is a bug, and keeps its traceback.
+so do a full disk, too little memory, and weights that lead to numbers that are not finite.  Any other exception from the run
+itself is a bug, and keeps its traceback.
 """
 
 import argparse
@@ -18,15 +19,24 @@ from typing import Any, NoReturn, TextIO
 
 import jax
 
+import gemma4
 from decoding.cli import generate
+from decoding.finite import NotFinite
 from decoding.generation import LOOPS
 from decoding.options import ACCEPTANCE_METHODS, MAX_DRAFT_LENGTH
 from drafter.config import CONVENTIONS
+from gemma4 import shadowing
+from gemma4.shadowing import COMMAND, INTERRUPTED, MISTAKE
 
 # With the line that --help has for each.  A command's own parser is built only when that command is asked for.
-COMMANDS = {"generate": "continue a text", "bench": "measure speed", "oracle": "check another engine"}
+COMMANDS = {
+    "generate": "continue a text",
+    "chat": "talk to an instruction-tuned pair",
+    "bench": "measure speed",
+    "oracle": "check another engine",
+}
 DTYPES = ("float32", "bfloat16", "float16")
-OK, MISTAKE, INTERRUPTED, READER_GONE = 0, 2, 130, 141
+OK, READER_GONE = 0, 141
 
 DESCRIPTION = """\
 Continue a text with a Gemma 4 target and its MTP drafter: the drafter proposes a few tokens, the target checks them all
@@ -40,6 +50,8 @@ examples:
   gemma4-mtp generate "In the beginning" --timings          with tokens/s, and the time of each stage
   gemma4-mtp generate "In the beginning" --temperature 1 --seed 7 --max-new-tokens 200
   gemma4-mtp generate --prompt-ids 2,17,94 --json           token ids in, one JSON object out
+  gemma4-mtp generate --prompt-file verse.txt --quiet       a file in, the text and nothing else out
+  echo "In the beginning" | gemma4-mtp generate - --marks   standard input in, [the target's own tokens] in brackets
   gemma4-mtp generate "In the beginning" --baseline         the target alone, one token a step
   gemma4-mtp generate "Hello" --target DIR --drafter DIR    any other pair, in Hugging Face layout
   gemma4-mtp generate "Hello" --target DIR --drafter DIR --chat plain    as a user of an instruction-tuned model
@@ -51,9 +63,11 @@ output:
     green         drafted tokens that the target accepted
     bold magenta  the target's own tokens: the first, and one at the end of each round
     red, struck   drafted tokens that the target rejected (--show-rejected); they are not part of the text
-  Elsewhere accepted tokens are plain, [the target's own] have brackets and {rejected} ones braces.
+  Elsewhere the text is plain.  With --marks [the target's own] tokens have brackets and {rejected} ones braces;
+  --show-rejected implies these marks where there are no colours.
+  Control characters are shown as escapes, such as \\x1b; --json has the text as it is.
   A character whose bytes come from several tokens is shown with the last of them.
-  Then a table of counts: tokens per round, and how often each draft position was accepted.
+  Then a table of counts: tokens per round, and how often each draft position was accepted.  --quiet leaves it out.
   With --timings, once all this is printed, the same prompt is measured: the time of each stage (compiled alone), and
   tokens/s of speculative and of autoregressive decoding (compiled beforehand, without the prefill).
 
@@ -70,9 +84,13 @@ The text ends at an end-of-sequence token of the target's configuration, or afte
 Compiled code is kept in $XDG_CACHE_HOME/gemma4-mtp (~/.cache/gemma4-mtp), so that later starts are quick; it may be
 deleted at any time.  JAX_COMPILATION_CACHE_DIR moves it.
 
-exit codes: 0 done; 2 a mistake in the arguments, in the files they name or in JAX_PLATFORMS, or no space left for the
-output (one line on standard error says which); 130 interrupted; 141 the reader of the output has closed it.
+exit codes: 0 done; 2 a mistake in the arguments, in the files they name or in JAX's environment variables, too little
+memory, or no space left for the output (one line on standard error says which); 130 interrupted; 141 the reader of the
+output has closed it.
 """
+
+
+OUT_OF_MEMORY = "out of memory; choose a smaller model, --dtype bfloat16 or fewer tokens, or end other programs"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -89,11 +107,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def make_parser(named: str | None) -> argparse.ArgumentParser:
     """The parser of all commands.  Only the one that is `named` has its own options; of the others it knows the help line."""
     parser = _Parser(
-        prog="gemma4-mtp",
+        prog=COMMAND,
         description=DESCRIPTION,
         epilog=f"{EXAMPLES}\nOptions, output and exit codes: gemma4-mtp generate --help",
         formatter_class=_layout,
     )
+    parser.add_argument("--version", action="version", version=f"{COMMAND} {gemma4.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command, line in COMMANDS.items():
         if command != named:
@@ -106,8 +125,10 @@ def make_parser(named: str | None) -> argparse.ArgumentParser:
 
 
 def _module(command: str) -> Any:
-    """`bench` or `oracle`.  Imported here, because most starts need neither."""
-    if command == "bench":
+    """`chat`, `bench` or `oracle`.  Imported here, because most starts need none of them."""
+    if command == "chat":
+        from decoding.cli import chat as cli
+    elif command == "bench":
         from decoding.bench import cli
     else:
         from decoding.oracle import cli
@@ -128,7 +149,20 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         allow_abbrev=False,
     )
     option, number = command.add_argument, functools.partial(_number, command)
-    option("text", metavar="TEXT", nargs="?", help="the prompt; the target's BOS token is put before it")
+    option(
+        "text",
+        metavar="TEXT",
+        nargs="?",
+        help="the prompt, or - to read it from standard input; the target's BOS token is put before it, unless it begins so",
+    )
+    directory = functools.partial(option, metavar="DIR", type=path)
+    option(
+        "--prompt-file",
+        metavar="FILE",
+        type=path,
+        help=f"the prompt, as a text file: UTF-8, at most {generate.MAX_PROMPT_BYTES >> 20} MiB; from a file and from standard "
+        "input, a line break at the end is left out",
+    )
     option("--prompt-ids", metavar="IDS", help="the prompt as token ids, taken as they are, such as 2,17,94")
     option(
         "--chat",
@@ -136,8 +170,8 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         help="TEXT is a user's turn to an instruction-tuned model: answered at once, in the form of E2B and E4B (plain) or "
         "of 26B-A4B and 31B (empty-thought), or after a thought (thinking)",
     )
-    option("--target", metavar="DIR", help="directory of the target: config.json, weights, tokenizer.json")
-    option("--drafter", metavar="DIR", help="directory of its drafter; give both, or neither for the shipped pair")
+    directory("--target", help="directory of the target: config.json, weights, tokenizer.json")
+    directory("--drafter", help="directory of its drafter; give both, or neither for the shipped pair")
     option(
         "--convention",
         choices=CONVENTIONS,
@@ -176,8 +210,18 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         "--timings", action="store_true", help="measure, after the text, and print tokens/s and the time of each stage"
     )
     option("--json", action="store_true", help="print one JSON object and nothing else")
+    option("--quiet", action="store_true", help="print the text and nothing else")
     option("--show-rejected", action="store_true", help="show rejected drafts too, before the token that replaced them")
-    option("--no-color", action="store_true", help="marks in place of colours")
+    option("--marks", action="store_true", help="marks in place of colours, and where the output is no terminal")
+    option("--no-color", action="store_true", help="no colours on a terminal")
+
+
+def path(text: str) -> str:
+    """`text` with the user's home in place of ~.  Errors: ArgumentTypeError if that is not known."""
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise argparse.ArgumentTypeError(f"the home directory of {expanded!r} is not known; write the whole path")
+    return expanded
 
 
 def _number(parser: argparse.ArgumentParser, name: str, metavar: str, default: int | float, what: str) -> None:
@@ -200,7 +244,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         discard(sys.stdout)
         return READER_GONE
+    except NotFinite as error:
+        return mistake(error)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return mistake(OUT_OF_MEMORY)
     except OSError as error:
+        if is_out_of_memory(error):
+            return mistake(OUT_OF_MEMORY)
         if error.errno != errno.ENOSPC:
             raise
         discard(sys.stdout)
@@ -208,25 +260,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return mistake(f"{where}: no space left on the device; make room there, or write elsewhere")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, JAX or the operating system could not get memory."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 def _command(arguments: Sequence[str], began: float) -> int:
     # What is asked for in float32 is multiplied in float32: by default GPUs and TPUs round the factors to fewer bits.
     jax.config.update("jax_default_matmul_precision", "highest")
     try:
         args = parse(arguments)
+        if args.command != "oracle":  # which checks engines in their own types
+            # --dtype decides, so that a seed gives the same text in every environment.
+            jax.config.update("jax_enable_x64", False)
         check_devices()
         match args.command:
             case "generate":
                 keep_compiled_code()
                 request = generate.prepare(args)
+            case "chat":
+                keep_compiled_code()
+                begin = _module("chat").prepare(args)
             case "bench":  # without the kept code: it times compilation
                 measurement = _module("bench").prepare(args)
             case "oracle":
                 keep_compiled_code()
     except (ValueError, OSError) as error:
-        return mistake(error)
+        return mistake(OUT_OF_MEMORY if is_out_of_memory(error) else error)
     match args.command:
         case "generate":
             generate.run(request, args, began)
+        case "chat":
+            _module("chat").run(begin, args)
         case "bench":
             _module("bench").run(args, measurement)
         case "oracle":
@@ -247,20 +314,24 @@ def check_devices() -> None:
     """Errors: UserError if JAX finds no device of the kind that JAX_PLATFORMS asks for."""
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # jax 0.10.2: the latter, empty, for `cuda` without its plugin
-        platforms, reason = os.environ.get("JAX_PLATFORMS", ""), f" ({error})" if str(error) else ""
+    # jax 0.10.2: the second, empty, for `cuda` without its plugin; the third in its place under `python -O`
+    except (RuntimeError, AssertionError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = f" ({error})" if isinstance(error, RuntimeError) and str(error) else ""
         raise generate.UserError(
-            f"JAX_PLATFORMS={platforms}: JAX finds no such device here{reason}; unset it, or set it to cpu"
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: JAX finds no such device here{reason}; unset it, or set it "
+            "to cpu"
         ) from error
 
 
 def mistake(error: Exception | str) -> int:
     """One line on standard error; the exit code."""
     try:
-        print("gemma4-mtp: error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+        return shadowing.mistake(error)
     except OSError:  # standard error is full, too
         discard(sys.stderr)
-    return MISTAKE
+        return MISTAKE
 
 
 def discard(stream: TextIO) -> None:
@@ -269,13 +340,13 @@ def discard(stream: TextIO) -> None:
 
 
 def keep_compiled_code() -> None:
-    """Turn on JAX's compilation cache, in the user's cache directory.  If that is not writable, every start compiles."""
+    """Turn on JAX's compilation cache, in the user's cache directory.  Without one to write to, every start compiles."""
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]  (made at run time)
-        directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gemma4-mtp"
         try:
+            directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gemma4-mtp"
             directory.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=directory).close()
-        except OSError:
+        except (OSError, RuntimeError):  # the latter: the user has no home
             return
         jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

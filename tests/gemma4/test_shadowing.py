@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gemma4.shadowing import MARKER, check_not_shadowed
+from gemma4.shadowing import MARKER, check_not_shadowed, is_command, one_line
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,8 +34,9 @@ def test_other_package(tmp_path, monkeypatch):
     with pytest.raises(ImportError) as caught:
         check_not_shadowed("ours_by_marker", "somebody_elses")
     assert str(caught.value) == (
-        f"the package 'somebody_elses' at {location / '__init__.py'} is not gemma4-mtp's, but hides it: install gemma4-mtp "
-        "into a fresh virtual environment, or remove the other (pip uninstall somebody_elses) and install gemma4-mtp again"
+        f"the package 'somebody_elses' at {location / '__init__.py'} is not gemma4-mtp's, but hides it: if the folder is "
+        "yours, rename it or start Python in another one; otherwise install gemma4-mtp into a fresh virtual environment, or "
+        "remove the other (pip uninstall somebody_elses) and install gemma4-mtp again"
     )
     assert caught.value.name == "somebody_elses"
 
@@ -70,3 +71,39 @@ def test_command_says_so_in_one_line(name, tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith(f"gemma4-mtp: error: the package '{name}' at {tmp_path}/{name}")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "orig_argv", "expected"),
+    [
+        (["-m", "generate", "x"], ["python", "-m", "gemma4", "generate", "x"], True),
+        (["-m"], ["python", "-O", "-mdecoding"], True),
+        (["-m", "-m", "gemma4"], ["python", "-m", "pytest", "-m", "gemma4"], False),
+        (["/bin/gemma4-mtp", "--help"], ["python", "/bin/gemma4-mtp", "--help"], True),
+        (["my_program.py", "gemma4-mtp"], ["python", "my_program.py", "gemma4-mtp"], False),
+        (["-c"], ["python", "-c", "import gemma4"], False),
+        ([""], ["python"], False),
+        ([], [], False),
+    ],
+)
+def test_which_process_is_the_command(argv, orig_argv, expected, monkeypatch):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", orig_argv)
+    assert is_command() is expected
+
+
+def test_while_the_command_starts_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    write(tmp_path, "somebody_elses", "raise SystemExit('this code must not run')")
+    monkeypatch.setattr(sys, "argv", ["/bin/gemma4-mtp"])
+    with pytest.raises(SystemExit) as exit:
+        check_not_shadowed("somebody_elses")
+    err = capsys.readouterr().err
+    assert exit.value.code == 2 and err.count("\n") == 1
+    assert err.startswith(f"gemma4-mtp: error: the package 'somebody_elses' at {tmp_path}/")
+
+
+def test_one_line():
+    assert one_line("a\n  b\tc") == "a b c"
+    assert one_line("\x1b[2J\x7f\x9b\u202e\udcff é東") == "\\x1b[2J\\x7f\\x9b\\u202e\\udcff é東"
+    assert one_line(1000 * "x") == 1000 * "x" and len(one_line(1001 * "x")) == 1005

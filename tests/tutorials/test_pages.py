@@ -229,7 +229,7 @@ def test_the_readme_shows_what_the_first_command_prints(capsys):
     from decoding.cli.main import main
 
     shown = re.search(r"^```text\n(.*?)^```$", text_of(README), re.MULTILINE | re.DOTALL)[1]
-    assert main(["generate", "In the beginning"]) == 0
+    assert main(["generate", "In the beginning", "--marks"]) == 0
     printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     text, *rest = shown.splitlines()
     assert text.endswith(" …") and printed[0].startswith(text.removesuffix(" …"))

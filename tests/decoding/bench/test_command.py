@@ -35,6 +35,7 @@ REFUSED = {
     "unknown preset": (["--preset=E3B"], "--preset E3B: expected one of E2B, E4B, 12B, 26B-A4B, 31B, 50M"),
     "scale 2": (["--preset=E2B", "--scale=2"], "--scale: expected a number over 0 and up to 1, got 2"),
     "scale 0": (["--preset=E2B", "--scale=0"], "--scale: expected a number over 0 and up to 1, got 0"),
+    "scale 1e-9": (["--preset=E2B", "--scale=1e-9"], "--scale: expected at least 0.001, got 1e-09; smaller ones would"),
     "scale nan": (["--preset=E2B", "--scale=nan"], "--scale: expected a number over 0 and up to 1, got nan"),
     "scale without preset": (
         ["--scale=0.5"],
@@ -51,6 +52,14 @@ REFUSED = {
     ),
     "draft length 40": (["--draft-lengths=2,40"], "--draft-lengths: expected 1 to 32 tokens a round, got 40"),
     "batch 0": (["--batch=0,8"], "--batch: expected numbers of at least 1, got '0,8'"),
+    "batch enormous": (["--batch=99999999"], "--batch: expected at most 10000, got 99999999"),
+    "batches without a common multiple": (
+        ["--batch=1-1000"],
+        "--batch: expected sizes with a common multiple of at most 10000, the number of prompts, got '1-1000'; give fewer",
+    ),
+    "prompts enormous": (["--prompts=999999999999"], "--prompts: expected at most 10000, got 999999999999"),
+    "runs enormous": (["--runs=99999999"], "--runs: expected at most 10000, got 99999999"),
+    "threads enormous": (["--threads=999999", "--batch=2"], "--threads: expected at most 10000, got 999999"),
     "runs 0": (["--runs=0"], "--runs: expected at least 1, got 0"),
     "runs x": (["--runs=x"], "argument --runs: invalid int value: 'x'; `gemma4-mtp bench --help` shows"),
     "prompts 0": (["--prompts=0"], "--prompts: expected at least 1, got 0"),

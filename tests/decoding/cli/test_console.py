@@ -45,6 +45,48 @@ def test_pieces_joined_are_the_decoded_text(tokenizer, seed):
     assert "".join(map(stream.push, ids)) + stream.end() == tokenizer.decode(ids)
 
 
+LETTERS = ["▁a", "b", "▁", "é", "東", "\ufffd", "<0x", "<0x4>"]
+DECODERS = {
+    "Gemma's": [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()],
+    "Llama's": [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)],
+}
+
+
+def byte_fallback_tokenizer(decoder: str) -> Tokenizer:
+    """Two special tokens, those letters, and a token a byte; as ids the bytes come last."""
+    names = ["<bos>", "<eos>", *LETTERS, *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer = Tokenizer(models.BPE({name: id for id, name in enumerate(names)}, [], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence(DECODERS[decoder])
+    tokenizer.add_special_tokens(["<bos>", "<eos>"])
+    return tokenizer
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_pieces_of_byte_fallback_joined_are_the_decoded_text(decoder):
+    """Bytes of whole and of broken characters, with other tokens, special ones and unknown ids between them."""
+    tokenizer, rng = byte_fallback_tokenizer(decoder), np.random.default_rng(0)
+    first_byte, unknown = 2 + len(LETTERS), 2 + len(LETTERS) + 256
+    for _ in range(2000):
+        ids: list[int] = []
+        while len(ids) < rng.integers(1, 12):
+            character = [first_byte + byte for byte in str(rng.choice(list("aé東🙂"))).encode()]
+            anything = [int(rng.integers(0, unknown + 1))]
+            other = [int(rng.choice([*range(first_byte), unknown]))]
+            ids += [character, character[: rng.integers(1, 4)], other, anything][rng.integers(4)]
+        stream = TextStream(tokenizer)
+        assert "".join(map(stream.push, ids)) + stream.end() == tokenizer.decode(ids), ids
+
+
+def test_a_run_of_bytes_is_shown_when_it_has_ended():
+    tokenizer = byte_fallback_tokenizer("Gemma's")
+    first, second, b = (tokenizer.token_to_id(name) for name in ("<0xC3>", "<0xA9>", "b"))
+    stream = TextStream(tokenizer)
+    assert [stream.push(token) for token in (b, first, second, b)] == ["b", "", "", "éb"]
+    assert [stream.push(token) for token in (first, second)] == ["", ""]
+    assert stream.preview([b]) == "b", "not the character that is certain already"
+    assert stream.push(first) == "" and stream.end() == "\ufffd\ufffd\ufffd" == tokenizer.decode([first, second, first])
+
+
 def test_half_a_character_at_the_end(tokenizer):
     ids = bytes_of(tokenizer, "é")[:1]
     stream = TextStream(tokenizer)
@@ -87,7 +129,7 @@ def round_of(draft: list[int], num_accepted: int, own: int, num_emitted: int | N
 
 def shown(tokenizer, rounds, **settings) -> str:
     out = io.StringIO()
-    printer = Printer(out, tokenizer, **{"color": False, **settings})
+    printer = Printer(out, tokenizer, **{"marks": True, **settings})
     printer.prompt("P:")
     for last in rounds:
         printer.round(last)
@@ -106,6 +148,14 @@ def test_marks(tokenizer, abc):
     rounds = [prefill(a), round_of([b, c, d], 2, e), round_of([b, c, d], 0, f), round_of([b, c, d], 3, g)]
     assert shown(tokenizer, rounds) == "P:[a]bc[e][f]bcd[g]\n"
     assert shown(tokenizer, rounds, show_rejected=True) == "P:[a]bc{d}[e]{bcd}[f]bcd[g]\n"
+
+
+def test_without_marks_the_plain_text(tokenizer, abc):
+    a, b, c, d, e = (abc[letter] for letter in "abcde")
+    rounds = [prefill(a), round_of([b, c, d], 2, e)]
+    assert shown(tokenizer, rounds, marks=False, show_rejected=True) == "P:abce\n", (
+        "rejected drafts would look like text"
+    )
 
 
 def test_colours(tokenizer, abc):
@@ -167,13 +217,13 @@ def test_line_breaks_stand_outside_marks(tokenizer, abc):
     newline, a = tokenizer.encode("\n").ids[0], abc["a"]
     rounds = [prefill(a), round_of([a, newline, a], 0, newline), round_of([newline, a, a], 2, a)]
     assert shown(tokenizer, rounds, show_rejected=True) == "P:[a]{a\\na}[]\n\na{a}[a]\n"
-    assert Printer(io.StringIO(), tokenizer, color=False).segment(Origin.OWN, "\n2 b\n") == "\n[2 b]\n"
+    assert Printer(io.StringIO(), tokenizer, marks=True).segment(Origin.OWN, "\n2 b\n") == "\n[2 b]\n"
 
 
 def test_control_characters_are_spelt_out(tokenizer):
     rounds = [prefill(tokenizer.encode("\x1b").ids[0])]
     assert shown(tokenizer, rounds) == "P:[\\x1b]\n"
-    printer = Printer(io.StringIO(), tokenizer, color=False)
+    printer = Printer(io.StringIO(), tokenizer)
     assert printer.segment(Origin.ACCEPTED, "\t\x07~\x7f\x9b\xa0é") == "\t\\x07~\\x7f\\x9b\xa0é"
 
 
@@ -189,7 +239,7 @@ def test_each_round_is_out_before_the_next(tokenizer, abc):
             self.seen = self.getvalue()
 
     out = Flushed()
-    printer = Printer(out, tokenizer, color=False)
+    printer = Printer(out, tokenizer, marks=True)
     for letter, expected in zip("ab", ("[a]", "[a][b]"), strict=True):
         printer.round(prefill(abc[letter]))
         assert out.seen == expected
@@ -197,11 +247,12 @@ def test_each_round_is_out_before_the_next(tokenizer, abc):
 
 @pytest.mark.parametrize("color", [False, True])
 def test_legend_explains_what_is_used(tokenizer, color):
-    legend = Printer(io.StringIO(), tokenizer, color=color, show_rejected=True).legend()
+    legend = Printer(io.StringIO(), tokenizer, color=color, marks=True, show_rejected=True).legend()
     assert legend.count("\n") == 1
     assert ("[the target's own], {drafted and rejected}" in legend) != color
     assert ("\x1b[1;35mthe target's own\x1b[0m" in legend) == color
-    assert "rejected" not in Printer(io.StringIO(), tokenizer, color=color).legend()
+    assert "rejected" not in Printer(io.StringIO(), tokenizer, color=color, marks=True).legend()
+    assert Printer(io.StringIO(), tokenizer).legend() == "", "plain text has nothing to explain"
 
 
 @pytest.mark.parametrize(

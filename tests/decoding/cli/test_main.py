@@ -1,6 +1,7 @@
 """The command: what it prints, what it refuses, and how it ends."""
 
 import contextlib
+import errno
 import functools
 import io
 import json
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
@@ -20,11 +22,12 @@ from tokenizers.processors import TemplateProcessing
 
 import decoding
 import drafter
+import gemma4
 from decoding.bench import cli as bench_cli
 from decoding.bench.generate_timing import Figures
 from decoding.cli import generate, main, timings
-from decoding.cli.console import Origin
 from decoding.fast import KERNELS
+from decoding.finite import NotFinite
 from decoding.generation import LOOPS
 from decoding.oracle import cli as oracle_cli
 from decoding.sampling import REFERENCE
@@ -82,9 +85,7 @@ def expected_text(pair_dir, **settings) -> tuple[list[int], str]:
 
 @pytest.mark.parametrize("sampled", [False, True])
 def test_streamed_text_is_the_decoded_text(run, pair_dir, sampled, monkeypatch):
-    monkeypatch.setattr(Origin.OWN, "opening", "")
-    monkeypatch.setattr(Origin.OWN, "closing", "")
-    monkeypatch.setattr("decoding.cli.console._harmless", lambda text: text)
+    monkeypatch.setattr("decoding.cli.console.harmless", lambda text: text)
     options, settings = [], {}
     if sampled:
         options = ["--temperature=1", "--top-k=50", "--top-p=0.9", "--seed=3"]
@@ -92,7 +93,8 @@ def test_streamed_text_is_the_decoded_text(run, pair_dir, sampled, monkeypatch):
     _, text = expected_text(pair_dir, **settings)
     code, out, err = run(PROMPT, *options)
     assert (code, err) == (0, "")
-    assert out.split("\n\n(marks")[0] == PROMPT + text
+    assert out.split("\n\ntokens per round")[0] == PROMPT + text, "without marks, and without a legend"
+    assert run(PROMPT, "--quiet", *options) == (0, f"{PROMPT}{text}\n", "")
 
 
 @pytest.fixture
@@ -164,7 +166,7 @@ def test_text_is_out_before_anything_is_measured(run, monkeypatch):
 
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(timings, "measure", measure)
-    assert run(PROMPT, "--timings")[0] == 0
+    assert run(PROMPT, "--timings", "--marks")[0] == 0
     (before,) = seen
     assert before.startswith(PROMPT + "[") and "\ntokens per round" in before and before.count("\n") == 6
     assert out.getvalue().startswith(before + "ms for each stage")
@@ -193,8 +195,13 @@ def test_colours_on_a_terminal(run, monkeypatch):
     monkeypatch.setattr(generate, "use_color", lambda out: True)
     _, out, _ = run(PROMPT)
     assert out.startswith(f"\x1b[2m{PROMPT}\x1b[0m\x1b[1;35m") and "(colours: \x1b[32m" in out
-    _, out, _ = run(PROMPT, "--no-color")
-    assert out.startswith(f"{PROMPT}[") and "\x1b" not in out
+    _, out, _ = run(PROMPT, "--quiet")
+    assert out.startswith(f"\x1b[2m{PROMPT}\x1b[0m\x1b[1;35m") and "colours" not in out and "tokens per" not in out
+    _, out, _ = run(PROMPT, "--marks")
+    assert out.startswith(f"{PROMPT}[") and "(marks: " in out and "\x1b" not in out
+    for plain in ("--no-color", "--no-color --quiet"):
+        _, out, _ = run(PROMPT, *plain.split())
+        assert "[" not in out and "(marks" not in out and "\x1b" not in out
 
 
 MEASURED = ["speculative", "autoregressive", "speed_up", "stage_seconds"]
@@ -267,7 +274,7 @@ def test_a_users_turn(run, pair_dir, tmp_path, calls):
     target = shutil.copytree(pair_dir / "target", tmp_path / "target")
     tokenizer.save(str(target / "tokenizer.json"))
     for mode in ("plain", "empty-thought", "thinking"):
-        code, out, _ = run("Hello", f"--chat={mode}", target_dir=target)
+        code, out, _ = run("Hello", f"--chat={mode}", "--marks", target_dir=target)
         assert code == 0 and out.startswith("Hello[")
     plain = "<bos><|turn>user\nHello<turn|>\n<|turn>model\n"
     expected = [
@@ -340,6 +347,10 @@ def test_help(arguments, capsys):
             "bold magenta",
             "[the target's own]",
             "130 interrupted",
+            "--prompt-file FILE",
+            "16 MiB",
+            "--quiet",
+            "--marks",
             "--timings, else null",
         ):
             assert part in out
@@ -387,14 +398,29 @@ def test_a_command_imports_only_its_own_package(arguments, packages, pair_dir, t
 REFUSED = {
     "unknown option": (["x", "--frobnicate"], "unrecognized arguments: --frobnicate; `gemma4-mtp --help`"),
     "shortened option": (["x", "--max", "3"], "unrecognized arguments: --max 3; "),
-    "no prompt": ([], "expected a prompt, either TEXT or --prompt-ids, got neither"),
-    "two prompts": (["x", "--prompt-ids=2"], "expected a prompt, either TEXT or --prompt-ids, got both"),
+    "no prompt": ([], "expected one prompt, as TEXT, --prompt-file, --prompt-ids; got none of them"),
+    "two prompts": (
+        ["x", "--prompt-ids=2"],
+        "expected one prompt, as TEXT, --prompt-file, --prompt-ids; got TEXT and --pr",
+    ),
+    "text and file": (["x", "--prompt-file=y"], "got TEXT and --prompt-file"),
+    "no such file": (["--prompt-file=/nowhere"], "--prompt-file /nowhere: no such file; name a text file in UTF-8"),
+    "no file name": (["--prompt-file=\0"], "--prompt-file \\x00: cannot be read ("),
+    "a directory": (["--prompt-file=/"], "--prompt-file /: expected a file, got a directory"),
+    "a device": (
+        ["--prompt-file=/dev/zero"],
+        "--prompt-file /dev/zero: expected a regular file, got a device or a pipe; give - as TEXT to read a pipe",
+    ),
+    "figures and no figures": (
+        ["x", "--quiet", "--timings"],
+        "--timings prints figures, and --quiet prints nothing but",
+    ),
     "a turn of ids": (["--prompt-ids=2", "--chat=plain"], "--chat: expected TEXT, what a user says, got --prompt-ids"),
     "a turn for no chat": (
         ["x", "--chat=plain"],
         "--chat: the tokenizer has no token <|turn>: expected that of a Gemma 4",
     ),
-    "empty text": ([""], "the prompt is empty: expected a text of at least one character"),
+    "empty text": ([""], "TEXT: the prompt is empty: expected a text of at least one character"),
     "empty ids": (["--prompt-ids= , "], "--prompt-ids: the prompt is empty: expected at least one token id"),
     "text for ids": (
         ["--prompt-ids=2,x"],
@@ -480,6 +506,112 @@ def test_bad_commands(arguments, message, capsys):
     assert_refused((main.main(arguments), *capsys.readouterr()), message)
 
 
+def test_a_message_is_one_harmless_line_of_a_sane_length(run, capsys):
+    cases = [
+        run("x", "--\x1b]0;title\x07\x9b1m\u202e"),
+        run("x", f"--prompt-ids={'9' * 100_000}", target_dir=None, drafter_dir=None),
+        run("--prompt-ids=" + "9," * 100_000 + "\x1b"),
+        run("x", target_dir="/\x1b[2J\n/" + 10_000 * "y"),
+        run("x", "--draft-length=" + 10_000 * "y"),
+        (main.main(["bench", "--batch=" + 10_000 * "y"]), *capsys.readouterr()),
+    ]
+    for code, out, err in cases:
+        assert (code, out) == (2, "") and err.removesuffix("\n").isprintable() and len(err) < 1100
+    assert "--\\x1b]0;title\\x07\\x9b1m\\u202e" in cases[0][2]
+
+
+def test_a_message_keeps_its_beginning_and_its_advice(capsys):
+    assert main.mistake("DIR: " + 5000 * "x" + "; fetch it again") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("gemma4-mtp: error: DIR: xx") and err.endswith("x; fetch it again\n") and " ... " in err
+
+
+def test_home(pair_dir, tmp_path, run, monkeypatch):
+    monkeypatch.setenv("HOME", str(pair_dir))
+    (tmp_path / "p").write_text(PROMPT)
+    expected = run(PROMPT, "--json")[1]
+    assert (
+        json.loads(run(PROMPT, "--json", target_dir="~/target", drafter_dir="~/drafter")[1])["tokens"]
+        == (json.loads(expected)["tokens"])
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, out, _ = run("--prompt-file=~/p", "--json")
+    assert code == 0 and json.loads(out)["tokens"] == json.loads(expected)["tokens"]
+
+
+# -- prompts from elsewhere --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tokens_of(run, tmp_path, monkeypatch):
+    """Tokens that follow a prompt which comes from a file and from standard input, or the one error line of both."""
+
+    def tokens_of(content: bytes) -> list:
+        (tmp_path / "prompt.txt").write_bytes(content)
+        results = []
+        for how in ([f"--prompt-file={tmp_path / 'prompt.txt'}"], ["-"]):
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+            result = run(*how, "--json")
+            if result[0]:
+                assert_refused(result, "")
+                results.append(result[2].split(": ", 3)[3])
+            else:
+                results.append(json.loads(result[1])["tokens"])
+        assert results[0] == results[1]
+        return results[0]
+
+    return tokens_of
+
+
+def test_prompt_from_a_file_and_from_standard_input(tokens_of, run, pair_dir):
+    expected = expected_text(pair_dir)[0]
+    for ending in ("", "\n", "\r\n"):
+        assert tokens_of(f"{PROMPT}{ending}".encode()) == expected, "without the last line break"
+    assert tokens_of(b"\xef\xbb\xbf" + PROMPT.encode()) == expected, "without a byte-order mark"
+    for text in (f"{PROMPT}\n\n", f"{PROMPT} \r"):
+        as_argument = json.loads(run(text.removesuffix("\n"), "--json")[1])["tokens"]
+        assert tokens_of(text.encode()) == as_argument
+
+
+def test_content_that_is_no_prompt(tokens_of):
+    for empty in (b"", b"\n"):
+        assert tokens_of(empty).startswith("the prompt is empty: expected a text of at least one character")
+    assert tokens_of(b"abc\xff") == "expected UTF-8, got the byte 0xff at 3; convert it to UTF-8\n"
+    assert (
+        tokens_of(b"a" * (generate.MAX_PROMPT_BYTES + 1)) == "expected at most 16 MiB of text, got more; shorten it\n"
+    )
+
+
+def test_files_that_cannot_be_read(run, tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "fifo")
+    assert_refused(run(f"--prompt-file={tmp_path / 'fifo'}"), "fifo: expected a regular file, got a device or a pipe")
+    monkeypatch.setattr(Path, "open", lambda *args: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    (tmp_path / "p").touch()
+    assert_refused(
+        run(f"--prompt-file={tmp_path / 'p'}"), f"--prompt-file {tmp_path}/p: cannot be read (Permission denied)"
+    )
+    monkeypatch.setattr(sys, "stdin", None)
+    assert_refused(run("-"), "standard input is closed: expected a prompt, because TEXT is -")
+
+
+def test_bos_spelt_out_is_not_doubled(pair_dir):
+    def prompt(text):
+        return generate.prepare(
+            main.parse(["generate", text, f"--target={pair_dir / 'target'}", f"--drafter={pair_dir / 'drafter'}"])
+        ).prompt
+
+    once = prompt("In")
+    assert once[0] == 2 and once.count(2) == 1
+    assert prompt("<bos>In") == once
+    assert prompt("<bos><bos>In") == [2, *once], "only what the command would add is left out"
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main.main(["--version"])
+    assert exit.value.code == 0 and capsys.readouterr().out == f"gemma4-mtp {gemma4.__version__}\n"
+
+
 def truncate(directory: Path) -> None:
     file = directory / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
@@ -552,17 +684,19 @@ def test_text_without_a_tokenizer(run, pair_dir, tmp_path):
 
 @pytest.mark.parametrize("command", ["generate", "bench", "oracle"])
 @pytest.mark.parametrize(
-    "error", [RuntimeError("Backend 'bogus'\nis not known"), AssertionError()], ids=lambda error: type(error).__name__
+    "error",
+    [RuntimeError("Backend 'bogus'\nis not known"), AssertionError(), AttributeError("'NoneType' has no 'devices'")],
+    ids=lambda error: type(error).__name__,
 )
 def test_no_device(command, error, capsys, monkeypatch):
-    """JAX 0.10.2 raises the first for a name that it does not know, the second for cuda without its plugin."""
+    """JAX 0.10.2 raises the first for an unknown name, the second for cuda without its plugin, the third under -O."""
 
     def devices():
         raise error
 
     monkeypatch.setattr(jax, "devices", devices)
     monkeypatch.setenv("JAX_PLATFORMS", "bogus")
-    reason = " (Backend 'bogus' is not known)" * bool(str(error))
+    reason = " (Backend 'bogus' is not known)" * isinstance(error, RuntimeError)
     result = (main.main(["oracle", "mutants"] if command == "oracle" else [command]), *capsys.readouterr())
     assert_refused(result, f"JAX_PLATFORMS=bogus: JAX finds no such device here{reason}; unset it, or set it to cpu")
 
@@ -584,6 +718,59 @@ def test_bug_keeps_its_traceback(run, monkeypatch):
 
     monkeypatch.setattr(generate, "run", bug)
     with pytest.raises(ValueError, match="not a mistake"):
+        run(PROMPT)
+
+
+@pytest.mark.parametrize("how", [[], ["--baseline"]], ids=["speculative", "baseline"])
+def test_numbers_that_are_not_finite(how, run, pair_dir, tmp_path):
+    target = shutil.copytree(pair_dir / "target", tmp_path / "target")
+    tensors = load_file(target / "model.safetensors")
+    save_file({**tensors, "model.norm.weight": tensors["model.norm.weight"] * np.nan}, target / "model.safetensors")
+    assert_refused(run(PROMPT, *how, target_dir=target), "not finite")
+
+
+@pytest.mark.parametrize("name", ["generate", "generate_autoregressive"])
+def test_numbers_that_stop_being_finite(name, run, monkeypatch):
+    """The text so far keeps its line, and the message has one of its own.  Another ValueError is a bug."""
+
+    def fails(*args, on_round, of=getattr(decoding, name), **settings):
+        of(*args, on_round=on_round, **settings)
+        raise error
+
+    monkeypatch.setattr(generate, name, fails)
+    message = "the logits are not finite: look for damaged weights"
+    error = NotFinite(message)
+    code, out, err = run(PROMPT, *["--baseline"] * (name == "generate_autoregressive"))
+    assert (code, err) == (2, f"gemma4-mtp: error: {message}\n")
+    assert out.startswith(PROMPT) and out.endswith("\n") and "tokens" not in out
+    error = ValueError("a bug")
+    with pytest.raises(ValueError, match="a bug"):
+        run(PROMPT, *["--baseline"] * (name == "generate_autoregressive"))
+
+
+OUT_OF_MEMORY = [
+    MemoryError(),
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1234 bytes."),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+]
+
+
+@pytest.mark.parametrize("where", ["load_pair", "generate"])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_out_of_memory(error, where, run, monkeypatch):
+    def fails(*args, **settings):
+        raise error
+
+    monkeypatch.setattr(generate, where, fails)
+    assert_refused(run(PROMPT), "out of memory; choose a smaller model, --dtype bfloat16 or fewer tokens, or end other")
+
+
+def test_other_failures_of_jax_are_bugs(run, monkeypatch):
+    def fails(*args, **settings):
+        raise jax.errors.JaxRuntimeError("INTERNAL: at fault")
+
+    monkeypatch.setattr(generate, "generate", fails)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="at fault"):
         run(PROMPT)
 
 
@@ -623,11 +810,12 @@ def environment(cache: Path, platforms: str = "cpu") -> dict[str, str]:
 
 
 def start(pair_dir, cache: Path, *arguments, platforms: str = "cpu", **settings) -> subprocess.Popen:
+    settings = {"env": environment(cache, platforms), **settings}
     command = [sys.executable, "-m", *arguments, "--target", pair_dir / "target", "--drafter", pair_dir / "drafter"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     # A run of the tests in the background hands on an ignored SIGINT, and the command respects that.
     settings = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **settings}
-    return subprocess.Popen(command, env=environment(cache, platforms), **pipes, **settings)
+    return subprocess.Popen(command, **pipes, **settings)
 
 
 @pytest.mark.slow
@@ -654,6 +842,76 @@ def test_real_processes(pair_dir, tmp_path):
     reader_gone.stdout.close()
     assert reader_gone.stderr.read() == b"" and reader_gone.wait(timeout=120) == 141
     reader_gone.stderr.close()
+
+
+BARE = """
+import sys, warnings
+warnings.filterwarnings("ignore", "only soft file lock")  # filelock's, which has other means on Windows
+sys.modules.update(dict.fromkeys(["resource", "fcntl", "pwd", "grp", "termios"]))  # as on Windows
+from gemma4.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("command", ["--help", "generate --help", "bench --help", "oracle --help"])
+def test_help_without_modules_of_posix(command, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", BARE, *command.split()], env=environment(tmp_path), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage: gemma4-mtp")
+
+
+NOBODY = """
+import pwd, sys
+
+def unknown(uid):
+    raise KeyError(uid)
+
+pwd.getpwuid = unknown
+from gemma4.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [BARE, NOBODY], ids=["without POSIX", "unknown user"])
+def test_generate_without_a_home(code, pair_dir, tmp_path):
+    given = environment(tmp_path)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        given.pop(name, None)
+    directories = [f"--target={pair_dir / 'target'}", f"--drafter={pair_dir / 'drafter'}"]
+    command = [sys.executable, "-c", code, "generate", PROMPT, "--quiet", f"--max-new-tokens={LENGTH}", *directories]
+    done = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(PROMPT)
+    assert not list(tmp_path.iterdir()), "there is no place for compiled code"
+    command[-1] = "--drafter=~/drafter"
+    done = subprocess.run(command, env=given, capture_output=True, text=True)
+    assert_refused(
+        (done.returncode, done.stdout, done.stderr), "argument --drafter: the home directory of '~/drafter' is not"
+    )
+
+
+@pytest.mark.slow
+def test_with_64_bits(pair_dir, tmp_path):
+    """The text is the same, and figures are measured, too."""
+    outputs = []
+    arguments = ("gemma4", "generate", PROMPT, f"--max-new-tokens={LENGTH}", "--temperature=1", "--json", "--timings")
+    for bits in ("0", "1"):
+        given = environment(tmp_path) | {"JAX_ENABLE_X64": bits}
+        process = start(pair_dir, tmp_path, *arguments, env=given)
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (0, b"")
+        outputs.append(json.loads(out)["tokens"])
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.slow
+def test_an_absent_platform_under_optimization(pair_dir, tmp_path):
+    """`-O` leaves out the assertion by which jax 0.10.2 says so."""
+    command = [sys.executable, "-O", "-m", "gemma4", "generate", PROMPT]
+    done = subprocess.run(command, env=environment(tmp_path, "cuda"), capture_output=True, text=True)
+    if done.returncode:  # no GPU here
+        assert_refused((done.returncode, done.stdout, done.stderr), "JAX_PLATFORMS=cuda: JAX finds no such device here")
 
 
 def prepared(pair_dir, *arguments, target=None) -> generate.Request:
