@@ -2,6 +2,7 @@
 
 main.py      arguments, help, exit codes
 generate.py  `generate`: validate and load everything, then generate and print
+chat.py      `chat`: a conversation whose cache stays between turns
 console.py   text as it comes, with colours or marks, and the tables after it
 timings.py   what `generate --timings` measures
 
