@@ -26,10 +26,8 @@ from gemma4.cache import resize
 from gemma4.sharding import mesh_of
 
 MAX_CHUNK = 512
-CHUNKS = {
-    32: 32,
-    512: 128,
-}  # longest prompt, and how many tokens of it are read at a time; few sizes, since each is compiled
+# The longest prompt, and how many of its tokens are read at a time.  Few sizes, because each is compiled.
+CHUNKS = {32: 32, 512: 128}
 MIN_CAPACITY = 256
 
 
@@ -55,10 +53,15 @@ def prefill(
     after:         a cache whose tokens come before the prompts, one row each, as an earlier generation leaves it.  The newest
                    token of that generation is not in it.
     Errors:        ValueError for a prompt that is empty, that holds ids outside the target's vocabulary, or that with
-                   `max_new_tokens` exceeds the context; NotFinite if the target's hidden states of it are not finite.
+                   `max_new_tokens` exceeds the context; for `after` with another number of rows, or together with
+                   processors, which would not count its tokens; NotFinite if the target's hidden states of it are not finite.
     """
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=1)
     prompts, first_key = validate_prompts(target.config, prompt_tokens, max_new_tokens), validate_key(key)
+    if after is not None and options.processors:
+        raise ValueError(
+            "processors: they count the tokens before, and a cache given as `after` does not tell them; begin anew"
+        )
     cache_room = max_new_tokens if cache_room is None else min(cache_room, max_new_tokens)
     held = np.zeros(len(prompts), np.int32) if after is None else _held(target.config, after, prompts, max_new_tokens)
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
