@@ -131,3 +131,6 @@ def test_what_does_not_fit_the_cache_is_refused():
         ValueError, match="row 1: 7 tokens in the cache, 50 of the prompt and 8 new ones are 65, more than"
     ):
         decoding.prefill(target, [[2], [2] * 50], max_new_tokens=8, after=cache)
+    counting = decoding.Options(GAMMA, processors=[decoding.processors.RepetitionPenalty(1.1)])
+    with pytest.raises(ValueError, match="processors: they count the tokens before, and a cache given as `after` does not"):
+        decoding.prefill(target, MORE, counting, max_new_tokens=8, after=cache)
