@@ -91,6 +91,17 @@ def test_an_answer_that_is_interrupted():
     assert len(tokens_of(first)) >= 2
 
 
+def test_a_long_answer_goes_on_in_larger_caches(monkeypatch):
+    """From a cache that 40 tokens nearly fill."""
+    monkeypatch.setattr(prefill, "MIN_CAPACITY", 1)
+    monkeypatch.setattr(decoding.fast, "FIRST_ROOM", 1)
+    (target, draft_model, tokenizer), length = pair(), 250
+    emitted = tokens_of(conversation(max_new_tokens=length).reply("Hello"))
+    settings = {"draft_length": GAMMA, "max_new_tokens": length, "eos_ids": target.config.eos_token_ids, "loop": "plain"}
+    expected = decoding.generate(target, draft_model, chat(tokenizer, [("user", "Hello")]), **settings).tokens[0].tolist()
+    assert emitted == expected and len(emitted) > 150
+
+
 def test_sampled_answers_follow_the_key():
     texts = [
         tokens_of(conversation(sampling=Sampling(1.0), key=jax.random.key(seed)).reply("Hello")) for seed in (1, 1, 2)
