@@ -12,20 +12,14 @@ from drafter.clustering import best_candidate, best_clusters, scatter_logits
 from drafter.model import Drafter
 from gemma4.fast import layer_for_backend, this_backend
 from gemma4.fast.argmax import argmax
-from gemma4.fast.memoize import memoize_by_array, transposed
+from gemma4.fast.memoize import memoize_by_array
 from gemma4.fast.twin import twin_of
 
 
 class FastDrafter(Drafter):
-    """A twin of `Drafter` whose dense head reads a transposed table, or whose clustered head reads whole blocks."""
+    """A twin of `Drafter` whose clustered head reads whole blocks."""
 
-    transposed_table: nnx.Variable | None  # [d, v]
     blocks: nnx.Variable | None  # [clusters, size, d]: the table in the order of the clusters
-
-    def dense_logits(self, normed: Float[Array, "*batch d"]) -> Float[Array, "*batch v"]:
-        if self.transposed_table is None:
-            return super().dense_logits(normed)
-        return (normed @ self.transposed_table[...]).astype("float32")
 
     def logits(self, normed: Float[Array, "b d"]) -> Float[Array, "b v"]:
         if self.blocks is None:
@@ -45,17 +39,15 @@ class FastDrafter(Drafter):
 def for_backend(draft_model: Drafter, backend: str | None = None) -> Drafter:
     """The same drafter with the twins that suit `backend` (that on which JAX runs, unless given); as `gemma4.fast.for_backend`.
 
-    The copies of the table are for CPUs alone.  They take 134 MB for E2B in bfloat16.  On a GPU, which reads in parallel, a
+    The copy of the table is for CPUs alone.  It takes 134 MB for E2B in bfloat16.  On a GPU, which reads in parallel, a
     loop over clusters would be slower.
     """
     backend = backend or this_backend()
-    weight, blocks, transposed_table = draft_model.embed_tokens.weight, None, None
+    blocks = None
     if backend == "cpu" and draft_model.config.use_ordered_embeddings:
-        _, ordering, _ = draft_model.masked_embedding.clusters()
-        blocks = nnx.Variable(table_in_blocks(weight[...], ordering, draft_model.config.num_centroids))
-    elif backend == "cpu" and weight.dtype == "float32":  # bfloat16 would be converted to float32 at every call
-        transposed_table = nnx.Variable(transposed(weight[...]))
-    twin = twin_of(draft_model, FastDrafter, blocks=nnx.data(blocks), transposed_table=nnx.data(transposed_table))
+        table, (_, ordering, _) = draft_model.embed_tokens.weight[...], draft_model.masked_embedding.clusters()
+        blocks = nnx.Variable(table_in_blocks(table, ordering, draft_model.config.num_centroids))
+    twin = twin_of(draft_model, FastDrafter, blocks=nnx.data(blocks))
     twin.layers = nnx.List([layer_for_backend(layer, backend) for layer in draft_model.layers])
     return twin
 

@@ -120,7 +120,7 @@ def test_only_one_file_asks_for_the_backend():
     ]
 
 
-@pytest.mark.parametrize("name", ["optimization_barrier", "ThreadPoolExecutor", "compiler_options"])
+@pytest.mark.parametrize("name", ["optimization_barrier", "ThreadPoolExecutor"])
 def test_what_belongs_to_machine_forms_is_only_there(name):
     """Tools may measure it."""
     users = {file for file in files_in(*PACKAGES) if name in (ROOT / file).read_text(encoding="utf-8")}

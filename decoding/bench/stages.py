@@ -115,9 +115,7 @@ def products_stage(target: Gemma4, draft_model: Drafter, inputs: StageInputs, op
     tokens = inputs.drafted.tokens.shape[0] * (options.draft_length + 1)
     product = inputs.drafted.tokens
     params = named_params(target)
-    transposed_table = getattr(target, "transposed_table", None)  # of a twin, on a CPU
-    head = target.embed_tokens.weight[...].T if transposed_table is None else transposed_table[...]
-    for weight in (*(params[name] for name in sorted(linear_weights(target))), head):
+    for weight in (*(params[name] for name in sorted(linear_weights(target))), target.embed_tokens.weight[...].T):
         # `after` reads one number of the product: a maximum over all of them would take up to half as long as the product.
         x = after(product, jnp.resize(inputs.logits, (tokens, weight.shape[0])).astype(weight.dtype))
         product = x @ weight

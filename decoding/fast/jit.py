@@ -13,7 +13,6 @@ from flax import nnx
 
 from decoding.options import Options
 from decoding.state import DecodeState
-from gemma4.fast import this_backend
 
 RoundFn = Callable[..., DecodeState]  # (*models, state, options) -> state
 
@@ -34,17 +33,4 @@ def _jitted(function: Callable, structure: Any) -> Callable:
         models, options = jax.tree.unflatten(structure, arrays)
         return function(*models, state, options)
 
-    return jax.jit(run, donate_argnames="state", compiler_options=compiler_options())
-
-
-@functools.cache
-def compiler_options(backend: str | None = None) -> dict[str, str]:
-    """On CPU, XLA's products without YNNPACK, which repacks the weights at every call for products of a few rows."""
-    if (backend or this_backend()) != "cpu":
-        return {}
-    without_ynnpack = {"xla_cpu_experimental_ynn_fusion_type": ""}
-    try:
-        jax.jit(lambda: 0, compiler_options=without_ynnpack).lower().compile()
-    except jax.errors.JaxRuntimeError:  # a version of XLA that does not know the option
-        return {}
-    return without_ynnpack
+    return jax.jit(run, donate_argnames="state")

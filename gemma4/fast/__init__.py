@@ -8,7 +8,7 @@ reference's module that holds the same weights and overrides one method; `tests/
     long_attention.py        long caches, read in blocks (online softmax, as in FlashAttention)
     per_layer_embeddings.py  the inputs of some layers alone
     experts.py               each token's own experts only
-    target.py                the twin of Gemma4: a transposed head; prefill that runs the upper layers for one token alone
+    target.py                the twin of Gemma4: prefill that runs the upper layers for one token alone
     argmax.py                two plain reductions
     linear.py                linear maps for training
     memoize.py               arrays that are computed from weights once
@@ -38,7 +38,7 @@ def for_backend(target: Gemma4, backend: str | None = None) -> Gemma4:
     (`gemma4.save` refuses it) or trained (see `linear.py`).
     """
     backend = backend or this_backend()
-    twin = target_twin(target, backend)
+    twin = target_twin(target)
     twin.layers = nnx.List([layer_for_backend(layer, backend) for layer in target.layers])
     return twin
 

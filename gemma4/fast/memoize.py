@@ -1,10 +1,9 @@
-"""Memoize functions of weight arrays, such as a transposed table."""
+"""Memoize functions of weight arrays, such as a table in another order."""
 
 import weakref
 from collections.abc import Callable
 
 import jax
-from jaxtyping import Array, Float
 
 
 def memoize_by_array(compute: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -25,8 +24,3 @@ def memoize_by_array(compute: Callable[..., jax.Array]) -> Callable[..., jax.Arr
         return results[key]
 
     return memoized
-
-
-@memoize_by_array
-def transposed(table: Float[Array, "v d"]) -> Float[Array, "d v"]:
-    return table.T

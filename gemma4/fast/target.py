@@ -1,32 +1,22 @@
-"""The twin of `Gemma4`: a vocabulary head that is transposed once, and a prefill without the states that nothing reads."""
+"""The twin of `Gemma4`: a prefill without the hidden states that nothing reads."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gemma4.cache import KVCache, LayerKV
-from gemma4.fast.memoize import transposed
 from gemma4.fast.per_layer_embeddings import FastPerLayerEmbeddings
 from gemma4.fast.twin import twin_of
-from gemma4.functional import select_position, softcap
+from gemma4.functional import select_position
 from gemma4.model import Gemma4
 
 
 class FastGemma4(Gemma4):
     """A twin of `model.Gemma4`."""
 
-    transposed_table: nnx.Variable | None  # [d, v] on a CPU, None elsewhere
     per_layer_embeddings: FastPerLayerEmbeddings
-
-    def logits(self, hidden: Float[Array, "*batch d"]) -> Float[Array, "*batch v"]:
-        # A single hidden state reads the table as fast as it is stored.
-        if self.transposed_table is None or hidden.size == hidden.shape[-1]:
-            return super().logits(hidden)
-        scores = hidden @ self.transposed_table[...]
-        return softcap(scores.astype(jnp.float32), self.config.final_logit_softcapping)
 
     def hidden_at(
         self, tokens: Int[Array, "b t"], cache: KVCache, index: Int[Array, " b"]
@@ -71,10 +61,8 @@ class FastGemma4(Gemma4):
         return list(jnp.moveaxis(self.per_layer_embeddings.of_layers(tokens, x, layers), 2, 0))
 
 
-def target_twin(target: Gemma4, backend: str) -> FastGemma4:
-    """The transposed table is for CPUs alone, whose products are slow against a table that is stored the other way."""
-    table = nnx.Variable(transposed(target.embed_tokens.weight[...])) if backend == "cpu" else nnx.data(None)
-    twin = twin_of(target, FastGemma4, transposed_table=table)
+def target_twin(target: Gemma4) -> FastGemma4:
+    twin = twin_of(target, FastGemma4)
     if target.config.hidden_size_per_layer_input:
         twin.per_layer_embeddings = twin_of(target.per_layer_embeddings, FastPerLayerEmbeddings)
     return twin

@@ -97,8 +97,15 @@ def test_a_long_answer_goes_on_in_larger_caches(monkeypatch):
     monkeypatch.setattr(decoding.fast, "FIRST_ROOM", 1)
     (target, draft_model, tokenizer), length = pair(), 250
     emitted = tokens_of(conversation(max_new_tokens=length).reply("Hello"))
-    settings = {"draft_length": GAMMA, "max_new_tokens": length, "eos_ids": target.config.eos_token_ids, "loop": "plain"}
-    expected = decoding.generate(target, draft_model, chat(tokenizer, [("user", "Hello")]), **settings).tokens[0].tolist()
+    settings = {
+        "draft_length": GAMMA,
+        "max_new_tokens": length,
+        "eos_ids": target.config.eos_token_ids,
+        "loop": "plain",
+    }
+    expected = (
+        decoding.generate(target, draft_model, chat(tokenizer, [("user", "Hello")]), **settings).tokens[0].tolist()
+    )
     assert emitted == expected and len(emitted) > 150
 
 
@@ -143,5 +150,7 @@ def test_what_does_not_fit_the_cache_is_refused():
     ):
         decoding.prefill(target, [[2], [2] * 50], max_new_tokens=8, after=cache)
     counting = decoding.Options(GAMMA, processors=[decoding.processors.RepetitionPenalty(1.1)])
-    with pytest.raises(ValueError, match="processors: they count the tokens before, and a cache given as `after` does not"):
+    with pytest.raises(
+        ValueError, match="processors: they count the tokens before, and a cache given as `after` does not"
+    ):
         decoding.prefill(target, MORE, counting, max_new_tokens=8, after=cache)

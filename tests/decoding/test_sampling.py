@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from decoding import Sampling
-from decoding.fast.jit import compiler_options
 from decoding.sampling import MIN_TEMPERATURE, sample, sample_from, token_probs, top_k_mask, top_p_mask
 from gemma4.functional import argmax, softcap
 from tests.draws import EDGES, check_draws, check_impossible_tokens, first_above, sixteenths, token_probs_jit
@@ -152,7 +151,7 @@ def behind_a_head(sampling: Sampling):
         logits = softcap(hidden @ table.T, 30.0)
         return argmax(logits), token_probs(logits, sampling), logits
 
-    run = jax.jit(run, compiler_options=compiler_options())
+    run = jax.jit(run)
     for seed in range(10):
         hidden, table = (jax.random.normal(jax.random.key(seed + i), (rows, 256)) for i, rows in enumerate((5, 2048)))
         yield run(hidden, table / 10)

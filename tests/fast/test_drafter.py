@@ -4,6 +4,8 @@ float32 within 2e-5 of the largest magnitude, or as a test states.
 """
 
 import functools
+import gc
+import weakref
 from typing import NamedTuple
 
 import jax
@@ -83,14 +85,13 @@ def test_the_twin_computes_the_same(layout, backend):
 @backends
 @pytest.mark.parametrize("layout", ["E2B", "12B"])
 def test_weights_are_shared(layout, backend):
-    """The very same arrays; on a CPU one more: blocks of a clustered head, the transposed table of a dense one."""
+    """The very same arrays; on a CPU one more, the blocks of a clustered head."""
     draft_model = random_drafter(TINY_DRAFTERS[layout])
     twin = drafter.fast.for_backend(draft_model, backend)
     ours, theirs = named_params(twin), named_params(draft_model)
     assert type(twin) is FastDrafter and type(draft_model) is Drafter
     assert all(ours[name] is leaf for name, leaf in theirs.items())
-    copy = "blocks" if layout in CLUSTERED else "transposed_table"
-    assert ours.keys() - theirs.keys() == ({copy} if backend == "cpu" else set())
+    assert ours.keys() - theirs.keys() == ({"blocks"} if backend == "cpu" and layout in CLUSTERED else set())
 
 
 def test_the_backend_is_jaxs_own_unless_given():
@@ -114,8 +115,8 @@ heads = jax.jit(lambda model, normed: (model.logits(normed), model.argmax(normed
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("clustered", [True, False])
-def test_the_head_reads_its_copy(clustered, dtype):
-    """The same logits (largest: about 3) and argmax, from the copy; the drafter itself has none."""
+def test_heads(clustered, dtype):
+    """The same logits (largest: about 3) and argmax; a clustered head's from its copy, and the drafter itself has none."""
     draft_model = random_drafter(drafter_config(TINY["E2B"], clustered=clustered), dtype=jnp.dtype(dtype))
     twin = drafter.fast.for_backend(draft_model, "cpu")
     normed = jax.random.normal(jax.random.key(1), (3, draft_model.config.text.hidden_size), dtype)
@@ -124,11 +125,10 @@ def test_the_head_reads_its_copy(clustered, dtype):
     np.testing.assert_array_equal(best, expected[1])
     np.testing.assert_allclose(dense, expected[2], rtol=1e-5, atol=1e-6)
 
-    copy = twin.blocks if clustered else twin.transposed_table
-    if not clustered and dtype == "bfloat16":
-        assert copy is None  # reading the table as it is stored is faster
+    if not clustered:
+        assert twin.blocks is None
         return
-    copy[...] *= 2
+    twin.blocks[...] *= 2
     np.testing.assert_allclose(heads(twin, normed)[0], 2 * expected[0], rtol=1e-2)
     np.testing.assert_array_equal(heads(draft_model, normed)[0], expected[0])
 
@@ -199,3 +199,21 @@ def test_blocks_are_not_copied(dtype):
 
     compiled = jax.jit(best).lower(**args).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 8192 * 64 / 4
+
+
+def test_blocks_follow_the_weights():
+    """Twins share one copy.  A new table gives new logits, and the old copy is freed with the old table."""
+    draft_model = random_drafter(TINY_DRAFTERS["E2B"])
+    table = draft_model.embed_tokens.weight
+    table[...] = table[...] * 1  # `random_drafter` keeps the first table
+    normed = jax.random.normal(jax.random.key(0), (3, draft_model.config.text.hidden_size))
+    before = drafter.fast.for_backend(draft_model, "cpu")
+    assert drafter.fast.for_backend(draft_model, "cpu").blocks[...] is before.blocks[...]
+    old_blocks = weakref.ref(before.blocks[...])
+    table[...] = 3 * table[...]
+    np.testing.assert_allclose(
+        drafter.fast.for_backend(draft_model, "cpu").logits(normed), draft_model.logits(normed), rtol=1e-4, atol=1e-5
+    )
+    del before
+    gc.collect()
+    assert old_blocks() is None

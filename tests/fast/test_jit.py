@@ -1,14 +1,13 @@
-"""Calls that do not walk the models' modules: what is donated, what is compiled again, with which options of the compiler."""
+"""Calls that do not walk the models' modules: what is donated, and what is compiled again."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import decoding
 from decoding import Options, Sampling
 from decoding.baseline import autoregressive_round
-from decoding.fast.jit import compiler_options, jit_flat
+from decoding.fast.jit import jit_flat
 from decoding.state import DecodeState
 from tests.models import small_target
 
@@ -58,17 +57,3 @@ def test_changed_weights_are_read_by_the_next_jit_flat():
     target.norm.weight[...] = 2 * target.norm.weight[...]
     np.testing.assert_array_equal(old(prefilled()).hidden, before)
     np.testing.assert_array_equal(jit_flat(normed, OPTIONS, target)(prefilled()).hidden, 2 * before)
-
-
-def test_the_options_of_the_compiler_are_those_of_the_backend(monkeypatch):
-    """XLA refuses an option that it does not know, which shows that options arrive."""
-    options = Options(0, acceptance="block")  # no other test's, so that nothing is compiled yet
-    state = prefilled(options)
-    monkeypatch.setattr("decoding.fast.jit.compiler_options", lambda: {"no_such_option": ""})
-    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
-        jit_flat(autoregressive_round, options, small_target())(state)
-
-
-@pytest.mark.parametrize("backend", ["gpu", "tpu"])
-def test_no_other_backend_gets_the_options_of_a_cpu(backend):
-    assert compiler_options(backend) == {}

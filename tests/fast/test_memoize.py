@@ -3,13 +3,10 @@
 import gc
 import weakref
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-import gemma4.fast
-from gemma4.fast.memoize import memoize_by_array, transposed
-from tests.models import small_target
+from gemma4.fast.memoize import memoize_by_array
 
 
 def test_memo_by_all_arrays():
@@ -41,25 +38,3 @@ def test_numbers_are_part_of_the_key():
     np.testing.assert_array_equal(double, [0, 2, 4])
     np.testing.assert_array_equal(triple, [0, 3, 6])
     assert times(table, 2) is double
-
-
-def test_transposed():
-    table = jnp.arange(6.0).reshape(2, 3)
-    np.testing.assert_array_equal(transposed(table), np.arange(6.0).reshape(2, 3).T)
-    assert transposed(table) is transposed(table)
-
-
-def test_a_targets_transposed_table_follows_its_weights():
-    """Twins share one copy.  A new table gives new logits, and the old copy is freed with the old table."""
-    target = small_target(seed=31)  # no other test's, because its weights change here
-    target.embed_tokens.weight[...] = target.embed_tokens.weight[...] * 1  # `random_target` keeps the first table
-    hidden = jax.random.normal(jax.random.key(0), (3, target.config.hidden_size))
-    before = gemma4.fast.for_backend(target, "cpu")
-    assert gemma4.fast.for_backend(target, "cpu").transposed_table[...] is before.transposed_table[...]
-    old_logits, old_table = before.logits(hidden), weakref.ref(before.transposed_table[...])
-    target.embed_tokens.weight[...] = -target.embed_tokens.weight[...]
-    after = gemma4.fast.for_backend(target, "cpu")
-    np.testing.assert_allclose(after.logits(hidden), -old_logits, rtol=1e-6)
-    del before, after
-    gc.collect()
-    assert old_table() is None

@@ -103,11 +103,10 @@ def test_the_upper_layers_run_for_one_token_alone(layout):
 @backends
 @pytest.mark.parametrize("layout", ["E2B", "26B-A4B"])
 def test_weights_are_shared(layout, backend):
-    """The very same arrays; on a CPU one more, the transposed table."""
+    """The very same arrays, and no others."""
     target = random_target(TINY[layout])
     ours, theirs = named_params(gemma4.fast.for_backend(target, backend)), named_params(target)
-    assert all(ours[name] is leaf for name, leaf in theirs.items())
-    assert ours.keys() - theirs.keys() == ({"transposed_table"} if backend == "cpu" else set())
+    assert ours.keys() == theirs.keys() and all(ours[name] is leaf for name, leaf in theirs.items())
 
 
 def test_the_reference_stays_as_it_is():
@@ -127,7 +126,6 @@ def test_the_backend_is_jaxs_own_unless_given():
 
 def test_a_twin_may_be_made_for_another_backend():
     twin = gemma4.fast.for_backend(gemma4.fast.for_backend(random_target(TINY["26B-A4B"]), "cpu"), "tpu")
-    assert twin.transposed_table is None
     assert {layer.self_attn.backend for layer in twin.layers} == {"tpu"}
     assert {layer.experts.backend for layer in twin.layers} == {"tpu"}
 
@@ -140,22 +138,3 @@ def test_shapes_alone_have_twins(name, backend):
     hidden = jax.ShapeDtypeStruct((1, 2, twin.config.hidden_size), jnp.bfloat16)
     logits = jax.eval_shape(lambda twin, hidden: twin.logits(hidden), twin, hidden)
     assert type(twin) is FastGemma4 and logits.shape == (1, 2, twin.config.vocab_size)
-
-
-# -- the head ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_head_reads_the_transposed_table():
-    """For several hidden states.  A single one reads the table as it is stored, which takes as long."""
-    target, twin = small_target(), gemma4.fast.for_backend(small_target(), "cpu")
-    hidden = jax.random.normal(jax.random.key(0), (3, target.config.hidden_size))
-    np.testing.assert_allclose(twin.logits(hidden), target.logits(hidden), rtol=1e-5)
-    twin.transposed_table[...] *= 2
-    assert np.abs(twin.logits(hidden) - target.logits(hidden)).max() > 0.1
-    np.testing.assert_array_equal(twin.logits(hidden[0]), target.logits(hidden[0]))
-
-
-@backends
-def test_only_a_cpu_holds_the_transposed_table(backend):
-    """Elsewhere the copy would take memory and save no time."""
-    assert (gemma4.fast.for_backend(small_target(), backend).transposed_table is not None) == (backend == "cpu")

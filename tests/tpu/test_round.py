@@ -11,7 +11,6 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from decoding import fast
-from decoding.fast.jit import compiler_options
 from decoding.options import Options
 from decoding.round import speculative_round
 from decoding.sampling import Sampling
@@ -51,7 +50,7 @@ def compiled_round(tpus, name: str, layers: int | None = None, options: Options 
     on_one = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=SingleDeviceSharding(tpus[0]))
     arguments = jax.tree.map(on_one, (target, draft_model, state_of(target)))
     round_fn = functools.partial(speculative_round, options=fast.with_kernels(options))
-    step = jax.jit(round_fn, donate_argnums=2, compiler_options=compiler_options("tpu"))
+    step = jax.jit(round_fn, donate_argnums=2)
     return step.trace(*arguments).lower(lowering_platforms=("tpu",)).compile(), target, arguments[-1].cache
 
 

@@ -2,11 +2,9 @@
 
     python tutorials/reference/twins.py        (a few minutes; needs 4 GB)
 
-Both forms of a pair take turns, each compiled as its own loop does: the plain one with JAX's default options, the other with
-those of `decoding/fast/jit.py` (a gradient with the default, as in training).  `speed.md` has the results as a table.
+Both forms of a pair take turns.  `speed.md` has the results as a table.
 """
 
-import dataclasses
 import functools
 import statistics
 import time
@@ -18,11 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 import decoding
-import drafter
 import gemma4
 from decoding import fast, sampling
 from decoding.bench.machine import device_name
-from decoding.fast import jit
 from decoding.generation import speculative_rounds
 from decoding.round import speculative_round
 from decoding.state import DecodeState, Round
@@ -50,15 +46,8 @@ def normal(seed: int, *shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def plain(function: Callable, *arguments: Any) -> Run:
-    """Compiled as JAX does by default, like the plain loop."""
+def jitted(function: Callable, *arguments: Any) -> Run:
     run = jax.jit(function)
-    return lambda: jax.block_until_ready(run(*arguments))
-
-
-def quick(function: Callable, *arguments: Any) -> Run:
-    """Compiled with the options of `decoding/fast`, like the other loops."""
-    run = jax.jit(function, compiler_options=jit.compiler_options())
     return lambda: jax.block_until_ready(run(*arguments))
 
 
@@ -67,9 +56,9 @@ def attention_forms() -> Iterator[Pair]:
         """A full layer of E2B: 8 query heads over one K/V head of 512."""
         key, value = normal(1, 1, 1, slots, 512), normal(2, 1, 1, slots, 512)
         query, mask = normal(3, 1, queries, 8, 512), jnp.ones((1, queries, slots), bool)
-        return plain(functional.attention, query, key, value, mask), quick(fast_form, query, key, value, mask)
+        return jitted(functional.attention, query, key, value, mask), jitted(fast_form, query, key, value, mask)
 
-    few = functools.partial(functional.attention, scores_of=functools.partial(scores, backend="cpu"))
+    few = functools.partial(functional.attention, scores_of=scores)
     in_blocks = attention_in_blocks
     yield f"attention_scores.py: a step over {SLOTS:,} slots", *case(1, SLOTS, few)
     yield f"attention_scores.py: a verify of 5 tokens over {SLOTS:,} slots", *case(5, SLOTS, few)
@@ -87,15 +76,11 @@ def model_forms() -> Iterator[Pair]:
     hidden_at = lambda model: model.hidden_at(prompt, cache, index)[0]
     yield (
         "target.py, per_layer_embeddings.py: prefill of 512 tokens, the shipped target",
-        plain(hidden_at, target),
-        quick(hidden_at, fast.for_backend(target, "cpu")),
+        jitted(hidden_at, target),
+        jitted(hidden_at, fast.for_backend(target, "cpu")),
     )
     table, hidden = normal(0, VOCABULARY, 256), normal(1, 5, 256)
-    yield (
-        "target.py: logits of 5 hidden states of width 256, from the transposed table",
-        plain(lambda hidden, table: hidden @ table.T, hidden, table),
-        quick(lambda hidden, table: hidden @ table, hidden, table.T),
-    )
+    table, hidden = normal(0, VOCABULARY, 256), normal(1, 1, 256)
     ordering, centroids = jax.random.permutation(jax.random.key(2), VOCABULARY).astype(jnp.int32), normal(3, 2048, 256)
 
     def best_in_blocks(hidden, blocks, centroids, ordering):
@@ -103,20 +88,9 @@ def model_forms() -> Iterator[Pair]:
 
     yield (
         "drafter/fast.py: the clustered head at E2B's size, greedy, in blocks",
-        plain(lambda *arrays: clustering.clustered_argmax(*arrays, 32), hidden[:1], table, centroids, ordering),
-        quick(best_in_blocks, hidden[:1], in_blocks(table, ordering, 2048), centroids, ordering),
+        jitted(lambda *arrays: clustering.clustered_argmax(*arrays, 32), hidden, table, centroids, ordering),
+        jitted(best_in_blocks, hidden, in_blocks(table, ordering, 2048), centroids, ordering),
     )
-    dense = drafter.Drafter(dense_head_of(draft_model.config), rngs=nnx.Rngs(0))
-    yield (
-        f"drafter/fast.py: a dense head of {VOCABULARY:,} tokens x 128, greedy, from the transposed table",
-        plain(lambda model, normed: model.argmax(normed), dense, hidden[:1, :128]),
-        quick(lambda model, normed: model.argmax(normed), fast.for_backend(dense, "cpu"), hidden[:1, :128]),
-    )
-
-
-def dense_head_of(config: drafter.Config) -> drafter.Config:
-    text = dataclasses.replace(config.text, vocab_size=VOCABULARY)
-    return dataclasses.replace(config, text=text, use_ordered_embeddings=False)
 
 
 def layer_forms() -> Iterator[Pair]:
@@ -133,14 +107,14 @@ def layer_forms() -> Iterator[Pair]:
         arguments = gate_up, down, normal(3, 1, tokens, width), visits
         dense, sparse = (functools.partial(repeated, form) for form in (moe.experts_dense, experts_sparse))
         name = f"experts.py: three times {tokens} token{'s' * (tokens > 1)}, 26B-A4B's experts at a quarter of their widths"
-        yield name, plain(dense, *arguments), quick(sparse, *arguments)
+        yield name, jitted(dense, *arguments), jitted(sparse, *arguments)
 
     linear, x = Linear(256, 1024, rngs=nnx.Rngs(0), dtype=jnp.float32), normal(4, 16, 256, 256)
     gradient = lambda model, x: jax.grad(lambda model: jnp.sum(model(x) ** 2))(model)
     yield (
         "linear.py: the gradient of a linear map from 256 to 1,024, 16 texts of 256 tokens",
-        plain(gradient, linear, x),
-        plain(gradient, twin_of(linear, FlatLinear), x),
+        jitted(gradient, linear, x),
+        jitted(gradient, twin_of(linear, FlatLinear), x),
     )
 
 
@@ -151,7 +125,7 @@ def vocabulary_forms() -> Iterator[Pair]:
     def pair(kernel: str, *arguments: jax.Array, **settings: Any) -> tuple[Run, Run]:
         forms = (getattr(kernels, kernel) for kernels in (sampling.REFERENCE, fast.KERNELS))
         reference, machine = (functools.partial(form, **settings) for form in forms)
-        return plain(reference, *arguments), quick(machine, *arguments)
+        return jitted(reference, *arguments), jitted(machine, *arguments)
 
     what = f"5 distributions over {VOCABULARY:,} tokens"
     yield f"argmax.py: {what}", *pair("argmax", logits)
@@ -180,12 +154,7 @@ def loop_forms() -> Iterator[Pair]:
         settings = {"max_new_tokens": NEW_TOKENS, "draft_length": GAMMA, "loop": loop}
         return lambda: decoding.generate(target, draft_model, prompt, **settings)
 
-    def one_round(compiler_options: dict[str, str]) -> Run:
-        run = jax.jit(functools.partial(speculative_round, options=options), compiler_options=compiler_options)
-        return lambda: jax.block_until_ready(run(*models, states[1]))
-
     what = f"{NEW_TOKENS} tokens of the shipped pair"
-    yield "jit.py: a round with the compiler options for CPUs", one_round({}), one_round(jit.compiler_options())
     plain_rounds = rounds(lambda state: speculative_rounds(*models, state, options))
     yield (
         f"round_loop.py, jit.py: streamed against plain rounds, twins in both, {what}",

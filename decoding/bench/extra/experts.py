@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from decoding.fast.jit import compiler_options
 from gemma4 import PRESETS
 from gemma4.config import Config
 from gemma4.fast.experts import experts_sparse
@@ -62,9 +61,7 @@ def _timer(experts: Experts, form: Callable, config: Config, count: int) -> Call
 
         return jax.lax.scan(once, x, visits)[0]
 
-    run = functools.partial(
-        jax.jit(repeated, compiler_options=compiler_options()), experts.gate_up_proj[...], experts.down_proj[...]
-    )
+    run = functools.partial(jax.jit(repeated), experts.gate_up_proj[...], experts.down_proj[...])
     run(x, visits)  # compiles
 
     def lap() -> float:
