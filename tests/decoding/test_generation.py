@@ -25,6 +25,8 @@ from tests.models import TINY, drafter_config, random_drafter, random_target, sm
 
 PROMPT, PROMPTS = [2, 9, 4], [[2, 9, 4], [7, 1, 1, 5, 12, 3, 8]]
 GAMMA, NEW_TOKENS = 3, 12
+# Of what a round does, which all loops call.
+SOME_LOOPS = [loop if loop in ("plain", "streamed") else pytest.param(loop, marks=pytest.mark.slow) for loop in LOOPS]
 
 
 def pair():
@@ -234,7 +236,7 @@ def test_the_drafter_of_another_target():
         decoding.generate(target, other, PROMPT)
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", SOME_LOOPS)
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.5)], ids=str)
 def test_suppressed_tokens_are_not_in_a_text(sampling, loop):
     """With a drafter, which may propose them, and without.  Greedy texts are equal."""
@@ -269,7 +271,7 @@ def test_logprobs_are_the_targets_own(sampling, loop):
     assert plain()[0].logprobs is None
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", SOME_LOOPS)
 def test_a_rule_of_acceptance_of_your_own(loop):
     """One with the arguments of `decide`: itself gives the usual text; one that accepts nothing, one token a round."""
     settings = {

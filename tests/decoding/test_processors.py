@@ -64,10 +64,14 @@ def test_each_position_has_the_counts_of_the_tokens_before_it():
 SOME = (RepetitionPenalty(1.7), FrequencyPenalty(0.6, 0.2), logit_bias({3: 0.5, 5: -1.0}))
 
 
+forward = jax.jit(lambda target, tokens: gemma4.forward(target, tokens).logits)
+
+
 def greedy_text_by_hand(prompt: list[int], length: int) -> list[int]:
     target, text = small_target(), list(prompt)
     for _ in range(length):
-        logits = gemma4.forward(target, [text]).logits[0, -1]
+        padded = text + [0] * (len(prompt) + length - len(text))  # one program for all lengths
+        logits = forward(target, jnp.array([padded]))[0, len(text) - 1]
         counts = jnp.asarray(np.bincount(text, minlength=VOCAB))
         for processor in SOME:
             logits = processor(logits, counts)

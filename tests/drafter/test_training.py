@@ -111,6 +111,7 @@ def loss_and_gradient(params, draft_model, teacher, steps):
     return jax.value_and_grad(lambda params: draft_loss(with_params(draft_model, params), teacher, steps))(params)
 
 
+@pytest.mark.slow
 def test_a_step_of_the_optimizer_leaves_the_token_ordering_alone():
     """Three steps: the ordering stays, an integer permutation; every weight moves; the loss falls."""
     draft_model, teacher = clustered_pair()

@@ -145,6 +145,7 @@ def wide_numbers():
     jax.config.update("jax_enable_x64", before)
 
 
+@pytest.mark.slow
 def test_with_64_bit_numbers_allowed(wide_numbers):
     """`jax_enable_x64` widens every array made without a dtype; the state of a loop must keep its dtypes."""
     greedy = [run("speculative, greedy", **LOOPS[loop]) for loop in ("plain", "streamed", "on_device")]
@@ -160,8 +161,18 @@ def test_with_64_bit_numbers_allowed(wide_numbers):
 # -- a cache that grows ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loop", [loop for loop in LOOPS if loop != "plain"])
-@pytest.mark.parametrize("case", ["speculative, greedy", "speculative, sampled, by token", "autoregressive, greedy"])
+GROWING = [
+    (case, loop)
+    for case in ("speculative, greedy", "speculative, sampled, by token", "autoregressive, greedy")
+    for loop in LOOPS
+    if loop != "plain"
+]
+QUICK = [("speculative, greedy", "streamed"), ("speculative, sampled, by token", "on_device")]
+
+
+@pytest.mark.parametrize(
+    ("case", "loop"), [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in GROWING]
+)
 def test_a_text_goes_on_in_larger_caches(monkeypatch, case, loop):
     """The text of one cache that has room for all of it, 300 tokens; a short one may end before its cache is full."""
     monkeypatch.setattr(prefill, "MIN_CAPACITY", 1)

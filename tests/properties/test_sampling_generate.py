@@ -74,10 +74,10 @@ def limit() -> float:
     ("draft_length", "draft_sampling", "acceptance", "loop"),
     [
         (1, DRAFTING, "token", "plain"),
-        (2, DRAFTING, "token", "plain"),
+        pytest.param(2, DRAFTING, "token", "plain", marks=pytest.mark.slow),
         (2, DRAFTING, "block", "plain"),
         (1, Sampling(), "token", "plain"),
-        (2, DRAFTING, "block", "streamed"),
+        pytest.param(2, DRAFTING, "block", "streamed", marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -49,6 +49,7 @@ SLOW = (
     "double-width-ignored",
     "router-reads-the-experts-norm",
     "draft-drawn-in-bfloat16",
+    "value-is-turned",
 )
 
 

@@ -107,7 +107,7 @@ class NoCap(ours.Ours):
 @pytest.mark.parametrize(
     "kind, first, stages",
     [
-        (DoubleHidden, "draft/step0/pre_projection", {"draft"}),
+        pytest.param(DoubleHidden, "draft/step0/pre_projection", {"draft"}, marks=pytest.mark.slow),
         (ClaimedUniform, "draft/block/told", {"draft"}),
         (LateEnd, "emit/num_emitted", {"emit"}),
         (NoCap, "forward/logits", {"forward"}),

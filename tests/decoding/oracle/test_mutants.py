@@ -72,9 +72,9 @@ def test_a_mutant_is_in_force_within_its_block_only(name, places):
 
 
 def stages_of_mutants() -> list:
-    """The stages at which mutants show.  Whole rounds and drafts take long, and many mutants are tried there."""
+    """The stages at which mutants show.  Whole rounds, drafts and chunks take long, and many mutants are tried there."""
     stages = sorted({case_and_stage(mutant.shows_at) for mutant in MUTANTS.values()})
-    is_slow = lambda stage: stage[0] != "E2B" or stage[1] in ("rounds", "draft")
+    is_slow = lambda stage: stage[0] != "E2B" or stage[1] in ("rounds", "draft", "chunked")
     return [pytest.param(stage, marks=[pytest.mark.slow] * is_slow(stage), id="/".join(stage)) for stage in stages]
 
 
@@ -106,7 +106,9 @@ def possible_effects(logits_differ: bool, keeps_text: bool) -> tuple[str, ...]:
     return ("wrong probabilities", "wrong text") if keeps_text else ("wrong text",)
 
 
-@pytest.mark.parametrize("stage", ["chunked", "draft", pytest.param("rounds", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "stage", ["chunked", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("draft", "rounds"))]
+)
 def test_a_dump_is_of_the_same_reference(stage):
     """Dumps are recorded jitted, mutants operation by operation: the same tensors, in the same order."""
     right = reference("E2B", stage).tensors
