@@ -1,10 +1,11 @@
 """The checks of the exercises accept the right answers and refuse wrong ones, with a sentence each.
 
 A tutorial `NN_name` has three exercises, and for them
-  tutorials/exercises/name.py           check_1, check_2, check_3: each prints one line by `say`, and returns whether it is right;
-  tutorials/answers/NN_name.py          a script that calls the checks with the right answers and asserts that they return True;
-  tests/tutorials/wrong_answers/name.py WRONG = {1: [...], 2: [...], 3: [...]}: at least two wrong answers for each check, every
-                                        one a tuple of the check's arguments.
+  tutorials/exercises/name.py     check_1, check_2, check_3: each prints one line by `say`, and returns whether it is right;
+  tutorials/answers/NN_name.py    a script that calls the checks with the right answers and asserts that they return True;
+  tests/tutorials/wrong_answers/name.py
+                                  WRONG = {1: [...], 2: [...], 3: [...]}: at least two wrong answers for each check, every one
+                                  a tuple of the check's arguments.
 The folder tutorials/ is on the path, as it is for a notebook.  A new tutorial needs no change here.
 """
 
