@@ -1,7 +1,7 @@
 """One look for all pictures: readable in print, without colours, and with any colour vision.
 
-Fills are Okabe and Ito's colours, each with an outline that is dark enough on white (WCAG: 3 to 1) and a hatch of its own.  What
-a colour says, a hatch, a symbol or a word says too.
+Fills are Okabe and Ito's colours, each with an outline that is dark enough on white (WCAG: 3 to 1) and a hatch of its own.
+What a colour says, a hatch, a symbol or a word says too.
 
 Source: Okabe & Ito 2008, "Color Universal Design", https://jfly.uni-koeln.de/color/.
 """
