@@ -188,7 +188,7 @@ figures.distributions([list(map(word, row)) for row in shown], shown_p, shown_q)
 # The rule looks at one draft at a time. Let p and q be what the two models give to *this* token. The rule draws a random
 # number u between 0 and 1, and accepts the draft if
 #
-# $$u < p / q$$
+#     u < p / q
 #
 # A token that the target likes at least as well as the drafter (p ≥ q) is always accepted. One that the target likes a
 # fifth as well is accepted one time in five. The first refusal ends the round.

@@ -60,7 +60,7 @@ figures.overlap(words, p, q)
 # "moon" comes with probability 0.5, and should come with 0.3. So keep it in three cases of five: with probability p/q.
 # "sun" comes with 0.2 and should come with 0.45: keep it always. In one formula, a draft x is accepted with probability
 #
-# $$\min\left(1, \frac{p(x)}{q(x)}\right).$$
+#     min(1, p(x) / q(x))
 #
 # **Predict:** how often is each word drafted *and* accepted? One of the three panels above has the answer.
 
@@ -232,7 +232,7 @@ print("next tokens alike:", bool((by_rule.next_token == shortcut.next_token).all
 # %% [markdown]
 # ## Three rules that look right
 #
-# Each has a good reason.
+# Each has a reason that sounds good.
 #
 # - *no residual*: after a refusal, draw from p. (It is the target's distribution, after all.)
 # - *only the best*: accept a draft if it is the target's likeliest word, otherwise draw from p.

@@ -57,7 +57,7 @@ style.use()
 #
 # Block verification looks at the run instead. Its weight starts at 1, is multiplied by each ratio, and never exceeds 1:
 #
-# $$w_0 = 1, \qquad w_i = \min\left(1, w_{i-1} \cdot \frac{p_i}{q_i}\right)$$
+#     w₀ = 1,    wᵢ = min(1, wᵢ₋₁ · pᵢ / qᵢ)
 #
 # **Predict:** the four weights.
 
@@ -103,12 +103,12 @@ for some in ([0.5, 2], [2, 0.5], [0.5, 0.5, 4], [0.5, 4, 0.5]):
 # them and takes the longest that passes its test. A run of i drafts leaves something for the target to add, its own
 # residual:
 #
-# $$r_i = \max(w_i\, p_{i+1} - q_{i+1},\; 0), \qquad s_i = \sum r_i$$
+#     rᵢ = max(wᵢ · pᵢ₊₁ − qᵢ₊₁, 0),    sᵢ = Σ rᵢ
 #
 # Here p and q with index i + 1 are the whole distributions behind the run; behind the last draft nothing is proposed, so q
 # is 0 there, and s = w. The run passes if
 #
-# $$u_i < \frac{s_i}{s_i + 1 - w_i},$$
+#     uᵢ < sᵢ / (sᵢ + 1 − wᵢ)
 #
 # and the next token is drawn from r, divided by its sum, of the longest run that passes. Here it is for one block.
 
@@ -211,7 +211,7 @@ token_threshold = np.minimum(p[case, :GAMMA][at] / q[case][at], 1)
 both = {"token by token": token_threshold, "by block": block_threshold}
 words = [tokenizer.decode([int(token)]) for token in tokens[case]]
 print(f"after …{tokenizer.decode(pieces[case][-6:] + [int(state.token[case])])!r}: {''.join(words)!r}")
-print("p/q:", (p[case, :GAMMA][at] / q[case][at]).round(2).tolist())
+print("p/q:", *(f"{ratio:.2f}" for ratio in p[case, :GAMMA][at] / q[case][at]))
 counts = {name: int(values[0, case]) for name, values in kept.items()}
 figures.two_verdicts(words, u[case, :GAMMA], both, counts, weight)
 
@@ -277,7 +277,7 @@ kept_two = {
     rule: (rule(P[rows], all_drafts[rows], Q[rows], uniforms).num_accepted >= 2).mean()
     for rule in (decide, decide_block)
 }
-print("p/q of the two:", ratio[first, :2].round(3).tolist())
+print("p/q of the two: {:.2f} and {:.2f}".format(*ratio[first]))
 print(f"token by token: product {token_chances(ratio[first, :2])[-1]:.2f}, counted {kept_two[decide]:.2f}")
 print(f"by block:       weight  {weights(ratio[first, :2])[-1]:.2f}, counted {kept_two[decide_block]:.2f}")
 
@@ -291,7 +291,7 @@ print(f"by block:       weight  {weights(ratio[first, :2])[-1]:.2f}, counted {ke
 # - By block, it is kept with its weight: the product of p/q, capped at 1 at every place.
 # - A surplus makes up for deficits before it, not behind it.
 # - The distribution of the text is the same; for a single draft, so are the rules.
-# - On the pair the gain is a tenth of a draft or two, and it costs nothing: no model runs for it.
+# - On the pair the gain is a seventh of a draft per round, and it costs nothing: no model runs for it.
 
 # %%
 assert max(distance("token by token", 3), distance("by block", 3), distance("without the cap", 1)) <= 1e-6
@@ -333,5 +333,5 @@ is_right = check_3(alike=None)  # such as "bd"
 # ## What to read next
 #
 # - [accept_block.py](../decoding/stages/accept_block.py): the rule for a batch; its comment has the case 0/0.
-# - [08 · When is it faster?](08_when_is_it_faster.ipynb): what a tenth of a draft is worth in seconds.
+# - [08 · When is it faster?](08_when_is_it_faster.ipynb): what a draft more per round is worth in seconds.
 # - `gemma4-mtp generate "And it came to pass" --temperature 1 --acceptance block`

@@ -33,7 +33,11 @@ def check_2(mean_kept: Callable[[Sequence[float], bool], float]) -> bool:
         for by_block, name in ((False, "token by token"), (True, "by block")):
             got = mean_kept(ratios.tolist(), by_block)
             if not 0 <= got <= 4 or abs(got - chances(ratios, by_block).sum()) > 1e-6:
-                return say("7.2", False, f"{name}, p/q = {ratios.round(2).tolist()}: {got:.3f} is not the mean.")
+                return say(
+                    "7.2",
+                    False,
+                    f"{name}, p/q = {', '.join(f'{ratio:.2f}' for ratio in ratios)}: {got:.3f} is not the mean.",
+                )
     return say("7.2", True, "a block that keeps n drafts is counted once for each of 1, 2, .. n.")
 
 

@@ -34,14 +34,14 @@ def two_verdicts(
     figure, panels = style.panels(1, len(thresholds), height=3.2, sharey=True)
     places = np.arange(1, len(words) + 1)
     for axes, (name, heights) in zip(panels, thresholds.items(), strict=True):
-        axes.bar(places, heights, 0.7, label="threshold", **LOOKS[name].patch())
+        axes.bar(places, heights, 0.7, label="threshold of the run", **LOOKS[name].patch())
         for place, u, height in zip(places, uniforms, heights, strict=True):
             axes.plot([place - 0.35, place + 0.35], [u, u], color=style.POST, linewidth=2)
             axes.text(place, 1.06, "u below" if u < height else "u above", ha="center", fontsize=9)
         axes.set(title=f"{name}: {kept[name]} of {len(words)} kept", ylim=(0, 1.15), xlabel="draft")
         axes.set_xticks(places, [word.strip() for word in words])
     panels[1].plot(places, weights, label="weight of the run", marker="D", linestyle=":", **style.REJECTED.line())
-    panels[1].legend(loc="center right", facecolor="white", frameon=True, framealpha=0.9)
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     panels[0].set_ylabel("threshold (bar), u (line)")
     return figure
 
