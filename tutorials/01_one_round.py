@@ -11,349 +11,360 @@
 # ---
 
 # %% [markdown]
-# # One round of speculative decoding, by hand
+# # 01 · One round of speculative decoding
 #
-# A large model (the **target**) writes one token per forward pass, and each pass reads all of its weights. A small **drafter**
-# guesses a few tokens ahead. The target then checks all guesses in *one* pass, which costs less than one pass for each.
-# Guesses that pass the check stay. The text follows the target's distribution exactly, so a bad drafter costs time but never
-# changes what the text is drawn from.
+# **How can five tokens cost about as much as one, and why is the text no worse?**
 #
-# This notebook goes through one round, stage by stage, with the pair that ships with the package:
+# *15 minutes.* You need NumPy, and to know what a transformer does: token ids in, a probability for every possible next
+# token out. You need no JAX: `jnp` is NumPy on another backend, `jax.jit` compiles a function when it is first called, and
+# random numbers come from a key that is passed around.
 #
-#     prefill → share → draft → verify → accept → emit → rollback
+# Afterwards you can
 #
-# The last cells check that the compiled round does exactly the same. The stages are the package's own functions; the loops of
-# *draft* and *accept* are also written out here, and compared with them.
+# - say what a target, a drafter, a draft and a round are,
+# - do one round by hand, with its random numbers, and
+# - say which part of the method decides the speed, and which the text.
+#
+# Terms are explained where they first appear; the [glossary](glossary.md) has all of them.
+#
+# The **target** is the model whose text we want. The **drafter** is a much smaller model that guesses what the target will
+# say. The pair that comes with the package writes English of 1611: the target has 12 million parameters and was trained on
+# the King James Bible, the drafter has one million.
 
 # %%
 import time
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 
 import decoding
 import drafter
-import gemma4
-from decoding.sampling import sample_from, token_probs
-from decoding.stages.accept import decide, residual
-from decoding.stages.emit import count_emitted, with_next_token
-from gemma4.cache import slot_positions
+from decoding.sampling import token_probs
+from exercises.one_round import check_1, check_2, check_3
+from figures import one_round as figures
+from figures import style
 
+style.use()
 target, draft_model, tokenizer = decoding.load_pair()
-config = target.config
-GAMMA = 4  # drafts a round
-SAMPLING = decoding.Sampling(temperature=1.0)  # at 0 each distribution is one-hot: little to see
-OPTIONS = decoding.Options(GAMMA, SAMPLING)
+
+# %% [markdown]
+# Tokens are numbers; `word` gives their text, and `prompt` holds the ids of the text that the target has to continue. With
+# temperature 0.7 the target *draws* each token from its distribution, a little sharpened.
+#
+# `fresh_state()` lets the target read the prompt and draw the first token: this is called **prefill**. The function makes
+# the state anew each time, because a compiled round takes over its buffers (JAX says the state is *donated*), so a state
+# can be used only once.
+
+# %%
+GAMMA = 4  # γ, how many tokens the drafter proposes a round
+OPTIONS = decoding.Options(GAMMA, decoding.Sampling(temperature=0.7))
+prompt = [target.config.bos_token_id, *tokenizer.encode("And it came to pass", add_special_tokens=False).ids]
 
 
 def word(token):
-    """The text of a token, with its leading space."""
-    return repr(tokenizer.decode([int(token)]))[1:-1]
+    return tokenizer.decode([int(token)])
 
 
-print(f"target:  {config.num_hidden_layers} layers of width {config.hidden_size}, vocabulary of {config.vocab_size}")
-print(f"drafter: {draft_model.config.text.num_hidden_layers} layers of width {draft_model.config.text.hidden_size}")
+def fresh_state(options=OPTIONS):
+    return decoding.prefill(target, [prompt], options, max_new_tokens=64, key=jax.random.key(18))
+
 
 # %% [markdown]
-# ## Stage 0: prefill
+# ## One round, from above
 #
-# The target reads the prompt into the KV cache and draws one token. That token is emitted, but it is not in the cache yet.
-# Every round starts in this state:
-#
-#     cache.length == prompt length + emitted − 1
+# `speculative_step` does one whole **round**. Here is what it did after "And it came to pass at".
 
 # %%
-text = "And Moses said unto the people, Fear not: for"
-prompt = [config.bos_token_id, *tokenizer.encode(text, add_special_tokens=False).ids]
-state = decoding.prefill(target, [prompt], OPTIONS, max_new_tokens=32, key=jax.random.key(33))
-length, first = int(state.cache.length[0]), state.token
-print(f"{len(prompt)} prompt tokens; cache.length = {length}; the first token is {word(first[0])!r}")
-assert length == len(prompt) + int(state.emitted[0]) - 1
+after = decoding.speculative_step(target, draft_model, fresh_state(), OPTIONS)
+drafts, emitted = after.last.draft_tokens[0], after.last.tokens[0, : int(after.last.num_emitted[0])]
+newest = word(fresh_state().token[0])
+print(f"And it came to pass{newest}", "|", "".join(map(word, emitted)))
+figures.round_in_boxes(newest, list(map(word, drafts)), len(emitted) - 1, word(emitted[-1]))
 
 # %% [markdown]
-# The state also holds the **hidden state** that predicted this token: the drafter will need it. It is taken *after* the
-# target's final norm, so the target's head maps it to the distribution that the token was drawn from.
-
-# %%
-first_probs = token_probs(target.logits(state.hidden), SAMPLING)[0]
-top = np.argsort(-np.asarray(first_probs))[:10]
-plt.figure(figsize=(8, 2.4))
-plt.bar(range(10), first_probs[top], color=["tab:orange" if token == first[0] else "tab:gray" for token in top])
-plt.xticks(range(10), [word(token) for token in top], rotation=30)
-plt.ylabel("probability")
-plt.title("the target's distribution after the prompt; orange: the token it drew")
-plt.show()
+# *The picture, row by row.* The drafter **drafts** four tokens: "the first year ,". The target judges all four in one
+# forward pass (it **verifies** them) and **accepts** "the" and "first". It refuses "year", so that nobody looks at the
+# comma behind it. The round **emits** three tokens: the two accepted ones, and " time", which the target chose itself. Such
+# a token of its own comes with every round. After a refusal it is a *correction*; if all four drafts are accepted, it is a
+# fifth token, the **bonus token**. The last row is the target's memory, the **KV cache**: the refused drafts are taken
+# back, which is called **rollback**.
+#
+# So one pass of the target gave three tokens. Two questions are left: what does such a pass cost, and is the text as good
+# as the target's own?
 
 # %% [markdown]
-# ## Share: what the drafter reads
+# ## What a pass costs
 #
-# The drafter has no keys and values of its own. Its layers compute queries only, and read the K/V of two layers of the
-# *target*, its donors: the last sliding-window layer and the last full-attention layer that own K/V.
-#
-# In both, the token at position p is in slot p % capacity. A full layer has a slot for every position. A sliding layer is a
-# **ring**: it has few slots, however long the text gets, and new tokens overwrite those that no query can see any more. The
-# last picture shows the ring for a longer text.
+# First the plain way, called **autoregressive**: one pass for each token, and each pass has to read all of the target's
+# weights from memory. Here are 24 tokens; the first call compiles, the second is timed.
 
-# %%
-shared = drafter.share_cache(state.cache, config)
-ring = shared.donors["sliding_attention"].capacity
-last = int(shared.length[0]) - 1  # the newest position in the cache
-later = 2 * ring + ring // 3
-pictures = [
-    *((f"{kind}: layer {config.donors[kind]}", last, kv.capacity) for kind, kv in sorted(shared.donors.items())),
-    (f"the same ring after {later + 1} tokens", later, ring),
-]
-figure, axes = plt.subplots(3, 1, figsize=(9, 4))
-for axis, (title, newest, capacity) in zip(axes, pictures, strict=True):
-    positions = np.asarray(slot_positions(jnp.array([newest]), capacity))
-    held = axis.imshow(np.where(positions >= 0, positions, np.nan), aspect="auto")
-    axis.set_title(f"{title}, {capacity} slots, positions {max(0, positions.min())} to {newest}", fontsize=9)
-    axis.set_yticks([])
-    figure.colorbar(held, ax=axis, label="position", pad=0.01)
-axes[-1].set_xlabel("slot (white: empty)")
-plt.tight_layout()
-plt.show()
-for kind, kv in sorted(shared.donors.items()):
-    print(f"{kind:18s} K and V {kv.key.shape}  [batch, KV heads, slots, head dim]")
+# %% tags=["timing"]
+for _ in range(2):
+    start = time.perf_counter()
+    how = {"max_new_tokens": 24, "sampling": OPTIONS.sampling, "key": jax.random.key(6)}
+    plain = decoding.generate_autoregressive(target, prompt, loop="plain", **how)
+    seconds = time.perf_counter() - start
+print("And it came to pass" + tokenizer.decode(plain.tokens[0]))
+print(f"24 tokens, one after the other: {1000 * seconds:.1f} ms, {1000 * seconds / 24:.1f} ms each")
 
 # %% [markdown]
-# ## Stage 1: draft
+# Now one pass over *several* tokens. They share the reading of the weights, and only the arithmetic grows.
 #
-# One draft step reads the target's embedding of the newest token, and a hidden state: in the first step the target's, later
-# the one that the drafter's own previous step returned. All steps of a round use one constant position and see the same K/V,
-# because nothing is written while drafting.
+# **Predict:** a pass over five tokens takes how many times as long as a pass over one? Once? Five times?
 #
-# Here are the steps one at a time. Each draws a token from the drafter's own distribution with one uniform random number.
+# Each figure is the shortest of 30 runs, because whatever else your machine does can only make one longer.
 
-# %%
-key, draft_key, accept_key = jax.random.split(state.key, 3)
-uniforms = jax.random.uniform(draft_key, (GAMMA, 1))
-
-token, hidden, by_hand = first, state.hidden, []
-for step in range(GAMMA):
-    logits, hidden = drafter.forward(draft_model, target.embed_tokens(token), hidden, shared)
-    probs = token_probs(logits, SAMPLING)
-    token = sample_from(probs, uniforms[step])
-    by_hand.append(int(token[0]))
-    scored = int(np.isfinite(logits[0]).sum())
-    print(
-        f"step {step + 1}: drafts {word(token[0])!r:14} with probability {probs[0, token[0]]:.3f}; "
-        f"the clustered head scored {scored} of {config.vocab_size} tokens"
-    )
+# %% tags=["timing"]
+verify = jax.jit(decoding.verify)
+state = fresh_state()
+some_drafts = {count: jnp.ones((1, count - 1), jnp.int32) for count in (1, 2, 3, 5, 9)}
+pass_seconds = dict.fromkeys(some_drafts, np.inf)
+for _ in range(30):  # the first one compiles
+    for count, ids in some_drafts.items():  # in turns
+        start = time.perf_counter()
+        verify(target, state.cache, state.token, ids).logits.block_until_ready()
+        pass_seconds[count] = min(pass_seconds[count], time.perf_counter() - start)
+print(f"a pass over 5 tokens takes {pass_seconds[5] / pass_seconds[1]:.2f} times as long as a pass over 1")
+figures.pass_times(list(pass_seconds), list(pass_seconds.values()))
 
 # %% [markdown]
-# `decoding.draft` is that loop. It also returns the distributions that the drafts were drawn from.
+# *The picture:* the solid line is the time of one pass over 1 to 9 tokens; the dashed one is what that many passes over one
+# token would take. The solid line hardly rises. On a GPU with a large model it is flatter still, for there the reading of
+# the weights takes nearly all of the time.
+#
+# That answers the first half of the question: five tokens in one pass cost little more than one, *if somebody can say which
+# five*. That is what the drafter is for. Now the round again, by hand.
+#
+# ## Draft
+#
+# The drafter writes four tokens, one after the other. It starts from two things: the newest token, and the target's
+# **hidden state**, the vector from which the target drew that token. It also reads the target's cache, `shared`. Beside
+# each token, `decoding.draft` returns the distribution from which the drafter drew it. We call this distribution **q**.
 
 # %%
-drafted = decoding.draft(
-    target, draft_model, first, state.hidden, shared, draft_key, draft_length=GAMMA, sampling=SAMPLING
-)
-print("drafted:", [word(token) for token in drafted.tokens[0]])
-assert drafted.tokens[0].tolist() == by_hand
+_, draft_key, accept_key = jax.random.split(state.key, 3)
+shared = drafter.share_cache(state.cache, target.config)
+how = {"draft_length": GAMMA, "sampling": OPTIONS.sampling}
+drafted = decoding.draft(target, draft_model, state.token, state.hidden, shared, draft_key, **how)
+tokens = np.asarray(drafted.tokens[0])
+q = np.asarray(drafted.probs[0])
+for i, token in enumerate(tokens):
+    print(f"draft {i + 1}: {word(token)!r:9} drawn with probability {q[i, token]:.3f}")
 
 # %% [markdown]
-# ## Stage 2: verify
+# ## Verify
 #
-# The target runs once over the newest token and all drafts. Each position gives the target's distribution of the token that
-# follows it. So γ drafts give γ + 1 distributions: one for each draft, and one for the token after the last draft. The picture
-# shows the first γ beside the drafter's: each draft, and the four likeliest other tokens.
+# The target reads the newest token and the four drafts in one pass.
+#
+# **Predict:** how many distributions come out, for four drafts?
 
 # %%
-verified = decoding.verify(target, state.cache, first, drafted.tokens)
-target_probs = token_probs(verified.logits, SAMPLING)
-print(f"cache.length: {length} before, {int(verified.cache.length[0])} after, drafts included")
-print(f"{target_probs.shape[1]} distributions over {target_probs.shape[2]} tokens for {GAMMA} drafts")
+verified = verify(target, state.cache, state.token, drafted.tokens)
+p = np.asarray(token_probs(verified.logits, OPTIONS.sampling)[0])
+print(f"{p.shape[0]} distributions over {p.shape[1]} tokens")
 
-figure, axes = plt.subplots(1, GAMMA, figsize=(11, 2.8), sharey=True)
-for i, axis in enumerate(axes):
-    both = np.stack([target_probs[0, i], drafted.probs[0, i]])
-    token = int(drafted.tokens[0, i])
-    top = [token, *(other for other in np.argsort(-both.max(axis=0))[:5] if other != token)][:5]
-    for offset, name, probs in ((-0.2, "target", both[0]), (0.2, "drafter", both[1])):
-        axis.bar(np.arange(5) + offset, probs[top], width=0.4, label=name)
-    axis.set_xticks(range(5), [word(token) for token in top], rotation=40, fontsize=8)
-    axis.set_title(f"draft {i + 1}: {word(token)!r}", fontsize=9)
-axes[0].set_ylabel("probability")
-axes[0].legend()
-plt.tight_layout()
-plt.show()
+
+def likely_words(i, count=5):
+    """The draft, and the likeliest other tokens at its place, by either model."""
+    order = np.argsort(-np.maximum(p[i], q[i]))
+    return [tokens[i], *order[order != tokens[i]][: count - 1]]
+
+
+shown = np.array([likely_words(i) for i in range(GAMMA)])
+shown_p, shown_q = (np.take_along_axis(probs[:GAMMA], shown, axis=1) for probs in (p, q))
+figures.distributions([list(map(word, row)) for row in shown], shown_p, shown_q)
 
 # %% [markdown]
-# ## Stage 3: accept
+# A transformer predicts the next token at *every* place. So the pass gives a distribution **p** behind the newest token and
+# behind each draft: five, one to judge each draft with, and one for a token after the last draft.
 #
-# Let p(x) be the target's probability of a draft x, and q(x) the drafter's. The draft is accepted with probability
-# min(1, p(x) / q(x)): draw a uniform number u, and accept if u · q(x) < p(x). The first rejection ends the run. This is
-# speculative sampling (Leviathan et al. 2023, algorithm 1).
+# *The picture:* for each draft, the probabilities that the target (plain) and the drafter (striped) give to the draft
+# itself (▸, bold) and to the four likeliest other words. For the first draft the two agree well. For the third, the drafter
+# likes "year" much better than the target does.
+#
+# ## Accept
+#
+# The rule looks at one draft at a time. Let p and q be what the two models give to *this* token. The rule draws a random
+# number u between 0 and 1, and accepts the draft if
+#
+#     u < p / q
+#
+# A token that the target likes at least as well as the drafter (p ≥ q) is always accepted. One that the target likes a
+# fifth as well is accepted one time in five. The first refusal ends the round.
+#
+# **Predict:** with the probabilities in the picture above, which of the drafts are certain to be accepted?
 
 # %%
-accept_uniforms = jax.random.uniform(accept_key, (1, GAMMA + 1))
+u = np.asarray(jax.random.uniform(accept_key, (1, GAMMA + 1))[0])
 num_accepted = 0
-for i, token in enumerate(by_hand):
-    p, q, u = float(target_probs[0, i, token]), float(drafted.probs[0, i, token]), float(accept_uniforms[0, i])
-    accepted = u * q < p
-    print(f"{word(token)!r:14} p = {p:.3f}  q = {q:.3f}  u = {u:.3f}  {'accepted' if accepted else 'rejected'}")
-    if not accepted:
+while num_accepted < GAMMA:
+    i, token = num_accepted, tokens[num_accepted]
+    is_accepted = u[i] * q[i, token] < p[i, token]  # u < p / q, without a division by 0
+    verdict = "accepted" if is_accepted else "refused"
+    print(f"{word(token)!r:9} p = {p[i, token]:.3f}  q = {q[i, token]:.3f}  u = {u[i]:.3f}  {verdict}")
+    if not is_accepted:
         break
     num_accepted += 1
-print(f"{num_accepted} of {GAMMA} accepted")
+at = np.arange(GAMMA), tokens
+figures.verdicts(list(map(word, tokens)), np.minimum(p[:GAMMA][at] / q[at], 1), u[:GAMMA], num_accepted)
 
 # %% [markdown]
-# The target adds the next token itself. After a rejection it is drawn from the **residual distribution**: max(p − q, 0),
-# divided by its sum. Accepted drafts and this correction together follow p exactly. If all drafts are accepted, the next token
-# is drawn from the last of the γ + 1 distributions: the **bonus token**.
-
-# %%
-at = min(num_accepted, GAMMA - 1)
-not_normalised = residual(target_probs[0, at], drafted.probs[0, at])
-top = np.argsort(-np.asarray(target_probs[0, at] + drafted.probs[0, at]))[:8]
-plt.figure(figsize=(9, 2.6))
-for offset, name, probs in (
-    (-0.27, "p: target", target_probs[0, at]),
-    (0, "q: drafter", drafted.probs[0, at]),
-    (0.27, "max(p − q, 0)", not_normalised),
-):
-    plt.bar(np.arange(8) + offset, probs[top], width=0.27, label=name)
-plt.xticks(range(8), [word(token) for token in top])
-plt.ylabel("probability")
-plt.title(f"draft {at + 1}: {word(by_hand[at])!r}")
-plt.legend()
-plt.show()
-
-result = decoding.accept(target_probs, drafted.tokens, drafted.probs, accept_key)
-print(f"accepted {int(result.num_accepted[0])}; the target's own token: {word(result.next_token[0])!r}")
-assert int(result.num_accepted[0]) == num_accepted
-assert decide(target_probs, drafted.tokens, drafted.probs, accept_uniforms).next_token == result.next_token
-
-# %% [markdown]
-# `accept_block` is another method, **block verification** (Sun et al. 2024). It decides about all drafts of a round together:
-# a draft with probability to spare (p > q) makes up for another one that lacks it (p < q). The text has the same distribution,
-# and on average more drafts are accepted. Here are both methods on 200 draws of γ drafts from the same state.
-
-
-# %%
-@jax.jit
-def accepted_by_each_method(key):
-    draft_key, accept_key = jax.random.split(key)
-    other = decoding.draft(
-        target, draft_model, first, state.hidden, shared, draft_key, draft_length=GAMMA, sampling=SAMPLING
-    )
-    probs = token_probs(decoding.verify(target, state.cache, first, other.tokens).logits, SAMPLING)
-    methods = decoding.accept, decoding.accept_block
-    return [method(probs, other.tokens, other.probs, accept_key).num_accepted[0] for method in methods]
-
-
-by_token, by_block = np.mean([accepted_by_each_method(key) for key in jax.random.split(key, 200)], axis=0)
-print(f"accepted of {GAMMA} drafts, on average: {by_token:.2f} token by token, {by_block:.2f} by block")
-assert by_block > by_token
-
-# %% [markdown]
-# ## Stage 4: emit
+# *The picture:* one bar for each draft, from 0 to 1. Its left part, up to p / q, is where the draft is accepted; the
+# crossed part is where it is refused. The black mark is u. "first" was lucky, "year" was not.
 #
-# The accepted drafts and the target's own token become text, unless the text ends earlier: after the first end-of-text token
-# among them, or when the budget of new tokens is used up. Neither happens here.
+# ## The token of the target's own
+#
+# "year" is refused. What comes instead must not be drawn from p, or words that the drafter often proposes would get a
+# second chance. It is drawn from what the target has *more* of than the drafter: max(p − q, 0), divided by its sum. This is
+# the **residual distribution**. [Tutorial 06](06_accept_and_reject.ipynb) proves in three lines that the accepted tokens
+# and these corrections together follow p exactly, whatever the drafter proposed.
 
 # %%
-tokens = with_next_token(drafted.tokens, result.num_accepted, result.next_token)
-room = state.budget - state.emitted
-num_emitted, done = count_emitted(tokens, result.num_accepted + 1, room, state.done, eos_ids=())
-expected = tokens[0, : int(num_emitted[0])].tolist()
-print("emitted:", [word(token) for token in expected], "(the text is complete)" if done[0] else "(the text goes on)")
-assert expected == [*by_hand[:num_accepted], int(result.next_token[0])]
+residual = np.maximum(p[num_accepted] - q[num_accepted], 0)
+residual = residual / residual.sum()
+for token in np.argsort(-residual)[:3]:
+    print(f"{word(token)!r:9} p = {p[num_accepted, token]:.3f}   residual = {residual[token]:.3f}")
+own = np.argmax(np.cumsum(residual) > u[-1])  # drawn with the last random number
+print(f"drawn: {word(own)!r}, and the residual of {word(tokens[num_accepted])!r} is", residual[tokens[num_accepted]])
 
 # %% [markdown]
-# ## Stage 5: rollback
+# ## Take back
 #
-# *Verify* wrote all drafts into the cache, and the rejected ones must go. Rollback only sets the length back. It copies
-# nothing and clears nothing, because no mask shows a slot beyond the length. The cell proves it: it fills all those slots with
-# NaN and gets the same next round.
+# The pass wrote the newest token and all four drafts into the cache. **Predict:** how many of these five may stay?
 
 # %%
-cache = decoding.rollback(verified.cache, state.cache.length, num_emitted)
-print(f"cache.length: {length} → {int(verified.cache.length[0])} (verify) → {int(cache.length[0])} (rollback)")
-
-
-def poisoned(cache):
-    """The cache with NaN in every slot that holds no committed token."""
-
-    def poison(kv):
-        held = slot_positions(cache.length - 1, kv.capacity) >= 0
-        return gemma4.LayerKV(*(jnp.where(held[:, None, :, None], x, jnp.nan) for x in kv))
-
-    return cache._replace(layers=tuple(kv and poison(kv) for kv in cache.layers))
-
-
-def next_round(cache):
-    """The drafts and the verification of the next round."""
-    drafted = decoding.draft(
-        target,
-        draft_model,
-        result.next_token,
-        verified.hidden[jnp.arange(1), result.num_accepted],
-        drafter.share_cache(cache, config),
-        key,
-        draft_length=GAMMA,
-        sampling=SAMPLING,
-    )
-    return drafted, decoding.verify(target, cache, result.next_token, drafted.tokens)
-
-
-(clean_drafts, clean), (nan_drafts, with_nan) = next_round(cache), next_round(poisoned(cache))
-assert (clean_drafts.tokens == nan_drafts.tokens).all()
-assert (clean.logits == with_nan.logits).all()
-print("with NaN in every uncommitted slot, the next round has the same drafts and logits, bit for bit")
+kept = jnp.array([num_accepted + 1])  # the newest token, and the accepted drafts
+cache = decoding.rollback(verified.cache, state.cache.length, kept)
+print("tokens in the cache: before", state.cache.length[0], "· after verify", verified.cache.length[0], end="")
+print(" · after rollback", cache.length[0])
 
 # %% [markdown]
-# ## The whole round as one compiled call
+# Rollback changes that one number. It clears nothing, because no query looks beyond the length; [tutorial
+# 03](03_kv_cache.ipynb) shows why that is enough. The token " time" is not in the cache yet: it is the newest token now,
+# and the next round's pass begins with it.
 #
-# `decoding.speculative_step` runs these stages in one `jax.jit` call. From the same state it must do what we did by hand.
-# (It takes over the buffers of `state`, so `state` cannot be used afterwards.)
+# Is this what the compiled round did?
 
 # %%
-after = decoding.speculative_step(target, draft_model, state, OPTIONS)
-emitted = after.last.tokens[0, : int(after.last.num_emitted[0])].tolist()
-print("by hand: ", [word(token) for token in expected])
-print("compiled:", [word(token) for token in emitted])
-assert emitted == expected
-assert int(after.cache.length[0]) == int(cache.length[0]) == len(prompt) + int(after.emitted[0]) - 1
+by_hand = [*map(int, tokens[:num_accepted]), int(own)]
+print("by hand: ", list(map(word, by_hand)))
+print("compiled:", list(map(word, emitted)))
+assert by_hand == emitted.tolist() and int(cache.length[0]) == int(after.cache.length[0])
 
 # %% [markdown]
-# ## Many rounds
+# ## The text is the target's
 #
-# `decoding.generate` runs rounds until the text is complete; `loop="plain"` is the loop as written in
-# `decoding/generation.py`. At temperature 0 the text equals the target's own greedy text, token for token. Only the number of
-# passes differs.
+# With temperature 0, **greedy** decoding, there is nothing random: the target always takes its likeliest token. Then the
+# rule says: accept a draft if it is just that token. Here is the whole algorithm for this case, with *any* way to guess:
+# `drafts_of` takes the text so far and returns γ tokens.
+#
+# Our guesser here knows nothing. It says the last four tokens again. **Predict:** what will the text look like?
 
 # %%
+GREEDY = decoding.Options(GAMMA, decoding.Sampling(temperature=0))
+
+
+def write(drafts_of, count=48):
+    state, passes = fresh_state(GREEDY), 0
+    cache, newest, text = state.cache, state.token, state.token.tolist()
+    while len(text) < count:
+        drafts = jnp.array([drafts_of(text)], jnp.int32)
+        verified, passes = verify(target, cache, newest, drafts), passes + 1
+        num_accepted, newest = decoding.accept_greedy(verified.logits, drafts)
+        text += [*drafts[0, : int(num_accepted[0])].tolist(), int(newest[0])]
+        cache = decoding.rollback(verified.cache, cache.length, num_accepted + 1)
+    return text[:count], passes
+
+
+# %%
+silly_text, silly_passes = write(lambda text: [*[0] * GAMMA, *text][-GAMMA:])
+alone = decoding.generate_autoregressive(target, prompt, max_new_tokens=48, loop="plain")
 speculative = decoding.generate(target, draft_model, prompt, max_new_tokens=48, draft_length=GAMMA, loop="plain")
-baseline = decoding.generate_autoregressive(target, prompt, max_new_tokens=48, loop="plain")
-stats = speculative.stats
-print(tokenizer.decode(prompt[1:]) + tokenizer.decode(speculative.tokens[0].tolist()))
-print()
-print(
-    f"{stats.rounds} verify passes instead of {baseline.stats.rounds} steps: {stats.tokens_per_round:.2f} tokens a pass"
-)
-print(
-    "accepted, by draft position: ",
-    ", ".join(f"{i}: {share:.0%}" for i, share in enumerate(stats.acceptance_per_position, start=1)),
-)
-assert (speculative.tokens[0] == baseline.tokens[0]).all()
+print("And it came to pass" + tokenizer.decode(silly_text))
+print(f"passes: alone {alone.stats.rounds}, silly drafts {silly_passes}, the drafter {speculative.stats.rounds}")
+print("three times the same text:", silly_text == alone.tokens[0].tolist() == speculative.tokens[0].tolist())
 
 # %% [markdown]
-# Fewer passes are not the same as less time, because a round also drafts, and a *verify* of γ + 1 tokens takes longer than a
-# step of one. How much is left depends on the machine. This is the one cell whose output differs from run to run;
-# `gemma4-mtp bench` measures more carefully, and `tutorials/reference/speed.md` shows the results.
+# A bad guesser changes the number of passes, and never the text. (Greedy text of so small a model soon repeats itself: it
+# is here because it can be compared token by token. A sampled text differs from run to run, and only its distribution is
+# the same.)
+#
+# ## Seconds
+#
+# Fewer passes are not yet less time, since the drafter needs some, too. So here are the seconds of 96 tokens both ways.
+#
+# **Predict:** with 3 to 4 tokens a pass, is it 3 to 4 times as fast?
 
 
 # %% tags=["timing"]
-def seconds(run):
-    run()  # compile
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def arrivals(generate):
+    """(seconds, tokens) after each round, counted from the first token."""
+    generate(max_new_tokens=96, loop="plain")  # compiles
+    moments, counts = [], []
+    record = lambda last: (moments.append(time.perf_counter()), counts.append(int(last.num_emitted[0])))
+    generate(max_new_tokens=96, loop="plain", on_round=record)
+    return list(zip(np.subtract(moments, moments[0]), np.cumsum(counts), strict=True))
 
 
-with_drafter = seconds(lambda: decoding.generate(target, draft_model, prompt, max_new_tokens=120, draft_length=GAMMA))
-without = seconds(lambda: decoding.generate_autoregressive(target, prompt, max_new_tokens=120))
-print(f"120 tokens, prefill included: {with_drafter:.2f} s with drafts, {without:.2f} s without")
+with_drafter = arrivals(lambda **how: decoding.generate(target, draft_model, prompt, draft_length=GAMMA, **how))
+without = arrivals(lambda **how: decoding.generate_autoregressive(target, prompt, **how))
+print(f"96 tokens: {with_drafter[-1][0]:.2f} s with the drafter, {without[-1][0]:.2f} s without")
+figures.texts_over_time(with_drafter, without)
+
+# %% [markdown]
+# *The picture:* tokens over seconds. The target alone rises one token at a time. With the drafter each step is a round, up
+# to five tokens high. It is not as many times faster as there are tokens in a pass, since a round also drafts four tokens,
+# and its pass is a little longer. [Tutorial 08](08_when_is_it_faster.ipynb) turns this into a formula.
+#
+# ## What you saw
+#
+# - A pass over five tokens takes little longer than a pass over one: both read all weights once.
+# - A drafter guesses four tokens; the target checks them in one pass, which gives five distributions.
+# - A draft is accepted if u < p / q. The first refusal is replaced by a token from the residual distribution.
+# - The refused drafts leave the cache when its length goes back.
+# - The drafter decides how many passes it takes. The text is the target's.
+#
+# The last check, over everything above:
+
+# %%
+assert silly_text == alone.tokens[0].tolist() == speculative.tokens[0].tolist()
+assert speculative.stats.rounds < silly_passes <= alone.stats.rounds
+assert by_hand == emitted.tolist()
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.1 Predict.** γ = 4. How many tokens does a round emit if the third draft is refused? And if none is?
+
+# %%
+is_right = check_1(if_third_is_refused=None, if_none_is_refused=None)
+
+# %% [markdown]
+# **1.2 Change the code.** Write 48 tokens with `decoding.generate` as above, with γ = 1, 2, 4 and 8. Note the tokens a pass
+# (`.stats.tokens_per_round`) and, with `arrivals`, the tokens a second. Which γ is best in each? Why are the two not the
+# same?
+
+# %%
+is_right = check_2(tokens_per_pass={1: None, 2: None, 4: None, 8: None})
+
+# %% [markdown]
+# **1.3 Explain.** A drafter always says " the", four times. Is the text still the same, and how many passes do 48 tokens
+# take? Say why before you run it with `write`. Then give the check what `write` returned, and the sentence that explains
+# it:
+#
+# - a: the residual distribution puts the other words back
+# - b: a draft stays only where the target's own choice is the same token
+# - c: " the" is so frequent that p ≥ q nearly always
+
+# %%
+is_right = check_3(text=None, passes=None, because=None)
+
+# %% [markdown]
+# The answers are in [answers/01_one_round.py](answers/01_one_round.py).
+#
+# ## What to read next
+#
+# - [decoding/round.py](../decoding/round.py): the round that you did by hand, on one screen.
+# - [06 · Accept, reject, and the theorem](06_accept_and_reject.ipynb): why the text follows p exactly.
+# - [02 · One token through Gemma 4](02_one_token.ipynb): what is inside the target.

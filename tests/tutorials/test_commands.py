@@ -32,7 +32,7 @@ def test_commands_are_found_on_every_page_that_has_some():
         name for name, _ in commands()
     }
     assert ("tutorials/reference/results/heads.txt", "bench --heads") in commands()
-    assert ("README.md", 'generate "In the beginning"') in commands()
+    assert ("README.md", 'generate "The LORD is my" --temperature 0.6 --seed 2') in commands()
 
 
 @pytest.mark.parametrize("page, command", commands())
