@@ -126,6 +126,8 @@ class Diagnosis(NamedTuple):
         }
 
     def __str__(self) -> str:
+        if not self.reference.compared:
+            return "nothing to look at: a diagnosis needs tensors of a stage that differs, and none was given"
         if not self.reference.off:
             return f"no difference: {self.reference}"
         lines = [f"reference: {self.reference}"]
@@ -165,7 +167,8 @@ def described(mutant: Mutant) -> str:
 def diagnose(theirs: Tensors) -> Diagnosis:
     """Name the mutant that computes the tensors `theirs`.
 
-    theirs: an engine's tensors, of one case or several.  The more there are, the fewer mutants agree with all of them.
+    theirs: an engine's tensors, of one case or several.  The more there are, the fewer mutants agree with all of them; of
+            none, the diagnosis is that there is nothing to look at.
     """
     stages = sorted({case_and_stage(name) for name in theirs}, key=lambda it: (CHEAPEST_FIRST.index(it[1]), it[0]))
     wrong = [stage for stage in stages if evidence(theirs, stage).off]
@@ -261,6 +264,6 @@ def total(theirs: Tensors, stages: list[CaseStage], mutant: Mutant | None = None
     return Evidence(
         sum(it.compared for it in each.values()),
         sum(it.off for it in each.values()),
-        max(it.error for it in each.values()),
+        max((it.error for it in each.values()), default=0.0),
         each[first_of(wrong)].first if wrong else None,
     )

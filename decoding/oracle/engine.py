@@ -43,7 +43,8 @@ class Decision(NamedTuple):
 class Engine:
     """An implementation under test.  Tokens are int32; `cache` and `shared` are opaque.
 
-    A method that is not overridden counts as not offered, as does one that raises NotImplementedError.
+    A method that is not overridden counts as not offered, as does one that raises NotImplementedError.  An engine may offer a
+    part of a stage, such as `accept` without `accept_greedy`: that part is checked.
     """
 
     # -- the target --------------------------------------------------------------------------------------------------------
@@ -113,7 +114,7 @@ class Engine:
 
     def accept(
         self,
-        target_probs: Float[np.ndarray, "b gamma+1 v"],
+        target_probs: Float[np.ndarray, "b t v"],  # t = gamma + 1
         drafts: Int[np.ndarray, "b gamma"],
         draft_probs: Float[np.ndarray, "b gamma v"],
         uniforms: Float[np.ndarray, "b gamma+1"],
@@ -126,7 +127,7 @@ class Engine:
 
     def accept_block(
         self,
-        target_probs: Float[np.ndarray, "b gamma+1 v"],
+        target_probs: Float[np.ndarray, "b t v"],  # t = gamma + 1
         drafts: Int[np.ndarray, "b gamma"],
         draft_probs: Float[np.ndarray, "b gamma v"],
         uniforms: Float[np.ndarray, "b gamma+1"],
@@ -134,8 +135,8 @@ class Engine:
         """The same by block verification (`decoding/stages/accept_block.py`), for engines that have it."""
         raise NotImplementedError
 
-    def accept_greedy(self, logits: Float[np.ndarray, "b gamma+1 v"], drafts: Int[np.ndarray, "b gamma"]) -> Decision:
-        """Acceptance where the target is greedy."""
+    def accept_greedy(self, logits: Float[np.ndarray, "b t v"], drafts: Int[np.ndarray, "b gamma"]) -> Decision:
+        """Acceptance where the target is greedy; t = gamma + 1."""
         raise NotImplementedError
 
     # -- the loop ----------------------------------------------------------------------------------------------------------

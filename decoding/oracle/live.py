@@ -49,21 +49,29 @@ def find(spec: str) -> Load:
     return cast(Load, load)
 
 
-def check_adapter(
+def check_adapter(dump: Dump, spec: str, **settings: Any) -> Report:
+    """`check_engine` for the engine of an adapter, `module:name`.  Errors: OracleError also if that does not import."""
+    return check_engine(dump, find(spec), source=f"--adapter {spec}", **settings)
+
+
+def check_engine(
     dump: Dump,
-    spec: str,
+    load: Load,
     *,
     cases: Collection[str] = (),
     stages: Collection[str] = (),
+    source: str = "the engine",
     on_stage: Callable[[str], None] = lambda name: None,
 ) -> Report:
-    """Every stage of every case through an adapter, against the dump; and the distribution of its sampled text.
+    """Every stage of every case of an engine, against the dump; and the distribution of its sampled text.
 
-    An adapter may refuse a convention or a method by NotImplementedError: the first is noted, the second counts as missing.
+    load:   opens the engine of a case.  By NotImplementedError it may refuse a convention, and the engine a method: the first
+            is noted, the second counts as missing, and the rest of the stage is compared.
+    source: what an error calls the engine.
     Taps that the dump lacks are noted.
-    Errors: OracleError for an adapter that does not import, lacks a function, or fails.
+    Errors: OracleError for an engine that lacks a function, or fails.
     """
-    load = complete(called("load", spec, find(spec)), spec)
+    load = complete(called("load", source, load), source)
     results, notes, given, engine = [], [], {}, None
     for case in cases or dump.manifest["cases"]:
         asked = [name for name in STAGES if (not stages or name in stages) and has(dump, case, name)]
@@ -77,10 +85,11 @@ def check_adapter(
         for stage in asked:
             on_stage(f"{case}/{stage}")
             try:
-                recorded = called(f"{case}, stage {stage}", spec, this.stage)(stage)
+                recorded = called(f"{case}, stage {stage}", source, this.stage)(stage)
             except NotImplementedError as error:
                 notes.append(f"{case}/{stage}: not offered{because(error)}")
                 continue
+            notes += [f"{case}/{stage}: {name} is not offered{because(it)}" for name, it in this.not_offered.items()]
             if extra := [name for name in recorded if stage in TAPPED and f"{case}/{name}" not in dump.entries]:
                 names = ", ".join(name.removeprefix(f"{stage}/") for name in extra[:3])
                 more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
@@ -89,17 +98,18 @@ def check_adapter(
             given |= {f"{case}/{name}": value for name, value in recorded.items()}
             theirs |= {f"{case}/{name}": value for name, value in recorded.items() if not is_left_to_enumeration(name)}
         if theirs:
-            results += check(dump, theirs, cases=[case], stages=asked, source=spec).results
+            results += check(dump, theirs, cases=[case], stages=asked, source=source).results
     for stage, law in LAWS.items():
         if engine is None or (stages and stage not in stages):
             continue
         on_stage(law)
         try:
-            results += law_results(law, called("acceptance", spec, distances)(engine, by_block=stage == "accept_block"))
+            found = called("acceptance", source, distances)(engine, by_block=stage == "accept_block")
+            results += law_results(law, found)
         except NotImplementedError as error:
             notes.append(f"{law}: not offered{because(error)}")
     if not results:
-        raise OracleError(f"--adapter {spec}: offers nothing that was asked for: {'; '.join(notes) or 'no such stage'}")
+        raise OracleError(f"{source}: offers nothing that was asked for: {'; '.join(notes) or 'no such stage'}")
     return Report(results, tuple(notes), given)
 
 
@@ -116,22 +126,22 @@ def has(dump: Dump, case: str, stage: str) -> bool:
     return any((entry.case, entry.stage) == (case, stage) for entry in dump.entries.values())
 
 
-def complete(load: Load, spec: str) -> Load:
+def complete(load: Load, source: str) -> Load:
     """`load`, with an error if the returned engine lacks a method."""
 
     def load_complete(*args: Any) -> Engine:
         engine = load(*args)
-        check_functions(engine, spec)
+        check_functions(engine, source)
         return engine
 
     return load_complete
 
 
-def check_functions(engine: Any, spec: str) -> None:
+def check_functions(engine: Any, source: str) -> None:
     lacking = [name for name in FUNCTIONS if not callable(getattr(engine, name, None))]
     if lacking:
         raise OracleError(
-            f"--adapter {spec}: the returned engine ({type(engine).__name__}) lacks {', '.join(lacking)}; "
+            f"{source}: the returned engine ({type(engine).__name__}) lacks {', '.join(lacking)}; "
             "derive it from decoding.oracle.engine.Engine, which may leave out what your engine cannot offer"
         )
 
@@ -145,8 +155,8 @@ def law_results(law: str, distances: dict[str, float]) -> Iterable[Result]:
         yield Result(f"{law}/{setting}", status, units, note)
 
 
-def called(what: str, spec: str, function: Callable) -> Callable:
-    """`function`, whose exceptions become an OracleError that says where the adapter failed."""
+def called(what: str, source: str, function: Callable) -> Callable:
+    """`function`, whose exceptions become an OracleError that says where the engine failed."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -158,7 +168,7 @@ def called(what: str, spec: str, function: Callable) -> Callable:
                 traceback.print_exception(error)
             frame = traceback.extract_tb(error.__traceback__)[-1]
             raise OracleError(
-                f"--adapter {spec}: {what} failed at {frame.filename}:{frame.lineno} ({type(error).__name__}: {error}); "
+                f"{source}: {what} failed at {frame.filename}:{frame.lineno} ({type(error).__name__}: {error}); "
                 "set ORACLE_TRACEBACK=1 to see the traceback"
             ) from error
 

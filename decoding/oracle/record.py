@@ -9,6 +9,7 @@ import functools
 import tempfile
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from decoding.oracle.cases import (
 )
 from decoding.oracle.engine import Decision, Engine, Load, SharedKV, Tensors
 from decoding.oracle.tiny import TINY, WINDOW
+from decoding.sampling import Sampling
 from gemma4.config import SLIDING
 
 
@@ -73,10 +75,23 @@ class Recorder:
     def __init__(self, case: Case, engine: Engine, open_engine: Callable[..., Engine], inputs: Inputs):
         self.case, self.engine, self.open_engine, self.inputs = case, engine, open_engine, inputs
         self.config = TINY[case.layout]
+        self.not_offered: dict[str, NotImplementedError] = {}  # parts of the last stage, by the engine's method
 
     def stage(self, name: str) -> dict[str, np.ndarray]:
-        """The tensors of one stage, `stage/what`."""
-        return {f"{name}/{what}": np.asarray(value) for what, value in STAGES[name](self).items()}
+        """The tensors of one stage, `stage/what`.  Errors: NotImplementedError if the engine offers no part of it."""
+        self.not_offered.clear()
+        tensors = {f"{name}/{what}": np.asarray(value) for what, value in STAGES[name](self).items()}
+        if not tensors and self.not_offered:
+            raise next(iter(self.not_offered.values()))
+        return tensors
+
+    def part(self, method: str, tensors: Callable[..., Tensors], *given: Any) -> Tensors:
+        """A part of a stage that stands by itself, `tensors(*given)`; nothing if the engine does not offer the method."""
+        try:
+            return tensors(*given)
+        except NotImplementedError as error:
+            self.not_offered[method] = error
+            return {}
 
     def given(self, stage: str) -> Inputs:
         return {
@@ -95,12 +110,17 @@ class Recorder:
         """The checkpoint through the engine's own loader, also with K/V weights that no layer uses."""
         tokens, given = self.given("forward")["tokens"], self.given("draft")
         engine = self.open_engine()
-        shared = engine.shared_from(given_kv(given))
-        step = engine.draft_step(shared, given["token"][:, 0], given["hidden"][:, 0])
-        out = {"logits": engine.forward(tokens)["logits"], "draft_logits": step["logits"]}
-        if self.config.num_kv_shared_layers:
-            out["unused_kv.logits"] = self.open_engine("target_with_unused_kv").forward(tokens)["logits"]
-        return out
+
+        def draft_step() -> Tensors:
+            shared = engine.shared_from(given_kv(given))
+            return {"draft_logits": engine.draft_step(shared, given["token"][:, 0], given["hidden"][:, 0])["logits"]}
+
+        def unused_kv() -> Tensors:
+            return {"unused_kv.logits": self.open_engine("target_with_unused_kv").forward(tokens)["logits"]}
+
+        out = self.part("forward", lambda: {"logits": engine.forward(tokens)["logits"]})
+        out |= self.part("draft_step", draft_step)
+        return out | (self.part("forward", unused_kv) if self.config.num_kv_shared_layers else {})
 
     def rope(self) -> Tensors:
         """RoPE of each basis vector, at positions near and far: `near` [position, vector, head_dim], `far`."""
@@ -141,12 +161,19 @@ class Recorder:
         """Every step from its given token and hidden state; then a block of greedy drafts, each step fed by the one before."""
         given = self.given("draft")
         shared = self.engine.shared_from(given_kv(given))
-        out = {}
-        for step in range(GAMMA):
-            taps = self.engine.draft_step(shared, given["token"][:, step], given["hidden"][:, step])
-            out |= {f"step{step}/{name}": value for name, value in taps.items()}
-        block = self.engine.draft(shared, given["token"][:, 0], given["hidden"][:, 0], GAMMA)
-        return out | {"block/tokens": block.tokens, "block/told": block.claimed}
+
+        def steps() -> Tensors:
+            out = {}
+            for step in range(GAMMA):
+                taps = self.engine.draft_step(shared, given["token"][:, step], given["hidden"][:, step])
+                out |= {f"step{step}/{name}": value for name, value in taps.items()}
+            return out
+
+        def block() -> Tensors:
+            block = self.engine.draft(shared, given["token"][:, 0], given["hidden"][:, 0], GAMMA)
+            return {"block/tokens": block.tokens, "block/told": block.claimed}
+
+        return self.part("draft_step", steps) | self.part("draft", block)
 
     # -- one round's stages ------------------------------------------------------------------------------------------------
 
@@ -160,16 +187,28 @@ class Recorder:
     def law(self) -> Tensors:
         """The target's distribution under each setting; the one that drafts are drawn from, and the one acceptance receives."""
         logits, out = self.given("law")["logits"], {}
-        for name, sampling in SETTINGS.items():
+
+        def of_target(name: str, sampling: Sampling) -> Tensors:
+            return {name: self.engine.token_probs(logits, sampling)}
+
+        def of_drafts(name: str, sampling: Sampling) -> Tensors:
             drawn, claimed = self.engine.draft_probs(logits, sampling)
-            out |= {name: self.engine.token_probs(logits, sampling), f"{name}.drawn": drawn, f"{name}.told": claimed}
+            return {f"{name}.drawn": drawn, f"{name}.told": claimed}
+
+        for name, sampling in SETTINGS.items():
+            out |= self.part("token_probs", of_target, name, sampling)
+            out |= self.part("draft_probs", of_drafts, name, sampling)
         return out
 
     def accept(self) -> Tensors:
         """Sampled drafts and greedy drafts (a one-hot distribution) under a sampled target; and a greedy target."""
         given = self.given("accept")
-        greedy = self.engine.accept_greedy(given["logits"], given["greedy_drafts"])
-        return decisions(self.engine.accept, given) | {f"greedy.{name}": x for name, x in greedy._asdict().items()}
+
+        def greedy() -> Tensors:
+            decided = self.engine.accept_greedy(given["logits"], given["greedy_drafts"])
+            return {f"greedy.{name}": value for name, value in decided._asdict().items()}
+
+        return self.part("accept", decisions, self.engine.accept, given) | self.part("accept_greedy", greedy)
 
     def accept_block(self) -> Tensors:
         """Sampled and greedy drafts under a sampled target, by block verification.  Optional: few engines have it."""

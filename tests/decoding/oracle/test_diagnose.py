@@ -173,6 +173,12 @@ def test_one_measure_of_error():
     assert diagnose(theirs).reference.off == 1, "one is enough"
 
 
+def test_nothing_given_is_nothing_to_look_at():
+    found = diagnose({})
+    assert str(found).startswith("nothing to look at") and not found.matches
+    assert found.as_dict()["reference"]["compared"] == 0
+
+
 def test_load_is_not_the_first_difference():
     assert module.first_of([("E2B", "load"), ("E2B", "draft")]) == ("E2B", "draft")
     assert module.first_of([("E2B", "load")]) == ("E2B", "load")

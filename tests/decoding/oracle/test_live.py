@@ -13,10 +13,11 @@ from flax import nnx
 
 import gemma4
 from decoding.cli import main
-from decoding.oracle import golden, live
+from decoding.oracle import golden, law_check, live
 from decoding.oracle.adapters import ours
 from decoding.oracle.cases import CASES
 from decoding.oracle.compare import Report, Status
+from decoding.oracle.diagnose import diagnose_report
 from decoding.oracle.engine import FUNCTIONS, DraftBlock, Engine, OracleError
 from decoding.oracle.known_bugs import MUTANTS
 from decoding.oracle.law_check import SETTINGS, TOLERANCE, distances
@@ -209,8 +210,71 @@ def test_an_engine_that_offers_no_acceptance_is_noted(dump, monkeypatch):
     monkeypatch.setitem(sys.modules, "an_adapter", module)
     report = live.check_adapter(dump, "an_adapter:load", stages=("accept", "emit"))
     assert report.notes == tuple(
-        f"{what}: not offered (acceptance is elsewhere)" for what in (f"{CASE}/accept", live.LAWS["accept"])
+        f"{what} not offered (acceptance is elsewhere)"
+        for what in (f"{CASE}/accept: accept is", f"{live.LAWS['accept']}:")
     )
+
+
+class SampledOnly(Engine):
+    """Offers acceptance of sampled drafts, and nothing else."""
+
+    def accept(self, target_probs, drafts, draft_probs, uniforms):
+        return ours.Ours.accept(self, target_probs, drafts, draft_probs, uniforms)
+
+
+class Impatient(SampledOnly):
+    """Accepts every draft."""
+
+    def accept(self, target_probs, drafts, draft_probs, uniforms):
+        return super().accept(target_probs, drafts, 0 * draft_probs, uniforms)
+
+
+def test_a_stage_may_be_offered_in_part(dump):
+    report = live.check_engine(dump, lambda *args: SampledOnly(), stages=("accept", "law"))
+    assert report.notes == (
+        f"{CASE}/law: not offered",
+        f"{CASE}/accept: accept_greedy is not offered",
+        f"{live.LAWS['accept']}: not offered",
+    )
+    by_status = {status: {r.name for r in report.results if r.status is status} for status in Status}
+    assert by_status[Status.AGREES] == {
+        f"{CASE}/accept/{kind}.{what}" for kind in ("sampled", "one_hot") for what in ("num_accepted", "next_token")
+    }
+    assert by_status[Status.MISSING] >= {f"{CASE}/accept/greedy.num_accepted"} and not by_status[Status.DIFFERS]
+
+
+def test_the_part_that_is_offered_is_diagnosed(dump_dir, tmp_path, capsys, monkeypatch):
+    """The other part is not offered, and neither is what the enumeration needs."""
+    monkeypatch.setattr(main, "keep_compiled_code", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType("in_part")
+    module.load = lambda *args: Impatient()
+    monkeypatch.setitem(sys.modules, "in_part", module)
+    assert (
+        main.main(["oracle", "check", str(dump_dir), "--adapter", "in_part:load", "--stage", "accept", "--diagnose"])
+        == 1
+    )
+    printed = capsys.readouterr().out
+    assert f"first divergence in {CASE}: {CASE}/accept/sampled.num_accepted" in printed
+    assert "no known bug matches" in printed
+
+
+class LawOnly(ours.Ours):
+    """The enumeration can run, but no tensor of acceptance is there: its one stage that was asked for is refused."""
+
+    def accept(self, target_probs, drafts, draft_probs, uniforms):
+        if target_probs.shape[-1] != law_check.VOCAB:
+            raise NotImplementedError("only for the enumeration")
+        return super().accept(target_probs, drafts, 0 * draft_probs, uniforms)
+
+    def accept_greedy(self, *args):
+        raise NotImplementedError
+
+
+def test_where_only_the_enumeration_differs_there_is_nothing_to_look_at(dump, monkeypatch):
+    report = live.check_engine(dump, lambda *args: from_ours(LawOnly, ours.load(*args)), stages=("accept",))
+    assert differing(report) and not report.theirs
+    assert str(diagnose_report(report)).startswith("nothing to look at")
 
 
 class OtherName(ours.Ours):
