@@ -34,7 +34,10 @@ COMMANDS = {
     "chat": "talk to an instruction-tuned pair",
     "bench": "measure speed",
     "oracle": "check another engine",
+    "train": "train a small pair on your own text",
+    "train-drafter": "train a drafter for a target",
 }
+TRAINING = ("train", "train-drafter")
 DTYPES = ("float32", "bfloat16", "float16")
 OK, READER_GONE = 0, 141
 
@@ -119,17 +122,21 @@ def make_parser(named: str | None) -> argparse.ArgumentParser:
             commands.add_parser(command, help=line)
         elif command == "generate":
             _add_generate(commands)
+        elif command in TRAINING:
+            _module(command).add_command(commands, _layout, command, line)
         else:
             _module(command).add_command(commands, _layout)
     return parser
 
 
 def _module(command: str) -> Any:
-    """`chat`, `bench` or `oracle`.  Imported here, because most starts need none of them."""
+    """Any but `generate`.  Imported here, because most starts need none of them."""
     if command == "chat":
         from decoding.cli import chat as cli
     elif command == "bench":
         from decoding.bench import cli
+    elif command in TRAINING:
+        from decoding.training import cli
     else:
         from decoding.oracle import cli
     return cli
@@ -287,6 +294,9 @@ def _command(arguments: Sequence[str], began: float) -> int:
                 measurement = _module("bench").prepare(args)
             case "oracle":
                 keep_compiled_code()
+            case "train" | "train-drafter":
+                keep_compiled_code()
+                training = _module(args.command).prepare(args)
     except (ValueError, OSError) as error:
         return mistake(OUT_OF_MEMORY if is_out_of_memory(error) else error)
     match args.command:
@@ -298,6 +308,8 @@ def _command(arguments: Sequence[str], began: float) -> int:
             _module("bench").run(args, measurement)
         case "oracle":
             return _run_oracle(args)
+        case "train" | "train-drafter":
+            return _run_training(args, training)
     return OK
 
 
@@ -308,6 +320,19 @@ def _run_oracle(args: argparse.Namespace) -> int:
         return _module("oracle").run(args)
     except OracleError as error:
         return mistake(error)
+
+
+def _run_training(args: argparse.Namespace, training: Any) -> int:
+    cli = _module(args.command)
+    try:
+        cli.run(training)
+    except FloatingPointError as error:
+        return mistake(error)
+    except KeyboardInterrupt:
+        if not args.quiet:
+            print(f"{COMMAND}: {cli.resume_hint(training)}", file=sys.stderr)
+        raise
+    return OK
 
 
 def check_devices() -> None:
