@@ -14,17 +14,17 @@ import jax
 
 PATIENCE = 1.0  # seconds; what is done sooner shows nothing
 Advance = Callable[..., None]  # (amount, arrays=None, description=None)
-_is_shown = False
+_is_wanted = False
 
 
-def show(is_shown: bool = True) -> None:
+def show(wanted: bool = True) -> None:
     """Show progress from here on, where standard error is a terminal; or nothing."""
-    global _is_shown
-    _is_shown = is_shown
+    global _is_wanted
+    _is_wanted = wanted
 
 
-def has_terminal() -> bool:
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+def is_shown() -> bool:
+    return _is_wanted and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @contextlib.contextmanager
@@ -36,7 +36,7 @@ def progress(what: str, total: float | None = None, unit: str = "", done: float 
     advance(amount, arrays): waits for arrays that are still computed, so that only what is done is counted.
     advance(0, description=text): another text in place of `what`.
     """
-    if not (_is_shown and has_terminal()):
+    if not is_shown():
         yield _ignore
         return
     bar = _bar(total, unit)

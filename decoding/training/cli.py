@@ -35,6 +35,7 @@ from decoding.training.recipes import SIZES, Recipe, for_target, split_steps
 from decoding.training.text import Corpus, encode, eos_of, read_corpus
 from drafter import Drafter
 from gemma4 import Gemma4
+from gemma4.checkpoints.hub import local_directory
 from gemma4.progress import progress
 
 MOST_PROMPTS = 64  # of those that measure the acceptance
@@ -89,7 +90,7 @@ def add_command(commands: argparse._SubParsersAction, layout: Any, name: str, he
     )
     option, number = command.add_argument, functools.partial(command.add_argument, metavar="N", type=int)
     if has_target:
-        option("target", metavar="TARGET", help="directory of the target: config.json, weights, tokenizer.json")
+        option("target", metavar="TARGET", help="directory of the target, or its name on the Hugging Face hub")
     option("--text", metavar="FILE", nargs="+", required=True, help="text files in UTF-8")
     option("--out", metavar="DIR", type=Path, required=True, help="directory for checkpoints, logs and the result")
     if has_target:
@@ -132,7 +133,7 @@ def prepare(args: argparse.Namespace) -> Training:
     check_replaceable(args.out)
     settings = {**recipe.as_dict(), "text": _digest(corpus)}
     if target is not None:
-        settings |= {"target": _files(Path(args.target)), "dtype": args.dtype}
+        settings |= {"target": _files(local_directory(args.target)), "dtype": args.dtype}
     begin(args.out, settings)
     if tokenizer is None:
         tokenizer = corpus_tokenizer(corpus, recipe.target.vocab_size, args.out)
