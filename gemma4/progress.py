@@ -28,7 +28,7 @@ def is_shown() -> bool:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: float | None = None, unit: str = "", done: float = 0) -> Iterator[Advance]:
+def progress(what: str, total: int | None = None, unit: str = "", done: int = 0) -> Iterator[Advance]:
     """Show `what` from PATIENCE seconds on, until the block ends.  The block calls what it gets, `advance(amount)`.
 
     total: how much there is to do, with `done` of it done already; None where that is not known.
@@ -40,9 +40,9 @@ def progress(what: str, total: float | None = None, unit: str = "", done: float 
         yield _ignore
         return
     bar = _bar(total, unit)
-    task = bar.add_task(what, total=total, completed=int(done))
+    task = bar.add_task(what, total=total, completed=done)
 
-    def advance(amount: float, arrays: Any = None, description: str | None = None) -> None:
+    def advance(amount: int, arrays: Any = None, description: str | None = None) -> None:
         if arrays is not None:
             jax.block_until_ready(arrays)
         bar.update(task, advance=amount, description=description)
@@ -58,11 +58,11 @@ def progress(what: str, total: float | None = None, unit: str = "", done: float 
         bar.stop()
 
 
-def _ignore(amount: float, arrays: Any = None, description: str | None = None) -> None:
+def _ignore(amount: int, arrays: Any = None, description: str | None = None) -> None:
     pass
 
 
-def _bar(total: float | None, unit: str) -> Any:
+def _bar(total: int | None, unit: str) -> Any:
     from rich import progress as rich  # here, because importing it takes longer than many a command
     from rich.console import Console
 

@@ -177,8 +177,11 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         help="TEXT is a user's turn to an instruction-tuned model: answered at once, in the form of E2B and E4B (plain) or "
         "of 26B-A4B and 31B (empty-thought), or after a thought (thinking)",
     )
-    directory("--target", help="directory of the target (config.json, weights, tokenizer.json), or its name on the "
-        "Hugging Face hub, such as google/gemma-4-E2B-it (needs the extra `hub`)")
+    directory(
+        "--target",
+        help="directory of the target (config.json, weights, tokenizer.json), or its name on the "
+        "Hugging Face hub, such as google/gemma-4-E2B-it (needs the extra `hub`)",
+    )
     directory("--drafter", help="directory of its drafter; give both, or neither for the shipped pair")
     option(
         "--convention",

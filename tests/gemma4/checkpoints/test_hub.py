@@ -59,7 +59,10 @@ def test_a_pair_from_the_cache(offline, pair_dir):
     pair = decoding.load_pair("tests/target-it", "tests/drafter")
     expected = decoding.load_pair(pair_dir / "target", pair_dir / "drafter")
     np.testing.assert_array_equal(pair.target.embed_tokens.weight, expected.target.embed_tokens.weight)
-    assert pair.tokenizer.to_str() == expected.tokenizer.to_str() and pair.draft_model.config == expected.draft_model.config
+    assert (
+        pair.tokenizer.to_str() == expected.tokenizer.to_str()
+        and pair.draft_model.config == expected.draft_model.config
+    )
 
 
 def test_the_command_takes_such_names(offline, pair_dir, capsys, monkeypatch):
