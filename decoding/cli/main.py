@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TextIO
 import jax
 
 import gemma4
-from decoding.cli import generate
+from decoding.cli import devices, generate
 from decoding.finite import NotFinite
 from decoding.generation import LOOPS
 from decoding.options import ACCEPTANCE_METHODS, MAX_DRAFT_LENGTH
@@ -209,6 +209,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     )
     number("--seed", "N", 0, "of the random numbers")
     option("--dtype", choices=DTYPES, default=DTYPES[0], help="of weights and arithmetic (%(default)s)")
+    devices.add_options(command, hosts=True)
     option(
         "--loop",
         choices=LOOPS,
@@ -286,6 +287,7 @@ def _command(arguments: Sequence[str], began: float) -> int:
         if args.command != "oracle":  # which checks engines in their own types
             # --dtype decides, so that a seed gives the same text in every environment.
             jax.config.update("jax_enable_x64", False)
+        devices.connect(getattr(args, "hosts", None))
         check_devices()
         match args.command:
             case "generate":

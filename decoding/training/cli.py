@@ -39,6 +39,7 @@ from gemma4.checkpoints.hub import local_directory
 from gemma4.progress import progress
 
 MOST_PROMPTS = 64  # of those that measure the acceptance
+POINTS = 8  # of a curve, at least
 RESULT = """\
 DIR/pair holds the result in Hugging Face layout, quality.json (bits per byte, acceptance) and the training log; DIR also the
 checkpoints, and curves.png if matplotlib is installed.  The same command resumes after an interruption, at the last checkpoint.
@@ -182,7 +183,11 @@ def _changed(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     """With the options that both commands have."""
     given = {"window": args.window, "sampled_rows": args.samples, "unroll": args.draft_length}
     given |= {"target_batch": args.batch, "drafter_batch": args.batch, "seed": args.seed}
-    return recipe._replace(**{name: value for name, value in given.items() if value is not None})
+    recipe = recipe._replace(**{name: value for name, value in given.items() if value is not None})
+    shortest = (
+        min(sum(recipe.drafter_steps), recipe.target_steps) if args.command == "train" else sum(recipe.drafter_steps)
+    )
+    return recipe._replace(log_every=min(recipe.log_every, max(1, shortest // POINTS)))
 
 
 def _check(recipe: Recipe) -> None:
@@ -227,8 +232,9 @@ def run(training: Training) -> None:
     pair = export(write, out)
     curves.draw(training_log(out), out / curves.PICTURE)
     if not quiet:
-        sys.stdout.write("\n")
-        print_rows(sys.stdout, rows(quality))
+        standard_output: Any = sys.stdout
+        say()
+        print_rows(standard_output, rows(quality))
         say(f"\nin {pair}: {'target, drafter' if is_whole_pair else 'drafter'}, quality.json, training_log.jsonl")
 
 

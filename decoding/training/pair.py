@@ -110,6 +110,7 @@ def train_target(
                 with_params(blank, params), tokenizer, corpus.held_out, 2 * recipe.window
             )
         },
+        evaluate_every=recipe.log_every,
         report=report,
     )
     return with_params(blank, params)
@@ -190,6 +191,7 @@ def train_drafter(
             out / label,
             label=label,
             evaluate=_acceptance(recipe, target, blank, held_out, unroll),
+            evaluate_every=recipe.log_every,
             report=report,
         )
     return with_params(blank, params)

@@ -23,6 +23,7 @@ class Recipe(NamedTuple):
     unroll: int = 4
     window: int = 256  # tokens of text in one training window
     sampled_rows: int = 512  # windows of text by the target itself, greedy and at temperature 1 each
+    log_every: int = 100  # steps
     seed: int = 0
 
     def as_dict(self) -> dict:
@@ -82,7 +83,7 @@ def tiny() -> Recipe:
     )
     return Recipe(
         target, draft_model, target_steps=60, target_batch=512, drafter_steps=(20, 20), drafter_batch=512,
-        unroll=2, window=64, sampled_rows=8,
+        unroll=2, window=64, sampled_rows=8, log_every=10,
     )  # fmt: skip
 
 
