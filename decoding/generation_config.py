@@ -8,6 +8,7 @@ from typing import Any
 
 from decoding.sampling import Sampling
 from gemma4.checkpoints.directories import check_file, parsed
+from gemma4.checkpoints.hub import local_directory
 
 FILE = "generation_config.json"
 
@@ -42,7 +43,7 @@ def load_sampling(directory: str | os.PathLike) -> Sampling:
     of `NOT_APPLIED` that are set are named in one warning of the log.
     Errors: CheckpointError for a file that cannot be read, and for a value out of range.
     """
-    file = Path(directory).expanduser() / FILE
+    file = local_directory(directory).expanduser() / FILE
     if not os.path.lexists(file):
         return Sampling()
     check_file(file, "")

@@ -20,6 +20,7 @@ from drafter import Drafter
 from gemma4 import CheckpointError, Gemma4
 from gemma4.checkpoints import target as target_checkpoint
 from gemma4.checkpoints.directories import check_file, kind_of, new_directory
+from gemma4.checkpoints.hub import local_directory
 from gemma4.checkpoints.params import check_model
 
 SHIPPED = Path(__file__).parent / "shipped_pair" / "king_james"
@@ -50,6 +51,8 @@ def load_pair(
 ) -> Pair:
     """The pair in two checkpoint directories; without arguments the shipped one, trained on the King James Bible.
 
+    A name on the Hugging Face hub may stand for a directory (`gemma4/checkpoints/hub.py`).
+
     dtype:  of all floating parameters, whatever the files have.
     mesh:   split both models over the devices of this mesh, as `gemma4.load` does; None puts all onto one.
     convention: of the drafter's position and window, "transformers" or "vllm" (`drafter.Config`); the file's unless given.
@@ -61,7 +64,7 @@ def load_pair(
         given = "target" if drafter_dir is None else "drafter"
         raise ValueError(f"only a {given} directory was given: give target and drafter, or none for the shipped pair")
     target, tokenizer = load_target(target_dir, dtype, mesh)
-    drafter_dir = SHIPPED / "drafter" if drafter_dir is None else drafter_dir
+    drafter_dir = SHIPPED / "drafter" if drafter_dir is None else local_directory(drafter_dir)
     draft_model = drafter.load(drafter_dir, dtype, mesh, convention=convention)
     draft_model.config.check_fits(target.config)
     return Pair(target, draft_model, tokenizer)
@@ -75,7 +78,7 @@ def load_target(
         raise CheckpointError(
             f"{SHIPPED}: the shipped pair is missing; install gemma4-mtp again, or name the directories of another pair"
         )
-    directory = SHIPPED / "target" if directory is None else Path(directory)
+    directory = SHIPPED / "target" if directory is None else local_directory(directory)
     target = gemma4.load(directory, dtype, mesh)
     return target, _read_tokenizer(directory / TOKENIZER, target.config)
 

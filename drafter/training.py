@@ -80,6 +80,19 @@ def draft_loss(draft_model: Drafter, teacher: Teacher, steps: int) -> Float[Arra
     return total / steps
 
 
+def draft_acceptance(draft_model: Drafter, teacher: Teacher, steps: int) -> Float[Array, " {steps}"]:
+    """For each draft step, how often the target accepts its draft at temperature 1, if it is reached: mean of sum min(p, q).
+
+    Along a given text, with the dense head.  Source: Leviathan et al. 2023 (arXiv 2211.17192), theorem 3.5.
+    Errors: as `unroll`.
+    """
+
+    def share(normed: Float[Array, "b a d"], probs: Float[Array, "b a v"]) -> Float[Array, ""]:
+        return jnp.minimum(probs, jax.nn.softmax(draft_model.dense_logits(normed), axis=-1)).sum(axis=-1).mean()
+
+    return jnp.stack([share(*step) for step in unroll(draft_model, teacher, steps)])
+
+
 def cross_entropy(probs: Float[Array, "*batch v"], logits: Float[Array, "*batch v"]) -> Float[Array, ""]:
     return -jnp.mean(jnp.sum(probs * jax.nn.log_softmax(logits, axis=-1), axis=-1))
 

@@ -1,7 +1,6 @@
 """Train a decoder from nothing: the loss, the optimizer, and a resumable loop that takes any loss.
 
-`decoding/shipped_pair/recipe.py` trains the target and the drafter with it.  Optax has the optimizer, Rich the progress bar,
-and Orbax writes the checkpoints.
+`decoding/training` trains a target and its drafter with it.  Optax has the optimizer, and Orbax writes the checkpoints.
 """
 
 import json
@@ -17,9 +16,9 @@ import optax
 import orbax.checkpoint as ocp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
-from rich.progress import Progress
 
 from gemma4.model import Gemma4
+from gemma4.progress import progress
 
 Params = dict[str, jax.Array]
 
@@ -80,13 +79,14 @@ def fit(
     evaluate: Callable[[Params], dict[str, float]] | None = None,
     evaluate_every: int = 100,
     save_every: int = 50,
+    report: Callable[[dict[str, Any]], None] = lambda entry: None,
 ) -> Params:
     """Minimise `loss(params, batch)` over `schedule.steps` steps and return the trained parameters.  `params` stay as they are.
 
     Resumable: `batch_at(step)` must depend on the step alone.  Parameters and optimizer state are saved under
     `directory`/checkpoints every `save_every` steps and after the last one, and a second call with the same arguments resumes
     there.  Every `evaluate_every` steps it appends one JSON object to `directory`/log.jsonl: step, mean loss in nats, seconds,
-    and what `evaluate` returns.
+    and what `evaluate` returns; `report` gets the same object.
     Errors: FloatingPointError if a step's loss or its new parameters are not finite; the last checkpoint stays as it is.
             ValueError if the checkpoint is of a later step than the schedule's last.
     """
@@ -102,28 +102,29 @@ def fit(
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / "log.jsonl"
     options = ocp.CheckpointManagerOptions(max_to_keep=1, save_interval_steps=save_every)
-    with ocp.CheckpointManager((directory / "checkpoints").absolute(), options=options) as manager, Progress() as bar:
+    with ocp.CheckpointManager((directory / "checkpoints").absolute(), options=options) as manager:
         carry = jax.tree.map(jnp.copy, params), optimizer.init(params)  # copied, because a step donates its arguments
         carry, first = _resumed(carry, manager, schedule.steps)
         _drop_lines_past(first, log)
-        task = bar.add_task(label, total=schedule.steps, completed=first)
         started, recent = time.monotonic(), []
-        for step in range(first, schedule.steps):
-            params, state, value = step_fn(*carry, batch_at(step))
-            carry, done = (params, state), step + 1
-            if not (jnp.isfinite(value) and _all_finite(carry)):
-                raise _diverged(label, done, value, manager)
-            recent.append(float(value))
-            bar.update(task, completed=done, description=f"{label} loss {np.mean(recent[-20:]):.3f}")
-            if done % evaluate_every == 0 or done == schedule.steps:
-                entry = {"step": done, "loss": float(np.mean(recent)), "seconds": round(time.monotonic() - started, 1)}
-                recent.clear()
-                entry |= evaluate(carry[0]) if evaluate else {}
-                with log.open("a") as lines:
-                    lines.write(json.dumps({"run": label, **entry}) + "\n")
-                bar.console.print(label, entry)
-            # After the line in the log, because a run that resumes here does not write that line again.
-            manager.save(done, args=ocp.args.StandardSave(carry), force=done == schedule.steps)
+        with progress(label, schedule.steps, "steps", done=first) as advance:
+            for step in range(first, schedule.steps):
+                params, state, value = step_fn(*carry, batch_at(step))
+                carry, done = (params, state), step + 1
+                if not (jnp.isfinite(value) and _all_finite(carry)):
+                    raise _diverged(label, done, value, manager)
+                recent.append(float(value))
+                advance(1, description=f"{label} loss {np.mean(recent[-20:]):.3f}")
+                if done % evaluate_every == 0 or done == schedule.steps:
+                    entry = {"run": label, "step": done, "loss": float(np.mean(recent))}
+                    entry |= {"seconds": round(time.monotonic() - started, 1)}
+                    entry |= evaluate(carry[0]) if evaluate else {}
+                    recent.clear()
+                    with log.open("a") as lines:
+                        lines.write(json.dumps(entry) + "\n")
+                    report(entry)
+                # After the line in the log, because a run that resumes here does not write that line again.
+                manager.save(done, args=ocp.args.StandardSave(carry), force=done == schedule.steps)
         manager.wait_until_finished()
     return carry[0]
 

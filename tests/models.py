@@ -21,7 +21,7 @@ from decoding.oracle.tiny import (
     random_tokens,
     restless,
 )
-from decoding.shipped_pair.corpus import train_tokenizer
+from decoding.training.text import train_tokenizer
 from drafter import Drafter
 from drafter.config import config_for
 from gemma4 import Config, Gemma4

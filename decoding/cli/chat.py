@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from decoding.cli.console import TextStream, harmless, use_color
+from decoding.cli.devices import add_options, mesh_of
 from decoding.conversation import Conversation
 from decoding.generation_config import load_sampling
 from decoding.load import load_pair
@@ -39,7 +40,12 @@ def add_command(commands: argparse._SubParsersAction, layout: Any) -> None:
         allow_abbrev=False,
     )
     option = command.add_argument
-    option("--target", metavar="DIR", required=True, help="directory of the target, an instruction-tuned one (-it)")
+    option(
+        "--target",
+        metavar="DIR",
+        required=True,
+        help="directory of the target, an instruction-tuned one (-it), or its name on the Hugging Face hub",
+    )
     option("--drafter", metavar="DIR", required=True, help="directory of its drafter")
     option("--system", metavar="TEXT", default="", help="a system turn before the first one")
     option("--thinking", action="store_true", help="ask for a thought before each answer")
@@ -54,6 +60,7 @@ def add_command(commands: argparse._SubParsersAction, layout: Any) -> None:
     for name, kind in (("temperature", float), ("top-k", int), ("top-p", float)):
         option(f"--{name}", type=kind, help="as for generate (what the checkpoint's generation_config.json says)")
     option("--seed", metavar="N", type=int, default=0, help="of the random numbers (0)")
+    add_options(command, hosts=False)
     option(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
@@ -66,7 +73,9 @@ def prepare(args: argparse.Namespace) -> Callable[[], Conversation]:
     """What begins a conversation.  Errors: ValueError or OSError for every mistake that a user can make."""
     given = {name: value for name in SAMPLING_FLAGS if (value := getattr(args, name)) is not None}
     sampling: Sampling = dataclasses.replace(load_sampling(args.target), **given)
-    target, draft_model, tokenizer = load_pair(args.target, args.drafter, args.dtype)
+    target, draft_model, tokenizer = load_pair(
+        args.target, args.drafter, args.dtype, mesh_of(args.devices, args.target)
+    )
     if tokenizer is None:
         raise ValueError(f"{args.target}: no tokenizer.json, which a chat needs; fetch the file too")
 

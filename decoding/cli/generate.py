@@ -18,6 +18,7 @@ import jax
 from tokenizers import Tokenizer
 
 from decoding.cli.console import Printer, print_baseline, print_counts, use_color
+from decoding.cli.devices import mesh_of
 from decoding.generation import Generation, OnRound, generate, generate_autoregressive
 from decoding.generation_config import FILE, load_sampling
 from decoding.load import load_pair, load_target
@@ -83,10 +84,12 @@ def prepare(args: argparse.Namespace) -> Request:
     _check_options(args)
     prompt, text = (None, _text(args)) if args.prompt_ids is None else (_parse_ids(args.prompt_ids), "")
 
+    mesh = mesh_of(args.devices, args.target)
     if args.baseline:
-        (target, tokenizer), draft_model = load_target(args.target, args.dtype), None
+        (target, tokenizer), draft_model = load_target(args.target, args.dtype, mesh), None
     else:
-        target, draft_model, tokenizer = load_pair(args.target, args.drafter, args.dtype, convention=args.convention)
+        directories = args.target, args.drafter
+        target, draft_model, tokenizer = load_pair(*directories, args.dtype, mesh, convention=args.convention)
     if prompt is None:
         if tokenizer is None:
             raise UserError(f"{args.target}: no tokenizer.json, so TEXT cannot be read; give --prompt-ids")
@@ -132,6 +135,10 @@ def _check_options(args: argparse.Namespace) -> None:
         raise UserError("--chat: expected TEXT, what a user says, got --prompt-ids")
     if args.target and not args.drafter and not args.baseline:
         raise UserError("--target needs --drafter: name both directories, or add --baseline to run the target alone")
+    if args.hosts is not None and args.devices is None:
+        raise UserError("--hosts needs --devices, the number of devices of all processes")
+    if args.hosts is not None and args.timings:
+        raise UserError("--timings measures one process: leave it or --hosts out")
     if args.quiet and args.timings:
         raise UserError("--timings prints figures, and --quiet prints nothing but the text: leave one of them out")
 

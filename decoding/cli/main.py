@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TextIO
 import jax
 
 import gemma4
-from decoding.cli import generate
+from decoding.cli import devices, generate
 from decoding.finite import NotFinite
 from decoding.generation import LOOPS
 from decoding.options import ACCEPTANCE_METHODS, MAX_DRAFT_LENGTH
@@ -34,7 +34,10 @@ COMMANDS = {
     "chat": "talk to an instruction-tuned pair",
     "bench": "measure speed",
     "oracle": "check another engine",
+    "train": "train a small pair on your own text",
+    "train-drafter": "train a drafter for a target",
 }
+TRAINING = ("train", "train-drafter")
 DTYPES = ("float32", "bfloat16", "float16")
 OK, READER_GONE = 0, 141
 
@@ -119,17 +122,21 @@ def make_parser(named: str | None) -> argparse.ArgumentParser:
             commands.add_parser(command, help=line)
         elif command == "generate":
             _add_generate(commands)
+        elif command in TRAINING:
+            _module(command).add_command(commands, _layout, command, line)
         else:
             _module(command).add_command(commands, _layout)
     return parser
 
 
 def _module(command: str) -> Any:
-    """`chat`, `bench` or `oracle`.  Imported here, because most starts need none of them."""
+    """Any but `generate`.  Imported here, because most starts need none of them."""
     if command == "chat":
         from decoding.cli import chat as cli
     elif command == "bench":
         from decoding.bench import cli
+    elif command in TRAINING:
+        from decoding.training import cli
     else:
         from decoding.oracle import cli
     return cli
@@ -170,7 +177,11 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         help="TEXT is a user's turn to an instruction-tuned model: answered at once, in the form of E2B and E4B (plain) or "
         "of 26B-A4B and 31B (empty-thought), or after a thought (thinking)",
     )
-    directory("--target", help="directory of the target: config.json, weights, tokenizer.json")
+    directory(
+        "--target",
+        help="directory of the target (config.json, weights, tokenizer.json), or its name on the "
+        "Hugging Face hub, such as google/gemma-4-E2B-it (needs the extra `hub`)",
+    )
     directory("--drafter", help="directory of its drafter; give both, or neither for the shipped pair")
     option(
         "--convention",
@@ -198,6 +209,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     )
     number("--seed", "N", 0, "of the random numbers")
     option("--dtype", choices=DTYPES, default=DTYPES[0], help="of weights and arithmetic (%(default)s)")
+    devices.add_options(command, hosts=True)
     option(
         "--loop",
         choices=LOOPS,
@@ -275,6 +287,7 @@ def _command(arguments: Sequence[str], began: float) -> int:
         if args.command != "oracle":  # which checks engines in their own types
             # --dtype decides, so that a seed gives the same text in every environment.
             jax.config.update("jax_enable_x64", False)
+        devices.connect(getattr(args, "hosts", None))
         check_devices()
         match args.command:
             case "generate":
@@ -287,6 +300,9 @@ def _command(arguments: Sequence[str], began: float) -> int:
                 measurement = _module("bench").prepare(args)
             case "oracle":
                 keep_compiled_code()
+            case "train" | "train-drafter":
+                keep_compiled_code()
+                training = _module(args.command).prepare(args)
     except (ValueError, OSError) as error:
         return mistake(OUT_OF_MEMORY if is_out_of_memory(error) else error)
     match args.command:
@@ -298,6 +314,8 @@ def _command(arguments: Sequence[str], began: float) -> int:
             _module("bench").run(args, measurement)
         case "oracle":
             return _run_oracle(args)
+        case "train" | "train-drafter":
+            return _run_training(args, training)
     return OK
 
 
@@ -308,6 +326,19 @@ def _run_oracle(args: argparse.Namespace) -> int:
         return _module("oracle").run(args)
     except OracleError as error:
         return mistake(error)
+
+
+def _run_training(args: argparse.Namespace, training: Any) -> int:
+    cli = _module(args.command)
+    try:
+        cli.run(training)
+    except FloatingPointError as error:
+        return mistake(error)
+    except KeyboardInterrupt:
+        if not args.quiet:
+            print(f"{COMMAND}: {cli.resume_hint(training)}", file=sys.stderr)
+        raise
+    return OK
 
 
 def check_devices() -> None:

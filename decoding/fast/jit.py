@@ -23,7 +23,9 @@ def jit_flat(function: Callable, options: Options, *models: nnx.Module) -> Calla
     Compiled once for each structure of models and options: their numbers are arguments.
     """
     arrays, structure = jax.tree.flatten((models, options))
-    run, arrays = _jitted(function, structure), jax.device_put(arrays)
+    # Not those of the models: over several processes their parts cannot be put again.
+    arrays = [array if isinstance(array, jax.Array) else jax.device_put(array) for array in arrays]
+    run = _jitted(function, structure)
     return lambda state: run(arrays, state)
 
 

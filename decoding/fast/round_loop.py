@@ -53,7 +53,9 @@ def rounds_streamed(
     yield last
     if done.all():
         return
-    limit, config = 1, target.config
+    # All processes must run the same number of rounds, and their clocks differ.
+    is_alone, config = jax.process_count() == 1, target.config
+    limit = 1 if is_alone else MAX_ROUNDS_PER_CALL
     state, log = run((with_small_rings(state, config), np.int32(limit)))
     while not done.all():
         began = time.perf_counter()
@@ -62,7 +64,7 @@ def rounds_streamed(
         yield from rounds
         if is_full and not done.all():  # the call under way runs no round
             state, next_log = run((grown(state, config), np.int32(limit)))
-        if rounds:
+        if rounds and is_alone:
             # Includes what the caller does with the rounds (a slow caller gets them one by one) and, after the cache grew, a
             # compilation.
             seconds_per_round = (time.perf_counter() - began) / len(rounds)

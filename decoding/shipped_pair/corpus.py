@@ -7,18 +7,8 @@ import json
 import zlib
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-SPECIALS = ("<pad>", "<eos>", "<bos>", "<unk>")  # ids 0..3, as in Gemma's own tokenizer
-PAD, EOS, BOS, UNK = range(4)
-
-
-class Corpus(NamedTuple):
-    train: list[str]
-    held_out: list[str]
+from decoding.training.text import Corpus
 
 
 def king_james(one_in: int = 25) -> Corpus:
@@ -40,23 +30,3 @@ def king_james(one_in: int = 25) -> Corpus:
         held_out = zlib.crc32(heading.encode()) % one_in == 0
         (corpus.held_out if held_out else corpus.train).append("\n".join([heading, *verses]) + "\n")
     return corpus
-
-
-def train_tokenizer(chapters: list[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE: every text has an encoding, and decoding it gives the same bytes back."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIALS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(chapters, trainer)
-    return tokenizer
-
-
-def encode_chapters(tokenizer: Tokenizer, chapters: list[str]) -> list[np.ndarray]:
-    """The ids of each chapter, with EOS at the end."""
-    return [np.array([*encoding.ids, EOS], np.int32) for encoding in tokenizer.encode_batch(chapters)]

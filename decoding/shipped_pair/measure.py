@@ -9,25 +9,13 @@ import dataclasses
 import json
 from pathlib import Path
 
-import jax
 from flax import nnx
-from tokenizers import Tokenizer
 
-from decoding.generation import generate
 from decoding.load import SHIPPED, load_pair
-from decoding.sampling import Sampling
-from decoding.shipped_pair import corpus
-from decoding.shipped_pair.recipe import bits_per_byte
+from decoding.training.acceptance import held_out_prompts, live
+from decoding.training.pair import bits_per_byte
 from drafter import Drafter
-from gemma4 import Gemma4
 from gemma4.checkpoints.params import named_params, with_params
-
-PROMPT_TOKENS, NEW_TOKENS, DRAFT_LENGTH = 48, 120, 4
-
-
-def held_out_prompts(tokenizer: Tokenizer, chapters: list[str], length: int = PROMPT_TOKENS) -> list[list[int]]:
-    """The first tokens of each chapter, BOS included."""
-    return [[corpus.BOS, *encoding.ids[: length - 1]] for encoding in tokenizer.encode_batch(chapters)]
 
 
 def with_dense_head(draft_model: Drafter) -> Drafter:
@@ -36,34 +24,12 @@ def with_dense_head(draft_model: Drafter) -> Drafter:
     return with_params(nnx.eval_shape(lambda: Drafter(config, rngs=nnx.Rngs(0))), named_params(draft_model))
 
 
-def live(
-    target: Gemma4,
-    draft_model: Drafter,
-    prompts: list[list[int]],
-    temperature: float,
-    acceptance: str = "token",
-    draft_length: int = DRAFT_LENGTH,
-) -> dict:
-    """One live run of the speculative loop over all prompts at once, with exact acceptance."""
-    run = generate(
-        target,
-        draft_model,
-        prompts,
-        max_new_tokens=NEW_TOKENS,
-        draft_length=draft_length,
-        sampling=Sampling(temperature),
-        acceptance=acceptance,
-        key=jax.random.key(0),
-    )
-    return run.stats.as_dict()
-
-
 def measure(directory: Path) -> dict:
     target, draft_model, tokenizer = load_pair(directory / "target", directory / "drafter")
     if tokenizer is None:
         raise SystemExit(f"{directory / 'target'}: has no tokenizer.json; a pair that the recipe made has one")
     chapters = json.loads((directory / "held_out.json").read_text(encoding="utf-8"))
-    prompts = held_out_prompts(tokenizer, chapters)
+    prompts = held_out_prompts(target, tokenizer, chapters)
     size = sum(file.stat().st_size for name in ("target", "drafter") for file in (directory / name).iterdir())
     dense = with_dense_head(draft_model)
     return {

@@ -5,5 +5,6 @@ target.py       a target's tensors by their Hugging Face names: load, save, expo
 deepmind.py     a target from google-deepmind/gemma
 params.py       the parameters of any module by name
 safetensors.py, orbax.py    the two formats
+hub.py          names on the Hugging Face hub
 directories.py  directories that appear whole or not at all
 """

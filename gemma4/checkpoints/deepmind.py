@@ -124,11 +124,11 @@ def load(
                 "quantised checkpoints are not supported"
             )
     wanted = {key: found[key].update(dtype=float_dtype(dtype)) for key in report.loaded}
-    arrays, shardings = read_orbax(directory, wanted), shardings_on(named_params(blank), mesh)
-    params = {}
-    for name, tensor in tree.items():
-        parts = tensor.ours(arrays.pop(keys[name]))  # popped, so that no more than one tensor is there twice
-        params |= {part: jax.device_put(array, shardings[part]) for part, array in parts.items()}
+    shardings, params = shardings_on(named_params(blank), mesh), {}
+    for key, array in read_orbax(directory, wanted, found):
+        parts = tree[plain_name(key)].ours(array)
+        placed = {part: jax.device_put(array, shardings[part]) for part, array in parts.items()}
+        params |= jax.block_until_ready(placed)  # so that the host holds no more than a few tensors
     return with_params(blank, params), report
 
 

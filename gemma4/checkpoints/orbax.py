@@ -4,6 +4,7 @@ Orbax is imported when it is needed: that takes longer than reading a small mode
 """
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from gemma4.checkpoints.params import (
     to_floats,
     with_params,
 )
+from gemma4.progress import progress
 
 FOLDER = "params"  # under the checkpoint's directory
+GROUP = 2**26  # bytes in the folder, read at once
 
 
 def save_orbax(module: nnx.Module, path: Path) -> None:
@@ -45,10 +48,10 @@ def load_orbax(blank: Module, path: Path, mesh: Mesh | None = None) -> Module:
 
     Mesh and errors: as `safetensors.load_weights`.
     """
-    expected = named_params(blank)
+    expected, found = named_params(blank), orbax_tensors(path)
     shardings = shardings_on(expected, mesh, SingleDeviceSharding(jax.devices()[0]))
-    check_tensors(shapes(expected), shapes(orbax_tensors(path)), path)
-    return with_params(blank, read_orbax(path, expected, shardings))
+    check_tensors(shapes(expected), shapes(found), path)
+    return with_params(blank, dict(read_orbax(path, expected, found, shardings)))
 
 
 def is_orbax(directory: Path) -> bool:
@@ -74,21 +77,51 @@ def orbax_tensors(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def read_orbax(
-    path: Path, wanted: Mapping[str, Leaf], shardings: Mapping[str, Sharding | None] | None = None
-) -> dict[str, Any]:
-    """The tensors that `wanted` names as `orbax_tensors` does, in its dtypes; no others are read.
+    path: Path,
+    wanted: Mapping[str, Leaf],
+    found: Mapping[str, jax.ShapeDtypeStruct],
+    shardings: Mapping[str, Sharding | None] | None = None,
+) -> Iterator[tuple[str, Any]]:
+    """The tensors that `wanted` names as `orbax_tensors` does, in its dtypes, each with its name; no others are read.
 
+    A few at a time, of GROUP bytes together, because Orbax holds much of what it reads twice.
+
+    found:     what `orbax_tensors` says.
     shardings: the sharding of each jax.Array; None leaves all on the host, as NumPy arrays.
     Errors:    CheckpointError if the folder is damaged, and for a number that the wanted dtype does not reach.
     """
-    tensors = _restored(path, wanted, shardings)
+    sizes = {name: math.prod(found[name].shape) * found[name].dtype.itemsize for name in wanted}
+    with progress(f"reading {path.parent.name}", sum(sizes.values()), "bytes") as advance:
+        for names in _groups(sizes):
+            group = {name: wanted[name] for name in names}
+            tensors = jax.block_until_ready(_restored(path, group, shardings))
+            _check_finite(path, group, tensors, found)
+            advance(sum(map(sizes.__getitem__, names)))
+            yield from ((name, tensors.pop(name)) for name in names)
+
+
+def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Names in their order, so many at a time that their sizes sum up to GROUP at most; or one that is larger."""
+    names: list[str] = []
+    for name, size in sizes.items():
+        if names and sum(map(sizes.__getitem__, names)) + size > GROUP:
+            yield names
+            names = []
+        names = [*names, name]
+    if names:
+        yield names
+
+
+def _check_finite(
+    path: Path, wanted: Mapping[str, Leaf], tensors: Mapping[str, Any], found: Mapping[str, jax.ShapeDtypeStruct]
+) -> None:
+    """Errors: CheckpointError for a number that float16 does not reach."""
     narrow = [name for name, leaf in wanted.items() if leaf.dtype == jnp.float16]
     if infinite := [name for name in narrow if np.isinf(np.asarray(tensors[name])).any()]:
         # Orbax casts without a word.  Read as stored what is infinite now, to see whether it was infinite in the file.
-        stored = _restored(path, {name: leaf for name, leaf in orbax_tensors(path).items() if name in infinite})
+        stored = _restored(path, {name: found[name] for name in infinite})
         for name, array in stored.items():
             to_floats(array, wanted[name].dtype, f"{path}: {name}")
-    return tensors
 
 
 def _restored(

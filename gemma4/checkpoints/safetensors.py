@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from gemma4.checkpoints.directories import CheckpointError, check_file, is_inside, read_json
 from gemma4.checkpoints.orbax import FOLDER
@@ -35,6 +34,7 @@ from gemma4.checkpoints.params import (
     to_floats,
     with_params,
 )
+from gemma4.progress import progress
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Names that end so hold scales and packed weights: FP8 and compressed-tensors, GPTQ and AWQ, MLX, bitsandbytes, cached K/V.
@@ -200,7 +200,13 @@ def load_weights(
         # From the host, each device gets its own part and no other.  Waiting keeps all but one tensor off the host.
         return jax.block_until_ready(jax.device_put(array, shardings[name]))
 
-    return with_params(blank, {name: read(name, leaf) for name, leaf in params.items()})
+    total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in params.values())
+    read_params = {}
+    with progress(f"reading {source.name}", total, "bytes") as advance:
+        for name, leaf in params.items():
+            read_params[name] = read(name, leaf)
+            advance(read_params[name].nbytes)
+    return with_params(blank, read_params)
 
 
 def to_integers(array: np.ndarray, dtype: np.dtype, source: str) -> np.ndarray:
@@ -216,20 +222,34 @@ def write_safetensors(
 ) -> None:
     """All parameters of a module in one safetensors file, linear weights [out, in]; floats as `dtype` if given.
 
+    They are written one at a time: `safetensors.numpy.save_file` would need a second copy of the whole model in memory.
+    The format: the header's length in 8 bytes, the header in JSON, then each tensor's numbers, all little-endian.
+    Source: https://huggingface.co/docs/safetensors, "Format".
     Errors: CheckpointError for a number that the dtype does not reach.
     """
-    transposed = linear_weights(module)
+    params, transposed = named_params(module), linear_weights(module)
 
-    def stored(name: str, leaf: jax.Array) -> np.ndarray:
-        array = np.asarray(leaf).T if name in transposed else np.asarray(leaf)
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            array = array.astype(np.int64)  # as torch has them
-        elif dtype is not None:
-            array = to_floats(array, dtype, name)
-        return np.ascontiguousarray(array)  # save_file writes the buffer and ignores its strides
+    def stored_dtype(leaf: jax.Array) -> np.dtype:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return np.dtype(np.int64)  # as torch has them
+        return np.dtype(leaf.dtype if dtype is None else dtype)
 
-    arrays = {rename(name): stored(name, leaf) for name, leaf in named_params(module).items()}
-    try:
-        save_file(arrays, file, metadata={"format": "pt"})  # transformers wants the format named
-    except SafetensorError as error:
-        raise OSError(f"{file}: {error}") from error
+    names = {np.dtype(kind): name for name, kind in (FLOATS | INTEGERS).items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers wants the format named
+    end = 0
+    for name, leaf in params.items():
+        kind, begin = stored_dtype(leaf), end
+        end += leaf.size * kind.itemsize
+        shape = leaf.shape[::-1] if name in transposed else leaf.shape
+        header[rename(name)] = {"dtype": names[kind], "shape": shape, "data_offsets": (begin, end)}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # so that the numbers are aligned
+    with progress(f"writing {file.name}", end, "bytes") as advance, open(file, "wb") as stream:
+        stream.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name, leaf in params.items():
+            array = np.asarray(leaf).T if name in transposed else np.asarray(leaf)
+            kind = stored_dtype(leaf)
+            array = to_floats(array, kind, name) if jnp.issubdtype(kind, jnp.floating) else array.astype(kind)
+            array = np.ascontiguousarray(array)
+            array.reshape(-1).view(np.uint8).tofile(stream)  # bytes, because NumPy does not know bfloat16
+            advance(array.nbytes)

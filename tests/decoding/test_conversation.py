@@ -13,8 +13,8 @@ import drafter.config
 from decoding import Sampling
 from decoding.conversation import Conversation
 from decoding.oracle.tiny import restless
-from decoding.shipped_pair.corpus import train_tokenizer
 from decoding.stages import prefill
+from decoding.training.text import train_tokenizer
 from gemma4.chat import END_OF_THOUGHT, END_OF_TURN, THINK, THOUGHT, TURN, chat
 from tests.models import SENTENCES, SMALL, random_drafter, random_target, small_drafter, small_target
 

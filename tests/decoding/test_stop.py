@@ -5,9 +5,9 @@ import pytest
 
 import decoding
 from decoding.generation import LOOPS
-from decoding.shipped_pair.corpus import train_tokenizer
 from decoding.state import Round
 from decoding.stop import StopStrings
+from decoding.training.text import train_tokenizer
 from tests.models import SENTENCES, small_drafter, small_target
 
 

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from decoding.shipped_pair.corpus import train_tokenizer
+from decoding.training.text import train_tokenizer
 from gemma4.chat import BOS, END_OF_THOUGHT, END_OF_TURN, THINK, THOUGHT, TURN, Answer, chat, check_turns, read_answer
 from tests.models import SENTENCES
 

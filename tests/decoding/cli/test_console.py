@@ -10,7 +10,7 @@ from decoding import Round, Stats
 from decoding.bench.generate_timing import Figures, Speed
 from decoding.cli.console import Origin, Printer, TextStream, print_baseline, print_counts, use_color
 from decoding.cli.timings import print_figures
-from decoding.shipped_pair.corpus import EOS, train_tokenizer
+from decoding.training.text import EOS, train_tokenizer
 
 GAMMA = 3
 

@@ -31,7 +31,7 @@ from decoding.finite import NotFinite
 from decoding.generation import LOOPS
 from decoding.oracle import cli as oracle_cli
 from decoding.sampling import REFERENCE
-from decoding.shipped_pair.corpus import train_tokenizer
+from decoding.training.text import train_tokenizer
 from drafter import Drafter
 from drafter.fast import FastDrafter
 from gemma4 import Gemma4

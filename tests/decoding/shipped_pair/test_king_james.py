@@ -13,9 +13,12 @@ import pytest
 import decoding
 import gemma4
 from decoding.load import SHIPPED
-from decoding.shipped_pair import corpus
-from decoding.shipped_pair.measure import held_out_prompts, live, with_dense_head
-from decoding.shipped_pair.recipe import bits_per_byte, king_james_recipe
+from decoding.shipped_pair.corpus import king_james
+from decoding.shipped_pair.measure import with_dense_head
+from decoding.training.acceptance import held_out_prompts, live
+from decoding.training.pair import bits_per_byte
+from decoding.training.recipes import small
+from decoding.training.text import BOS
 from drafter import cluster_recall
 from drafter.training import teach, unroll
 
@@ -36,7 +39,7 @@ def chapters():
 @pytest.fixture(scope="module")
 def greedy(pair, chapters):
     target, draft_model, tokenizer = pair
-    return live(target, draft_model, held_out_prompts(tokenizer, chapters), 0.0)
+    return live(target, draft_model, held_out_prompts(target, tokenizer, chapters), 0.0)
 
 
 def test_it_is_small_and_16_bit():
@@ -45,7 +48,7 @@ def test_it_is_small_and_16_bit():
 
 
 def test_it_is_what_the_recipe_describes(pair):
-    recipe = king_james_recipe()
+    recipe = small()
     assert pair[0].config == recipe.target
     assert pair[1].config == recipe.drafter
 
@@ -59,7 +62,7 @@ def test_its_weights_are_bfloat16_numbers(pair):
 
 
 def test_held_out_chapters_were_never_trained_on(chapters):
-    text = corpus.king_james()
+    text = king_james()
     assert chapters == text.held_out
     assert not set(chapters) & set(text.train)
     assert len(chapters) == 51
@@ -85,7 +88,7 @@ def test_tokens_per_verify_greedy(greedy):
 @pytest.mark.slow
 def test_tokens_per_verify_at_temperature_1_and_the_dense_head_there(pair, chapters):
     target, draft_model, tokenizer = pair
-    prompts = held_out_prompts(tokenizer, chapters)
+    prompts = held_out_prompts(target, tokenizer, chapters)
     clustered, dense = (live(target, head, prompts, 1.0) for head in (draft_model, with_dense_head(draft_model)))
     assert clustered["tokens_per_round"] >= 2.8
     assert clustered["tokens_per_round"] >= 0.98 * dense["tokens_per_round"]
@@ -95,7 +98,7 @@ def test_tokens_per_verify_at_temperature_1_and_the_dense_head_there(pair, chapt
 def test_tokens_per_verify_by_block(pair, chapters):
     """Eight drafts at temperature 1: at least 6 % more than token by token (12 % measured over two keys, give or take 2 %)."""
     target, draft_model, tokenizer = pair
-    prompts = held_out_prompts(tokenizer, chapters)
+    prompts = held_out_prompts(target, tokenizer, chapters)
     by_token, by_block = (
         live(target, draft_model, prompts, 1.0, acceptance, 8)["tokens_per_round"] for acceptance in ("token", "block")
     )
@@ -106,14 +109,14 @@ def test_tokens_per_verify_by_block(pair, chapters):
 @pytest.mark.slow
 def test_clustered_head_is_within_2_percent_of_the_dense_one(pair, chapters, greedy):
     target, draft_model, tokenizer = pair
-    dense = live(target, with_dense_head(draft_model), held_out_prompts(tokenizer, chapters), 0.0)
+    dense = live(target, with_dense_head(draft_model), held_out_prompts(target, tokenizer, chapters), 0.0)
     assert greedy["tokens_per_round"] >= 0.98 * dense["tokens_per_round"]
 
 
 def test_true_argmax_lies_in_the_chosen_clusters(pair, chapters):
     """Recall of the shipped clusters on held-out text, for the hidden states of a first draft step."""
     target, draft_model, tokenizer = pair
-    tokens = jnp.array([[corpus.BOS, *tokenizer.encode(chapter).ids[:255]] for chapter in chapters[:4]])
+    tokens = jnp.array([[BOS, *tokenizer.encode(chapter).ids[:255]] for chapter in chapters[:4]])
     first_step = jax.jit(lambda target, draft_model, tokens: unroll(draft_model, teach(target, tokens), steps=1)[0])
     normed, _ = first_step(target, draft_model, tokens)
     head = draft_model.masked_embedding
@@ -128,7 +131,7 @@ def test_true_argmax_lies_in_the_chosen_clusters(pair, chapters):
 def ragged(pair, chapters):
     """Four held-out prompts of different lengths, and the target's own continuation of each, past three windows."""
     target, _, tokenizer = pair
-    prompts = [prompt[: 5 + 11 * row] for row, prompt in enumerate(held_out_prompts(tokenizer, chapters)[:4])]
+    prompts = [prompt[: 5 + 11 * row] for row, prompt in enumerate(held_out_prompts(target, tokenizer, chapters)[:4])]
     return prompts, decoding.generate_autoregressive(target, prompts, max_new_tokens=LONG).tokens
 
 
@@ -174,7 +177,7 @@ def test_text_in_bfloat16(pair, chapters):
     and the pass at most 4e.  (Largest gap measured 0.11, at 4e = 0.79: e is 0.20, 1.6 units in the last place of a logit of 16
     to 32.)
     """
-    prompts = [prompt[: 5 + 8 * row] for row, prompt in enumerate(held_out_prompts(pair[2], chapters)[:6])]
+    prompts = [prompt[: 5 + 8 * row] for row, prompt in enumerate(held_out_prompts(pair[0], pair[2], chapters)[:6])]
     target, draft_model, _ = decoding.load_pair(dtype=jnp.bfloat16)
     fast = decoding.generate(target, draft_model, prompts, max_new_tokens=100)
     slow = decoding.generate_autoregressive(target, prompts, max_new_tokens=100)

@@ -12,10 +12,10 @@ from safetensors.numpy import load_file, save_file
 
 import gemma4
 from gemma4.checkpoints import safetensors
-from gemma4.checkpoints.params import named_params
-from gemma4.checkpoints.safetensors import INDEX, WEIGHTS
+from gemma4.checkpoints.params import linear_weights, named_params
+from gemma4.checkpoints.safetensors import INDEX, WEIGHTS, write_safetensors
 from tests.gemma4.checkpoints.common import assert_refused, assert_same, rewrite
-from tests.models import TINY, random_target
+from tests.models import TINY, TINY_DRAFTERS, random_drafter, random_target
 
 # -- what is written ---------------------------------------------------------------------------------------------------
 
@@ -184,3 +184,25 @@ def test_blocks_are_the_tensor(exported, monkeypatch):
     monkeypatch.setattr(safetensors, "BLOCK", 7)
     for key, tensor in safetensors.read_tensors(exported).items():
         np.testing.assert_array_equal(tensor.read(np.dtype(np.float32)), tensors[key])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_what_is_written_is_what_the_package_writes(dtype, tmp_path):
+    """Names, shapes, dtypes and numbers, read by `safetensors`; integers, too, which a clustered drafter has."""
+    draft_model = random_drafter(TINY_DRAFTERS["E2B"])
+    file, numbers = tmp_path / "model.safetensors", named_params(draft_model)
+    write_safetensors(draft_model, file, jnp.dtype(dtype))
+    transposed = linear_weights(draft_model)
+    expected = {name: np.asarray(leaf).T if name in transposed else np.asarray(leaf) for name, leaf in numbers.items()}
+    expected = {
+        name: array.astype(np.int64 if array.dtype == np.int32 else jnp.dtype(dtype))
+        for name, array in expected.items()
+    }
+    found = load_file(file)
+    assert found.keys() == expected.keys() and any(array.dtype == np.int64 for array in found.values())
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype and found[name].shape == array.shape
+        np.testing.assert_array_equal(found[name], array)
+    with safe_open(file, "numpy") as opened:
+        assert opened.metadata() == {"format": "pt"}
+    assert int.from_bytes(file.read_bytes()[:8], "little") % 8 == 0
