@@ -71,7 +71,7 @@ class Conversation:
         emitted: list[int] = []
         try:
             while True:
-                last = delivered(self.target, state)
+                last = delivered(state, self.target, self.draft_model)
                 emitted += last.tokens[0, : last.num_emitted[0]].tolist()
                 self._cache = state.cache
                 yield last

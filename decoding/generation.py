@@ -35,26 +35,26 @@ Model = TypeVar("Model", bound=nnx.Module)
 def speculative_rounds(target: Gemma4, draft_model: Drafter, state: DecodeState, options: Options) -> Iterator[Round]:
     """Run rounds until every row is done; yield the prefill's round, then each round as it ends, on the host.
 
-    Errors: NotFinite if the target's numbers are not finite.
+    Errors: NotFinite if the numbers of the target or the drafter are not finite.
     """
-    yield delivered(target, state)
+    yield delivered(state, target, draft_model)
     while not state.done.all():
         state = speculative_step(target, draft_model, state, options)
-        yield delivered(target, state)
+        yield delivered(state, target, draft_model)
 
 
 def autoregressive_rounds(target: Gemma4, state: DecodeState, options: Options) -> Iterator[Round]:
     """The same without a drafter: one token a round."""
-    yield delivered(target, state)
+    yield delivered(state, target)
     while not state.done.all():
         state = autoregressive_step(target, state, options)
-        yield delivered(target, state)
+        yield delivered(state, target)
 
 
-def delivered(target: Gemma4, state: DecodeState) -> Round:
+def delivered(state: DecodeState, target: Gemma4, draft_model: Drafter | None = None) -> Round:
     """The state's last round, on the host.  Errors: NotFinite."""
     if not state.is_finite.all():
-        raise not_finite(target)
+        raise not_finite(target, draft_model)
     return jax.device_get(state.last)
 
 
@@ -107,7 +107,7 @@ def generate(
                     manager.
     Errors:         ValueError for a bad prompt or setting, for prompt + max_new_tokens past the context, if drafter and
                     target do not fit each other, and for threads with another loop, or with a target split over devices;
-                    `finite.NotFinite`, also a ValueError, if the target's numbers are not finite.
+                    `finite.NotFinite`, also a ValueError, if numbers of the target or the drafter are not finite.
     """
     _check_model("target", target, Gemma4)
     _check_model("draft_model", draft_model, Drafter).config.check_fits(target.config)

@@ -64,7 +64,10 @@ def speculative_round(
     logprobs = token_logprobs(verified.logits, tokens) if options.logprobs else None
     this_round = Round(drafted.tokens, accepted.num_accepted, tokens, num_emitted, logprobs)
     # The next round drafts from the newest token and from the hidden state that predicted it, number num_emitted - 1.
-    return advance(state, this_round, verified.hidden, verified.logits, cache, key, done)
+    state = advance(state, this_round, verified.hidden, verified.logits, cache, key, done)
+    if drafted.is_finite is None:
+        return state
+    return state._replace(is_finite=state.is_finite & drafted.is_finite.all(axis=1))
 
 
 @functools.partial(jax.jit, donate_argnames="state")

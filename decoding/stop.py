@@ -1,5 +1,6 @@
 """Stop strings: a text ends with the token that completes one of them, also inside an accepted run."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from decoding.state import Round
+
+BYTE_FALLBACK = re.compile("<0x[0-9A-Fa-f]{2}>")  # a token that is one byte of a character
 
 
 class StopStrings:
@@ -22,6 +25,7 @@ class StopStrings:
                 f"got {tokenizer!r:.80}"
             )
         self.tokenizer = tokenizer
+        self._special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
 
     def cut(self, rounds: Iterator[Round]) -> Iterator[Round]:
         """The rounds with what follows a stop string taken out; ends when every row has met one, or is done."""
@@ -33,6 +37,8 @@ class StopStrings:
             num_emitted = np.where(stopped, 0, last.num_emitted)
             for row, count in enumerate(num_emitted):
                 for index, token in enumerate(last.tokens[row, :count].tolist()):
+                    if self._is_silent(token):
+                        continue
                     texts[row].append(token)
                     if self.is_complete(texts[row]):
                         num_emitted[row], stopped[row] = index + 1, True
@@ -42,8 +48,18 @@ class StopStrings:
                 return
 
     def is_complete(self, tokens: Sequence[int]) -> bool:
-        """Whether the text of these tokens has a stop string that it did not have without the last of them."""
-        # A token adds at least a byte, so that this many hold the longest string, and what a tokenizer joins to it.
-        tail = tokens[-(max(len(string.encode()) for string in self.strings) + 8) :]
-        text = self.tokenizer.decode(tail)
+        """Whether the text of these tokens, none of them silent, has a stop string that it had not without the last."""
+        # Such a token adds at least a byte, so that this many hold the longest string, and what a tokenizer joins to it.
+        begin = max(0, len(tokens) - max(len(string.encode()) for string in self.strings) - 8)
+        while begin > 0 and self._is_byte(tokens[begin]):  # a run of bytes is decoded whole
+            begin -= 1
+        text = self.tokenizer.decode(tokens[begin:])
         return any(string in text for string in self.strings)
+
+    def _is_silent(self, token: int) -> bool:
+        """Whether a token has no text: a special one, or one that the tokenizer lacks.  Any number may be inside a string."""
+        return token in self._special or self.tokenizer.id_to_token(token) is None
+
+    def _is_byte(self, token: int) -> bool:
+        name = self.tokenizer.id_to_token(token)
+        return name is not None and BYTE_FALLBACK.fullmatch(name) is not None

@@ -26,10 +26,13 @@ class FastDrafter(Drafter):
             return super().logits(normed)
         return scatter_logits(*self._candidates(normed), self.config.text.vocab_size)
 
-    def argmax(self, normed: Float[Array, "b d"]) -> Int[Array, " b"]:
+    def best(self, normed: Float[Array, "b d"]) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
         if self.blocks is not None:
             return best_candidate(*self._candidates(normed), self.config.text.vocab_size)
-        return super().argmax(normed) if self.config.use_ordered_embeddings else argmax(self.dense_logits(normed))
+        if self.config.use_ordered_embeddings:
+            return super().best(normed)
+        logits = self.dense_logits(normed)
+        return argmax(logits), logits.max(axis=-1)
 
     def _candidates(self, normed: Float[Array, "b d"]) -> tuple[Int[Array, "b c"], Float[Array, "b c"]]:
         assert self.blocks is not None

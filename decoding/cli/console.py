@@ -1,7 +1,6 @@
 """What a generation looks like: text as it comes, each piece marked by its origin, and a table of counts after it."""
 
 import os
-import re
 from collections.abc import Sequence
 from enum import Enum
 from io import TextIOBase
@@ -15,9 +14,9 @@ from tokenizers import Tokenizer
 
 from decoding.state import Round
 from decoding.stats import Stats
+from decoding.stop import BYTE_FALLBACK
 
 INCOMPLETE = "\ufffd"  # what a decoder writes for bytes that are not a whole character (yet)
-BYTE_FALLBACK = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 class Origin(Enum):

@@ -60,7 +60,7 @@ def rounds_streamed(
     while not done.all():
         began = time.perf_counter()
         state, next_log = run((state, np.int32(limit)))
-        rounds, done, is_full = _read(log, target)
+        rounds, done, is_full = _read(log, target, *draft_model)
         yield from rounds
         if is_full and not done.all():  # the call under way runs no round
             state, next_log = run((grown(state, config), np.int32(limit)))
@@ -89,7 +89,7 @@ def rounds_on_device(
     state = with_small_rings(state, config)
     while not done.all():
         state, log = run(state)
-        rounds, done, is_full = _read(log, target)
+        rounds, done, is_full = _read(log, target, *draft_model)
         yield from rounds
         if is_full:
             state = grown(state, config)
@@ -104,14 +104,14 @@ def prefill_round(state: DecodeState, target: Gemma4) -> tuple[Round, np.ndarray
     return last, done
 
 
-def _read(log: RoundLog, target: Gemma4) -> tuple[list[Round], np.ndarray, bool]:
+def _read(log: RoundLog, target: Gemma4, *draft_model: Drafter) -> tuple[list[Round], np.ndarray, bool]:
     """The rounds that ran, which rows are done, and whether the cache is full; waits for them.
 
-    Errors: NotFinite if the target's numbers are not finite.
+    Errors: NotFinite if the numbers of a model are not finite.
     """
     rounds, count, done, is_full, is_finite = jax.device_get(log)
     if not is_finite:
-        raise not_finite(target)
+        raise not_finite(target, *draft_model)
     return [jax.tree.map(lambda values, i=i: values[i], rounds) for i in range(count)], done, bool(is_full)
 
 

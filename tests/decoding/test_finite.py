@@ -4,10 +4,28 @@ import jax.numpy as jnp
 import pytest
 
 import decoding
+from decoding import Sampling
 from decoding.finite import NotFinite, not_finite
 from decoding.generation import LOOPS
 from gemma4.checkpoints.params import named_params, with_params
-from tests.models import TINY, random_target, small_drafter, small_target
+from tests.models import (
+    TINY,
+    TINY_DRAFTERS,
+    random_drafter,
+    random_target,
+    small_drafter,
+    small_target,
+)
+
+
+@pytest.fixture(scope="module")
+def clustered_pair():
+    """E2B's layout."""
+    return random_target(TINY["E2B"]), random_drafter(TINY_DRAFTERS["E2B"], seed=1)
+
+
+def all_nan(module, name: str):
+    return with_params(module, {name: jnp.full_like(named_params(module)[name], jnp.nan)})
 
 
 def damaged(name: str, index: tuple, value: float):
@@ -36,7 +54,46 @@ def test_a_weight_that_the_prompt_reads():
         decoding.prefill(damaged("layers.1.mlp.up_proj.weight", (0, 1), float("nan")), [2, 9, 4], max_new_tokens=4)
 
 
+DRAFTER_WEIGHTS = ("pre_projection.weight", "norm.weight", "post_projection.weight", "embed_tokens.weight")
+DRAFTER_CASES = [
+    *((name, 0.0, "streamed") for name in DRAFTER_WEIGHTS),
+    *(("norm.weight", 1.0, loop) for loop in LOOPS),
+]
+
+
+@pytest.mark.parametrize(("name", "temperature", "loop"), DRAFTER_CASES)
+def test_a_weight_of_the_drafter(name, temperature, loop):
+    """The error names the drafter's tensor; what the target emitted before stays."""
+    draft_model, rounds = small_drafter(), []
+    spoilt = with_params(draft_model, {name: named_params(draft_model)[name].at[..., 3].set(jnp.nan)})
+    settings = {"max_new_tokens": 40, "loop": loop, "on_round": rounds.append, "sampling": Sampling(temperature)}
+    with pytest.raises(NotFinite, match=rf"the drafter's weight {name} holds .*nan at .*fetch the checkpoint again"):
+        decoding.generate(small_target(), spoilt, [2, 9, 4], draft_length=2, **settings)
+    assert len(rounds) == 1, "the prefill's"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_clustered_head(temperature, clustered_pair):
+    target, draft_model = clustered_pair
+    spoilt = all_nan(draft_model, "embed_tokens.weight")
+    settings = {"draft_length": 2, "sampling": Sampling(temperature)}
+    with pytest.raises(NotFinite, match="the drafter's weight embed_tokens.weight holds .*nan"):
+        decoding.generate(target, spoilt, [2, 9, 4], max_new_tokens=40, **settings)
+
+
+def test_centroids_only_choose_what_is_scored(clustered_pair):
+    """Damaged ones choose badly.  The logits are finite, and the text is the target's."""
+    target, draft_model = clustered_pair
+    spoilt = all_nan(draft_model, "masked_embedding.centroids.weight")
+    texts = [
+        decoding.generate(target, model, [2, 9, 4], max_new_tokens=20, draft_length=2).tokens[0].tolist()
+        for model in (draft_model, spoilt)
+    ]
+    assert texts[0] == texts[1]
+
+
 def test_finite_weights_overflow():
     target = random_target(TINY["12B"], dtype=jnp.float16)
-    message = "numbers are not finite in float16, and its weights are: they overflow; load the target as float32"
+    message = "the target's numbers are not finite in float16, and the weights are: they overflow; load as float32"
     assert message in str(not_finite(target))
+    assert "the target's or the drafter's numbers" in str(not_finite(target, small_drafter()))

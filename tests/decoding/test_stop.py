@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models
 
 import decoding
 from decoding.generation import LOOPS
@@ -30,6 +31,11 @@ def rounds_of(tokenizer, texts: list[str], size: int) -> list[Round]:
     return rounds
 
 
+def round_of(ids: list[int]) -> Round:
+    tokens = np.array([ids], np.int32)
+    return Round(tokens[:, 1:], np.array([len(ids) - 1]), tokens, np.array([len(ids)]))
+
+
 def texts_of(tokenizer, rounds) -> list[str]:
     rows = [[] for _ in rounds[0].num_emitted]
     for last in rounds:
@@ -52,6 +58,26 @@ def test_a_text_ends_with_the_token_that_completes_a_stop_string(tokenizer, stop
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         first = next(n for n in range(len(ids) + 1) if stop in tokenizer.decode(ids[:n]))
         assert kept == tokenizer.decode(ids[:first])
+
+
+def test_tokens_without_text_inside_a_stop_string(tokenizer):
+    """Special tokens, and ids that the tokenizer lacks: any number of them, in each place."""
+    special, unknown = tokenizer.token_to_id("<pad>"), 10_000
+    ids = tokenizer.encode("one and two", add_special_tokens=False).ids
+    inside = [i for token in ids for i in (token, *[special] * 30, *[unknown] * 30)]
+    stop = StopStrings("e and", tokenizer)
+    (last,) = stop.cut(iter([round_of(inside)]))
+    assert tokenizer.decode(last.tokens[0, : last.num_emitted[0]].tolist()) == "one and"
+
+
+def test_characters_of_many_byte_tokens():
+    """A run of byte-fallback tokens is text only as a whole, so the tail that is decoded must not begin inside a character."""
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    bytewise = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    bytewise.decoder = decoders.ByteFallback()
+    text = "東" * 9 + "é"
+    (last,) = StopStrings("é", bytewise).cut(iter([round_of([*text.encode(), 65, 65])]))
+    assert last.num_emitted[0] == len(text.encode())
 
 
 def test_no_round_runs_after_all_rows_have_stopped(tokenizer):
