@@ -33,6 +33,7 @@ COMMANDS = {
     "generate": "continue a text",
     "chat": "talk to an instruction-tuned pair",
     "bench": "measure speed",
+    "inspect": "show the architecture of a size",
     "oracle": "check another engine",
 }
 DTYPES = ("float32", "bfloat16", "float16")
@@ -125,13 +126,16 @@ def make_parser(named: str | None) -> argparse.ArgumentParser:
 
 
 def _module(command: str) -> Any:
-    """`chat`, `bench` or `oracle`.  Imported here, because most starts need none of them."""
-    if command == "chat":
-        from decoding.cli import chat as cli
-    elif command == "bench":
-        from decoding.bench import cli
-    else:
-        from decoding.oracle import cli
+    """That of a command other than `generate`.  Imported here, because most starts need none of them."""
+    match command:
+        case "chat":
+            from decoding.cli import chat as cli
+        case "bench":
+            from decoding.bench import cli
+        case "inspect":
+            from decoding.planning import inspect_cli as cli
+        case _:
+            from decoding.oracle import cli
     return cli
 
 
@@ -283,8 +287,8 @@ def _command(arguments: Sequence[str], began: float) -> int:
             case "chat":
                 keep_compiled_code()
                 begin = _module("chat").prepare(args)
-            case "bench":  # without the kept code: it times compilation
-                measurement = _module("bench").prepare(args)
+            case "bench" | "inspect":  # without the kept code: bench times compilation
+                measurement = _module(args.command).prepare(args)
             case "oracle":
                 keep_compiled_code()
     except (ValueError, OSError) as error:
@@ -294,8 +298,8 @@ def _command(arguments: Sequence[str], began: float) -> int:
             generate.run(request, args, began)
         case "chat":
             _module("chat").run(begin, args)
-        case "bench":
-            _module("bench").run(args, measurement)
+        case "bench" | "inspect":
+            _module(args.command).run(args, measurement)
         case "oracle":
             return _run_oracle(args)
     return OK
