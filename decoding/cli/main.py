@@ -34,6 +34,7 @@ COMMANDS = {
     "chat": "talk to an instruction-tuned pair",
     "bench": "measure speed",
     "inspect": "show the architecture of a size",
+    "plan": "predict memory and speed on a device",
     "oracle": "check another engine",
 }
 DTYPES = ("float32", "bfloat16", "float16")
@@ -134,6 +135,8 @@ def _module(command: str) -> Any:
             from decoding.bench import cli
         case "inspect":
             from decoding.planning import inspect_cli as cli
+        case "plan":
+            from decoding.planning import plan_cli as cli
         case _:
             from decoding.oracle import cli
     return cli
@@ -287,7 +290,7 @@ def _command(arguments: Sequence[str], began: float) -> int:
             case "chat":
                 keep_compiled_code()
                 begin = _module("chat").prepare(args)
-            case "bench" | "inspect":  # without the kept code: bench times compilation
+            case "bench" | "inspect" | "plan":  # without the kept code: bench times compilation
                 measurement = _module(args.command).prepare(args)
             case "oracle":
                 keep_compiled_code()
@@ -298,7 +301,7 @@ def _command(arguments: Sequence[str], began: float) -> int:
             generate.run(request, args, began)
         case "chat":
             _module("chat").run(begin, args)
-        case "bench" | "inspect":
+        case "bench" | "inspect" | "plan":
             _module(args.command).run(args, measurement)
         case "oracle":
             return _run_oracle(args)
