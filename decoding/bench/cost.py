@@ -8,6 +8,7 @@ measured for each gamma, and behind a verify, as in a round.  And verify has a t
 over gamma + 1 tokens is not free.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -31,6 +32,35 @@ class Times(NamedTuple):
 def speed_up(tokens_per_round: float, times: Times) -> float:
     """tokens_per_round: what a round yields at the given acceptance, 1 .. gamma + 1."""
     return tokens_per_round * times.autoregressive / (times.draft + times.verify + times.accept)
+
+
+def reached(rate: float, gamma: int) -> list[float]:
+    """The probability that drafts 1, 1..2, .. 1..gamma are accepted, if each is with probability `rate` (Leviathan, eq. 1)."""
+    return [rate**i for i in range(1, gamma + 1)]
+
+
+def tokens_per_round(acceptance: Sequence[float], gamma: int) -> float:
+    """What a round yields: the target's own token, and each draft with the probability that it and all before it are accepted.
+
+    acceptance: as `reached`, and as engines print it by draft position.  If gamma is longer, the last ratio goes on.
+    """
+    known = list(acceptance[:gamma])
+    last = known[-1] / (known[-2] if len(known) > 1 else 1.0) if known[-1] else 0.0
+    while len(known) < gamma:
+        known.append(known[-1] * last)
+    return 1 + sum(known)
+
+
+def break_even(gamma: int, times: Times) -> float | None:
+    """The probability of accepting each draft at which a round is as fast as steps; None if even 1 does not suffice."""
+    needed = 1 / speed_up(1.0, times)  # tokens per round
+    if needed > gamma + 1:
+        return None
+    low, high = 0.0, 1.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (middle, high) if 1 + sum(reached(middle, gamma)) < needed else (low, middle)
+    return high
 
 
 def simulated(rate: float) -> AcceptFn:

@@ -1,7 +1,9 @@
 """Plots of a measurement.  matplotlib is an extra: it is imported only when a plot is asked for."""
 
+import contextlib
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +28,28 @@ def check_plot(file: Path) -> None:
 
 def plot(found: dict[str, Any], file: Path) -> None:
     """Draw the record of `measure` or of `measure_contexts`.  After an error the file is as it was before."""
+    if "contexts" in found:
+        with saved_figure(file, columns=2) as (left, right):
+            _draw_contexts(found["contexts"], left, right)
+            left.figure.suptitle(f"{found['name']}: one token more")
+    else:
+        with saved_figure(file) as axes:
+            _draw_speed_up(found, axes)
+
+
+@contextlib.contextmanager
+def saved_figure(file: Path, columns: int = 1) -> Iterator[Any]:
+    """Axes to draw on, written to `file` at the end.  After an error the file is as it was before."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    if "contexts" in found:
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-        _draw_contexts(found["contexts"], left, right)
-        figure.suptitle(f"{found['name']}: one token more")
-    else:
-        figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-        _draw_speed_up(found, axes)
+    size = (6, 4) if columns == 1 else (5 * columns, 4)
+    figure, axes = plt.subplots(1, columns, figsize=size, layout="constrained")
     scratch = file.with_stem(f".{file.stem}-unfinished")
     try:
+        yield axes
         figure.savefig(scratch, dpi=150)
         scratch.replace(file)
     finally:

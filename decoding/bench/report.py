@@ -41,12 +41,12 @@ def _pair(found: dict[str, Any]) -> Iterator[str]:
     for batch in found["batches"]:
         name = f"batch {batch['batch']}{_split(plan, batch['batch'])}"
         yield f"\n{name}: one stage at a time"
-        yield from _table(
+        yield from table(
             ("stage", "gamma", "ms", "MB", "MFLOP", "of bandwidth", "of matmul", "compiled in"),
             [_stage_row(entry) for entry in batch["stages"]],
         )
         yield f"\n{name}: whole loops"
-        yield from _table(
+        yield from table(
             ("loop", "gamma", "tokens/s", "ms/round", "tokens/round", "speed-up", "quartiles", "predicted"),
             [_loop_row(entry) for entry in batch["loops"]],
         )
@@ -130,12 +130,12 @@ def _against(found: dict[str, Any]) -> Iterator[str]:
         low, high = pair["ratio_quartiles"]
         ours, theirs = f"{pair['tokens_per_second']:.0f}", f"{pair['their_tokens_per_second']:.0f}"
         rows.append((loop, ours, theirs, f"{pair['ratio']:.2f} x", f"{low:.2f}-{high:.2f}", str(pair["runs"])))
-    yield from _table(("loop", "tokens/s", "theirs", "ratio", "quartiles", "pairs"), rows)
+    yield from table(("loop", "tokens/s", "theirs", "ratio", "quartiles", "pairs"), rows)
 
 
 def _contexts(name: str, entries: list[dict[str, Any]]) -> Iterator[str]:
     yield f"{name}: one token more, by what the cache holds (batch 1)"
-    yield from _table(
+    yield from table(
         (
             "context",
             "step, ms",
@@ -167,7 +167,7 @@ def _heads(found: dict[str, float]) -> Iterator[str]:
     for i, (name, *_) in enumerate(rows):
         if f"dense over {name}" in found:
             rows[i] = (*rows[i][:2], f"{found[f'dense over {name}']:.1f} x")
-    yield from _table(("head", "ms", "faster"), rows)
+    yield from table(("head", "ms", "faster"), rows)
     scored = found["rows whose best token was scored"]
     yield f"best token among the chosen clusters in {scored:.0%} of rows, and found in all of them"
 
@@ -183,18 +183,18 @@ def _experts(found: list[dict[str, Any]]) -> Iterator[str]:
         )
         for entry in found
     ]
-    yield from _table(("tokens", "dense, ms", "chosen, ms", "faster"), rows)
+    yield from table(("tokens", "dense, ms", "chosen, ms", "faster"), rows)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Columns of minimal width; all but the first are right-aligned."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> Iterator[str]:
+    """Columns of minimal width; all are right-aligned but those that `left` names."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in (head, *rows):
-        first, *rest = (
-            cell.ljust(width) if column == 0 else cell.rjust(width)
+        cells = (
+            cell.ljust(width) if column in left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        yield "  ".join((first, *rest)).rstrip()
+        yield "  ".join(cells).rstrip()
 
 
 def _ms(seconds: float) -> str:

@@ -33,6 +33,8 @@ COMMANDS = {
     "generate": "continue a text",
     "chat": "talk to an instruction-tuned pair",
     "bench": "measure speed",
+    "inspect": "show the architecture of a size",
+    "plan": "predict memory and speed on a device",
     "oracle": "check another engine",
     "train": "train a small pair on your own text",
     "train-drafter": "train a drafter for a target",
@@ -130,15 +132,20 @@ def make_parser(named: str | None) -> argparse.ArgumentParser:
 
 
 def _module(command: str) -> Any:
-    """Any but `generate`.  Imported here, because most starts need none of them."""
-    if command == "chat":
-        from decoding.cli import chat as cli
-    elif command == "bench":
-        from decoding.bench import cli
-    elif command in TRAINING:
-        from decoding.training import cli
-    else:
-        from decoding.oracle import cli
+    """That of a command other than `generate`.  Imported here, because most starts need none of them."""
+    match command:
+        case "chat":
+            from decoding.cli import chat as cli
+        case "bench":
+            from decoding.bench import cli
+        case "train" | "train-drafter":
+            from decoding.training import cli
+        case "inspect":
+            from decoding.planning import inspect_cli as cli
+        case "plan":
+            from decoding.planning import plan_cli as cli
+        case _:
+            from decoding.oracle import cli
     return cli
 
 
@@ -296,8 +303,8 @@ def _command(arguments: Sequence[str], began: float) -> int:
             case "chat":
                 keep_compiled_code()
                 begin = _module("chat").prepare(args)
-            case "bench":  # without the kept code: it times compilation
-                measurement = _module("bench").prepare(args)
+            case "bench" | "inspect" | "plan":  # without the kept code: bench times compilation
+                measurement = _module(args.command).prepare(args)
             case "oracle":
                 keep_compiled_code()
             case "train" | "train-drafter":
@@ -310,8 +317,8 @@ def _command(arguments: Sequence[str], began: float) -> int:
             generate.run(request, args, began)
         case "chat":
             _module("chat").run(begin, args)
-        case "bench":
-            _module("bench").run(args, measurement)
+        case "bench" | "inspect" | "plan":
+            _module(args.command).run(args, measurement)
         case "oracle":
             return _run_oracle(args)
         case "train" | "train-drafter":

@@ -6,6 +6,7 @@ reference's module that holds the same weights and overrides one method; `tests/
     attention.py             the twin of Attention
     attention_scores.py      the scores of few queries
     long_attention.py        long caches, read in blocks (online softmax, as in FlashAttention)
+    embedding.py             one row of a table that is split over devices
     per_layer_embeddings.py  the inputs of some layers alone
     experts.py               each token's own experts only
     target.py                the twin of Gemma4: prefill that runs the upper layers for one token alone
@@ -21,6 +22,7 @@ import jax
 from flax import nnx
 
 from gemma4.fast.attention import attention_twin
+from gemma4.fast.embedding import embedding_twin
 from gemma4.fast.experts import experts_twin
 from gemma4.fast.target import target_twin
 from gemma4.model import DecoderLayer, Gemma4
@@ -39,6 +41,10 @@ def for_backend(target: Gemma4, backend: str | None = None) -> Gemma4:
     """
     backend = backend or this_backend()
     twin = target_twin(target)
+    twin.embed_tokens = embedding_twin(target.embed_tokens, backend)
+    if target.config.hidden_size_per_layer_input:
+        tables = twin.per_layer_embeddings
+        tables.embed_tokens_per_layer = embedding_twin(tables.embed_tokens_per_layer, backend)
     twin.layers = nnx.List([layer_for_backend(layer, backend) for layer in target.layers])
     return twin
 

@@ -1,5 +1,7 @@
 """The twin of `layers.Attention`: scores in the form that suits a machine, long caches in blocks."""
 
+import functools
+
 import jax
 from jaxtyping import Array, Bool, Float
 
@@ -21,7 +23,7 @@ class FastAttention(Attention):
     ) -> Float[Array, "b t n h"]:
         if is_long(query.shape[1], kv.capacity):
             return attention_in_blocks(query, kv.key, kv.value, mask, self.backend)
-        return attention(query, kv.key, kv.value, mask, scores)
+        return attention(query, kv.key, kv.value, mask, functools.partial(scores, backend=self.backend))
 
     def write_kv(
         self, x: Float[Array, "b t d"], kv: LayerKV | None, inputs: AttentionInputs, tap: Tap = no_tap

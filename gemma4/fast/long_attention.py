@@ -51,7 +51,7 @@ def attention_in_blocks(
         visible &= start + jnp.arange(block) >= i * block
         values = jnp.where(visible.any(axis=1)[:, None, :, None], values, 0)
 
-        products = scores(queries[:, :, None], keys)[:, :, 0].astype(jnp.float32)
+        products = scores(queries[:, :, None], keys, backend)[:, :, 0].astype(jnp.float32)
         products = jnp.where(repeat(visible, "b t s -> b 1 (t g) s", g=group), products, lowest)
         # The online softmax: what was summed so far is rescaled to the new maximum.
         new_max = jnp.maximum(running_max, products.max(axis=-1))

@@ -6,7 +6,10 @@
 (Installed beside jax, it would make JAX look for a TPU.)
 """
 
+import functools
 import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import pytest
@@ -15,12 +18,15 @@ collect_ignore_glob = [] if os.environ.get("TPU_LIBRARY_PATH") else ["test_*.py"
 
 
 @pytest.fixture(scope="session")
-def tpus():
-    """The four devices of a v5p, to compile for."""
+def tpus() -> Callable[[str], Sequence[Any]]:
+    """The four devices of a v5p or a v6e, to compile for."""
     from jax.experimental import topologies
 
     os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", TPU_WORKER_ID="0")
-    return topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices
+    shapes = {"v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+    return functools.cache(
+        lambda name: topologies.get_topology_desc(platform="tpu", topology_name=shapes[name]).devices
+    )
 
 
 @pytest.fixture(autouse=True)
