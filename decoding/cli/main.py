@@ -32,6 +32,7 @@ from gemma4.shadowing import COMMAND, INTERRUPTED, MISTAKE
 COMMANDS = {
     "generate": "continue a text",
     "chat": "talk to an instruction-tuned pair",
+    "trace": "record a generation as a page to step through",
     "bench": "measure speed",
     "oracle": "check another engine",
 }
@@ -125,9 +126,11 @@ def make_parser(named: str | None) -> argparse.ArgumentParser:
 
 
 def _module(command: str) -> Any:
-    """`chat`, `bench` or `oracle`.  Imported here, because most starts need none of them."""
+    """`chat`, `trace`, `bench` or `oracle`.  Imported here, because most starts need none of them."""
     if command == "chat":
         from decoding.cli import chat as cli
+    elif command == "trace":
+        from decoding.trace import cli
     elif command == "bench":
         from decoding.bench import cli
     else:
@@ -283,6 +286,9 @@ def _command(arguments: Sequence[str], began: float) -> int:
             case "chat":
                 keep_compiled_code()
                 begin = _module("chat").prepare(args)
+            case "trace":
+                keep_compiled_code()
+                traced = _module("trace").prepare(args)
             case "bench":  # without the kept code: it times compilation
                 measurement = _module("bench").prepare(args)
             case "oracle":
@@ -294,6 +300,8 @@ def _command(arguments: Sequence[str], began: float) -> int:
             generate.run(request, args, began)
         case "chat":
             _module("chat").run(begin, args)
+        case "trace":
+            return _module("trace").run(args, traced)
         case "bench":
             _module("bench").run(args, measurement)
         case "oracle":
