@@ -6,5 +6,5 @@ chat.py      `chat`: a conversation whose cache stays between turns
 console.py   text as it comes, with colours or marks, and the tables after it
 timings.py   what `generate --timings` measures
 
-`bench` and `oracle` are in their own packages, which are imported only when one of them is asked for.
+`bench`, `oracle` and `trace` are in their own packages, which are imported only when one of them is asked for.
 """

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import shlex
+import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 
 from decoding import fast
-from decoding.bench.generate_timing import time_stages
+from decoding.bench.generate_timing import STAGES
 from decoding.bench.stages import Timer, autoregressive_stage
 from decoding.cli import generate
 from decoding.cli.generate import Request, UserError, notice
@@ -145,19 +146,25 @@ def record_request(request: Request, args: argparse.Namespace) -> dict[str, Any]
     return trace
 
 
+LAPS = 5  # of each stage, which take turns, so that a busy moment of the machine does not count for one of them alone
+
+
 def measure(request: Request) -> dict[str, Any]:
-    """The trace's field `times`: each stage alone, in the forms that `generate` runs."""
+    """The trace's field `times`: the median of a few laps of each stage alone, in the forms that `generate` runs."""
     assert request.draft_model is not None
     target, draft_model = fast.for_backend(request.target), fast.for_backend(request.draft_model)
     options = fast.with_kernels(request.options)
-    seconds = time_stages(target, draft_model, request.prompt, options, request.max_new_tokens)
-    alone = Options(0, options.sampling, eos_ids=options.eos_ids, kernels=options.kernels)
     how = {"max_new_tokens": request.max_new_tokens, "key": jax.random.key(0)}
     state = prefill(target, request.prompt, options, **how)
-    seconds["step"] = Timer(autoregressive_stage, target, draft_model, state, alone).lap()
-    return {name: float(f"{1000 * value:.4g}") for name, value in seconds.items()} | {
-        "how": f"each stage compiled alone and repeated in one call, on {jax.devices()[0].platform}; a whole round compiles "
-        "them together, so they need not add up to it"
+    timers = {name: Timer(stage, target, draft_model, state, options) for name, stage in STAGES.items()}
+    alone = Options(0, options.sampling, eos_ids=options.eos_ids, kernels=options.kernels)
+    state = prefill(target, request.prompt, alone, **how)
+    timers["step"] = Timer(autoregressive_stage, target, draft_model, state, alone)
+    laps = [{name: timer.lap() for name, timer in timers.items()} for _ in range(LAPS)]
+    times = {name: float(f"{1000 * statistics.median(lap[name] for lap in laps):.4g}") for name in timers}
+    return times | {
+        "how": f"the median of {LAPS} laps of each stage, compiled alone and repeated in one call, on "
+        f"{jax.devices()[0].platform}; a whole round compiles the stages together, so they need not add up to its time"
     }
 
 

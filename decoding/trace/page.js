@@ -394,7 +394,7 @@ function node(tag, attributes = {}, ...children) {
     if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
     else made.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  made.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return made;
 }
 
@@ -406,9 +406,9 @@ const picture = (label, height, ...children) => node("svg", { class: "bars", rol
 const swatch = (kind) => node("svg", { "aria-hidden": "true" }, node("rect", { class: kind, x: 1, y: 1, width: "92%", height: "80%" }));
 const legend = (...items) => node("ul", { class: "legend" }, items.map(([kind, label]) => node("li", {}, swatch(kind), label)));
 const numeric = (value) => node("td", { class: "number" }, typeof value === "number" ? number(value) : value);
-function table(caption, heads, rows) {
+function table(caption, heads, rows, kind = null) {
   return node(
-    "table", {},
+    "table", { class: kind },
     node("caption", {}, caption),
     node("thead", {}, node("tr", {}, heads.map((head) => node("th", { scope: "col", class: head.startsWith("#") ? "number" : null }, head.replace("#", ""))))),
     node("tbody", {}, rows),
@@ -422,10 +422,9 @@ function viewText() {
   const roundLink = (round, index) => {
     const ids = emittedIn(index);
     const tokens = ids.map((id, i) => {
-      const isDrafted = i < round.num_accepted;
-      return node("span", { class: isDrafted ? "drafted" : "own" }, readable(id));
+      return inText(id, i < round.num_accepted ? "drafted" : "own");
     });
-    const refused = place.rejected ? round.drafts.slice(round.num_accepted).map((draft) => node("del", { class: "struck" }, readable(draft.draw.token))) : [];
+    const refused = place.rejected ? round.drafts.slice(round.num_accepted).map((draft) => node("del", { class: "struck" }, node("bdi", {}, shown(textOf(draft.draw.token))))) : [];
     const own = tokens.length > round.num_accepted ? [tokens.pop()] : [];
     const isNow = index === place.round;
     const mark = index === astray ? node("strong", { class: "astray" }, "⚠ from here on, another text ") : null;
@@ -433,14 +432,19 @@ function viewText() {
   };
   const prompt = trace.prompt.ids.map(textOf).join("");
   return [
-    node("p", { id: "text-body" }, node("span", { class: "prompt" }, node("bdi", {}, lines(shownInText(prompt)))), node("span", { class: "own" }, readable(trace.prompt.next.token)), rounds.map(roundLink)),
+    node("p", { id: "text-body" }, node("span", { class: "prompt" }, node("bdi", {}, lines(shownInText(prompt)))), inText(trace.prompt.next.token, "own"), rounds.map(roundLink)),
     legend(["of-target", "the target's own token (boxed)"], ["of-drafter", "a draft that was accepted (underlined)"]),
     node("p", { class: "note" }, place.rejected ? "Rejected drafts are struck out. " : "x shows the rejected drafts. ", "A small number begins each round; the prompt is grey."),
   ];
 }
 const shownInText = (text) => (text.length > 2000 ? `…${text.slice(-2000)}` : text).replace(/[^\n\S]/g, " ").replace(UNSEEN, (c) => (c === "\n" ? c : shown(c)));
 const lines = (text) => text.split("\n").flatMap((line, i) => (i ? ["↵", node("br"), line] : [line]));
-const readable = (id) => node("bdi", {}, lines(shownInText(textOf(id).slice(0, 200))));
+// A token with its spaces; behind one that ends a line, a new line.
+function inText(id, kind) {
+  const text = textOf(id);
+  const made = node("span", { class: kind }, node("bdi", {}, shownInText(text.slice(0, 200)).replaceAll("\n", "↵"), text.length > 200 ? `…(${text.length} characters)` : ""));
+  return text.endsWith("\n") ? [made, node("br")] : [made];
+}
 
 function firstAstray() {
   const rule = ruleNow();
@@ -488,7 +492,7 @@ function viewVerdict() {
     const u = numbers.drafts[i];
     const limit = threshold(draft);
     const verdict = now.verdicts[i];
-    const [name, sign] = [isBlock ? "s / (s + 1 − w)" : "p / q", { accepted: "✓", rejected: "✗", "not looked at": "·" }[verdict]];
+    const [name, sign] = [isBlock ? "s / (s + 1 − w)" : "p / q", { accepted: "✓", rejected: "✗", "not looked at": "·" }[verdict]];
     const compared = isGreedy ? `p = ${number(draft.p)}` : `u ${number(u)} ${u < limit ? "<" : "≥"} ${number(isBlock ? limit : ratio(draft))} = ${name}`;
     const detail = isBlock ? `w = ${number(draft.weight)}, s = ${number(draft.surplus)}. ` : "";
     const label = `draft ${i + 1}: filled up to ${number(limit)}, u at ${number(u)}`;
@@ -541,15 +545,16 @@ function viewDistributions() {
   const [here, draft] = [atDraft(), draftNow()];
   const rest = [null, here.rest.p, here.rest.q];
   const rows = [...byWeight(here), rest];
-  const widest = Math.max(...rows.map((row) => Math.max(row[P], row[Q])));
+  const widest = Math.max(...here.tokens.map((row) => Math.max(row[P], row[Q]))); // the bar of all others may be cut
   const shared = sum(here.tokens.map((row) => Math.min(row[P], row[Q]))) + here.rest.min;
   const made = rows.map((row) => {
     const [p, q] = [row[P], row[Q]];
     const both = row === rest ? here.rest.min : Math.min(p, q);
     const over = row === rest ? Math.max(0, p - both) : Math.max(0, p - q);
     const label = `p ${number(p)}, q ${number(q)}, of both ${number(both)}, left over ${number(over)}`;
-    const bar = picture(label, 20, box("kept", 0, both / widest, 1, 18), box("left-over", both / widest, over / widest, 1, 18), box("of-target", 0, p / widest, 1, 18), box("of-drafter", 0, q / widest, 4, 12));
-    const name = row === rest ? "all other tokens" : [token(row[ID], 24), row[ID] === draft.draw.token ? " ← draft" : ""];
+    const bar = picture(label, 20, box("kept", 0, both / widest, 1, 18), box("left-over", both / widest, Math.min(over, Math.max(0, widest - both)) / widest, 1, 18), box("of-target", 0, p / widest, 1, 18), box("of-drafter", 0, q / widest, 4, 12));
+    const isCut = row === rest && Math.max(p, q) > widest;
+    const name = row === rest ? `all other tokens${isCut ? " (bar cut)" : ""}` : [token(row[ID], 24), row[ID] === draft.draw.token ? " ← draft" : ""];
     return node("tr", { class: row[ID] === draft.draw.token ? "chosen" : null }, node("th", { scope: "row" }, name), node("td", { class: "bar" }, bar), numeric(p), numeric(q));
   });
   return [
@@ -564,12 +569,12 @@ function viewDistributions() {
 function proof(here, shared) {
   const share = (residual) => (here.residual_sum > 0 ? ((1 - shared) * residual) / here.residual_sum : 0);
   const rows = byWeight(here).slice(0, 8).map((row) => {
-    const [kept, corrected] = [Math.min(row[P], row[Q]), share(row[RESIDUAL])];
-    return node("tr", {}, node("th", { scope: "row" }, token(row[ID], 16)), numeric(kept), numeric(corrected), numeric(kept + corrected), numeric(row[P]));
+    const [kept, drawnAfter] = [Math.min(row[P], row[Q]), share(row[RESIDUAL])];
+    return node("tr", {}, node("th", { scope: "row" }, token(row[ID], 16)), numeric(kept), numeric(drawnAfter), numeric(kept + drawnAfter), numeric(row[P]));
   });
   return node(
-    "details", {}, node("summary", {}, "Why the text follows the target: kept + corrected = p"),
-    table("Drafted and kept with min(p, q); or refused, and drawn from the residual", ["token", "#kept", "#corrected", "#together", "#p"], rows),
+    "details", {}, node("summary", {}, "Why the text follows the target: kept + drawn = p"),
+    table("Drafted and kept with min(p, q); or refused, and drawn from the residual", ["token", "#kept", "#+ drawn", "#= sum", "#p"], rows),
   );
 }
 
@@ -744,8 +749,8 @@ function viewSummary() {
   const top = Math.max(...byKept);
   return [
     node("p", {}, `${count(rounds.length, "round")}, ${((trace.text.ids.length - 1) / rounds.length).toFixed(2)} tokens a round of at most ${places + 1}. The text ended at ${trace.text.ended_by === "eos" ? "an end-of-text token" : "the end of its budget"}.`),
-    table(isBlock ? "Accepted, by draft position" : "Accepted, by draft position; expected is the mean accepted share", heads, byPlace),
-    table("Rounds, by the number of accepted drafts", ["#accepted", "rounds", "#"], byKept.map((n, i) => node("tr", {}, numeric(`${i}`), node("td", { class: "bar" }, picture(`${n} rounds`, 16, box("kept", 0, n / top, 2, 12), box("of-target", 0, n / top, 2, 12))), numeric(`${n}`)))),
+    table(isBlock ? "Accepted, by draft position" : "Accepted, by draft position; expected is the mean accepted share", heads, byPlace, "narrow"),
+    table("Rounds, by the number of accepted drafts", ["#accepted", "rounds", "#count"], byKept.map((n, i) => node("tr", {}, numeric(`${i}`), node("td", { class: "bar" }, picture(`${n} rounds`, 16, box("kept", 0, n / top, 2, 12), box("of-target", 0, n / top, 2, 12))), numeric(`${n}`))), "narrow"),
   ];
 }
 
@@ -815,12 +820,12 @@ function moveBy(amount) {
 
 // Each key has a button, or a field, that does the same.
 const BUTTONS = [
-  ["Home", "⏮", "First round", () => go({ round: 0, stage: 0 })],
+  ["Home", "|‹", "First round", () => go({ round: 0, stage: 0 })],
   ["PageUp", "«", "Previous round", () => go({ round: place.round - 1 })],
   ["ArrowLeft", "‹", "Previous stage", () => stepStage(-1)],
   ["ArrowRight", "›", "Next stage", () => stepStage(1)],
   ["PageDown", "»", "Next round", () => go({ round: place.round + 1 })],
-  ["End", "⏭", "Last round", () => go({ round: rounds.length - 1, stage: 0 })],
+  ["End", "›|", "Last round", () => go({ round: rounds.length - 1, stage: 0 })],
   ["ArrowUp", "↑", "Previous draft", () => go({ draft: place.draft - 1 })],
   ["ArrowDown", "↓", "Next draft", () => go({ draft: place.draft + 1 })],
   [" ", "▶", "Play", play],
@@ -860,7 +865,7 @@ function onKey(event) {
 }
 
 function drawButtons() {
-  byId("buttons").querySelector('[data-key=" "]').textContent = timer === null ? "▶" : "⏸";
+  byId("buttons").querySelector('[data-key=" "]').textContent = timer === null ? "▶" : "❚❚";
   byId("buttons").querySelector('[data-key=" "]').setAttribute("aria-label", timer === null ? "Play" : "Pause");
   byId("where").textContent = `Round ${place.round + 1} of ${rounds.length}`;
   byId("present").setAttribute("aria-pressed", `${document.body.classList.contains("present")}`);
@@ -922,7 +927,7 @@ function draw() {
     const section = byId(id);
     const opened = [...section.querySelectorAll("details")].map((details) => details.open);
     section.classList.toggle("now", id === now);
-    section.lastElementChild.replaceChildren(...make().flat().filter((child) => child !== null));
+    section.lastElementChild.replaceChildren(...make().flat(Infinity).filter((child) => child !== null));
     section.querySelectorAll("details").forEach((details, i) => { details.open = opened[i] ?? false; });
   }
   drawButtons();

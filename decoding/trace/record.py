@@ -246,14 +246,14 @@ def _cluster_scores(
     return jnp.stack(found), jnp.stack(scores).astype(jnp.float32)
 
 
-def _searched(draft_model: Drafter, target: Gemma4, state: DecodeState, stages: Stages) -> list[list[list[float]]]:
+def _searched(draft_model: Drafter, target: Gemma4, state: DecodeState, stages: Stages) -> list[list[list[int | float]]]:
     """For each draft: [cluster, score] of the clusters that were searched, the best first."""
     found, scores = _cluster_scores(target, draft_model, state, stages.drafted.tokens, stages.shared)
     found, scores = np.asarray(found), np.asarray(scores)
     return [[[int(c), round(float(scores[i, c]), 3)] for c in row] for i, row in enumerate(found)]
 
 
-def _reach(draft_model: Drafter, searched: list[list[float]], p: Float[np.ndarray, " v"]) -> float:
+def _reach(draft_model: Drafter, searched: list[list[int | float]], p: Float[np.ndarray, " v"]) -> float:
     """How much of the target's probability lies in the clusters that were searched."""
     members = np.asarray(draft_model.masked_embedding.token_ordering[...]).reshape(draft_model.config.num_centroids, -1)
     tokens = members[[int(cluster) for cluster, _ in searched]].reshape(-1)

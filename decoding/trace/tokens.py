@@ -1,9 +1,11 @@
 """The text of single tokens, for people: bytes that are no character by themselves are written out, such as <0xE2>."""
 
+import re
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer
 
+BYTE_FALLBACK = re.compile("<0x[0-9A-Fa-f]{2}>")
 REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not a whole character
 
 
@@ -20,7 +22,7 @@ def _text(tokenizer: Tokenizer | None, token: int) -> str:
     if text and REPLACEMENT not in text:
         return text
     values = [BYTES.get(character) for character in name]
-    if not text or None in values:  # not a byte-level name: byte fallback, or an added token
+    if not text or None in values or BYTE_FALLBACK.fullmatch(name):  # not a byte-level name
         return name
     return "".join(f"<0x{value:02X}>" for value in values)
 
