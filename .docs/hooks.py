@@ -9,6 +9,7 @@ import ast
 import json
 import posixpath
 import re
+import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("gemma4", "drafter", "decoding")
 WITHOUT_PAGES = ("decoding/oracle/known_bugs/",)  # tutorials/reference/known_bugs.md describes these
 READING_ORDER = "reading_order.md"
+TRACE = "tutorials/reference/trace_example.json"  # shown as the page that `gemma4-mtp trace` makes of it
 
 
 # -- which files are pages ---------------------------------------------------------------------------------------------
@@ -130,6 +132,7 @@ def with_links(markdown: str, page: str, pages: set[str]) -> str:
     def target(path: str) -> str | None:
         """The page for a path in the repository."""
         as_page = re.sub(r"\.(ipynb|py)$", ".md", path)
+        as_page = re.sub(r"\.json$", ".html", as_page)
         return next((page for page in (path, as_page, f"{path}/README.md", f"{path}/index.md") if page in pages), None)
 
     def link(match: re.Match[str]) -> str:
@@ -177,6 +180,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for file in (ROOT / "tutorials").rglob("*.*"):
         if file.suffix in (".png", ".txt"):  # pictures and printouts
             add(file.relative_to(ROOT).as_posix(), abs_src_path=str(file))
+    build_page = runpy.run_path(str(ROOT / "decoding/trace/page.py"))["build_page"]
+    example = json.loads((ROOT / TRACE).read_text(encoding="utf-8"))
+    add(TRACE.replace(".json", ".html"), content=build_page(example))
     for page in modules():
         add(page, content=f"---\ntitle: {module_name(page)}\n---\n\n::: {module_name(page)}\n")
     return files

@@ -30,8 +30,8 @@ LAYERS = (
     ("decoding/generation.py", "decoding/generation_config.py", "decoding/load.py", "decoding/conversation.py"),
     ("decoding/__init__.py",),
     (
-        *("decoding/cli", "decoding/bench", "decoding/planning", "decoding/oracle", "decoding/training"),
-        "decoding/shipped_pair",
+        *("decoding/cli", "decoding/bench", "decoding/planning", "decoding/oracle", "decoding/trace"),
+        *("decoding/training", "decoding/shipped_pair"),
         "decoding/__main__.py",
     ),
 )
@@ -148,7 +148,7 @@ def test_the_reading_order_names_every_file():
     "folder",
     [
         "gemma4/checkpoints", "gemma4/fast", "decoding/stages", "decoding/fast", "decoding/cli", "decoding/bench",
-        "decoding/bench/extra", "decoding/planning", "decoding/oracle", "decoding/training",
+        "decoding/bench/extra", "decoding/planning", "decoding/oracle", "decoding/trace", "decoding/training",
     ],
 )  # fmt: skip
 def test_a_folder_names_its_files(folder):

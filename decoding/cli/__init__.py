@@ -7,5 +7,5 @@ console.py   text as it comes, with colours or marks, and the tables after it
 devices.py   `--devices` and `--hosts`
 timings.py   what `generate --timings` measures
 
-`bench` and `oracle` are in their own packages, which are imported only when one of them is asked for.
+`bench`, `oracle` and `trace` are in their own packages, which are imported only when one of them is asked for.
 """

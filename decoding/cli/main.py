@@ -32,6 +32,7 @@ from gemma4.shadowing import COMMAND, INTERRUPTED, MISTAKE
 COMMANDS = {
     "generate": "continue a text",
     "chat": "talk to an instruction-tuned pair",
+    "trace": "record a generation as a page to step through",
     "bench": "measure speed",
     "inspect": "show the architecture of a size",
     "plan": "predict memory and speed on a device",
@@ -136,6 +137,8 @@ def _module(command: str) -> Any:
     match command:
         case "chat":
             from decoding.cli import chat as cli
+        case "trace":
+            from decoding.trace import cli
         case "bench":
             from decoding.bench import cli
         case "train" | "train-drafter":
@@ -303,6 +306,9 @@ def _command(arguments: Sequence[str], began: float) -> int:
             case "chat":
                 keep_compiled_code()
                 begin = _module("chat").prepare(args)
+            case "trace":
+                keep_compiled_code()
+                measurement = _module("trace").prepare(args)
             case "bench" | "inspect" | "plan":  # without the kept code: bench times compilation
                 measurement = _module(args.command).prepare(args)
             case "oracle":
@@ -317,6 +323,8 @@ def _command(arguments: Sequence[str], began: float) -> int:
             generate.run(request, args, began)
         case "chat":
             _module("chat").run(begin, args)
+        case "trace":
+            return _module("trace").run(args, measurement)
         case "bench" | "inspect" | "plan":
             _module(args.command).run(args, measurement)
         case "oracle":

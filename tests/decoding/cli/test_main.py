@@ -382,15 +382,16 @@ print("decoding.cli.timings" in sys.modules)
         (["--help"], set()),
         (["bench", "--help"], {"decoding.bench"}),
         (["oracle", "--help"], {"decoding.oracle"}),
+        (["trace", "--help"], {"decoding.bench", "decoding.trace"}),
     ],
-    ids=["generate", "its help", "help of all", "help of bench", "help of oracle"],
+    ids=["generate", "its help", "help of all", "help of bench", "help of oracle", "help of trace"],
 )
 def test_a_command_imports_only_its_own_package(arguments, packages, pair_dir, tmp_path):
     command = [sys.executable, "-c", IMPORTED, *(argument.format(pair_dir) for argument in arguments)]
     done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     imported, has_timings = done.stdout.splitlines()
-    assert {"decoding.bench", "decoding.oracle"} & set(imported.split()) == packages and has_timings == "False"
+    assert {"decoding.bench", "decoding.oracle", "decoding.trace"} & set(imported.split()) == packages and has_timings == "False"
 
 
 # -- what it refuses ---------------------------------------------------------------------------------------------------
