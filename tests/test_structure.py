@@ -29,7 +29,10 @@ LAYERS = (
     ("decoding/fast",),
     ("decoding/generation.py", "decoding/generation_config.py", "decoding/load.py", "decoding/conversation.py"),
     ("decoding/__init__.py",),
-    ("decoding/cli", "decoding/bench", "decoding/oracle", "decoding/shipped_pair", "decoding/__main__.py"),
+    (
+        *("decoding/cli", "decoding/bench", "decoding/oracle", "decoding/course", "decoding/shipped_pair"),
+        "decoding/__main__.py",
+    ),
 )
 TOOLS = LAYERS[-1][:-1]
 FAST = ("gemma4/fast", "drafter/fast.py", "decoding/fast")
@@ -144,7 +147,7 @@ def test_the_reading_order_names_every_file():
     "folder",
     [
         "gemma4/checkpoints", "gemma4/fast", "decoding/stages", "decoding/fast", "decoding/cli", "decoding/bench",
-        "decoding/bench/extra", "decoding/oracle",
+        "decoding/bench/extra", "decoding/oracle", "decoding/course",
     ],
 )  # fmt: skip
 def test_a_folder_names_its_files(folder):

@@ -8,6 +8,7 @@ itself is a bug, and keeps its traceback.
 import argparse
 import errno
 import functools
+import importlib.util
 import os
 import sys
 import tempfile
@@ -34,7 +35,9 @@ COMMANDS = {
     "chat": "talk to an instruction-tuned pair",
     "bench": "measure speed",
     "oracle": "check another engine",
+    "course": "hand out stages as assignments, and grade them",
 }
+WITHHELD = ("bench", "oracle")  # from students, whose copies have no such folder
 DTYPES = ("float32", "bfloat16", "float16")
 OK, READER_GONE = 0, 141
 
@@ -115,6 +118,8 @@ def make_parser(named: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{COMMAND} {gemma4.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command, line in COMMANDS.items():
+        if command in WITHHELD and importlib.util.find_spec(f"decoding.{command}") is None:
+            continue
         if command != named:
             commands.add_parser(command, help=line)
         elif command == "generate":
@@ -125,11 +130,13 @@ def make_parser(named: str | None) -> argparse.ArgumentParser:
 
 
 def _module(command: str) -> Any:
-    """`chat`, `bench` or `oracle`.  Imported here, because most starts need none of them."""
+    """`chat`, `bench`, `oracle` or `course`.  Imported here, because most starts need none of them."""
     if command == "chat":
         from decoding.cli import chat as cli
     elif command == "bench":
         from decoding.bench import cli
+    elif command == "course":
+        from decoding.course import cli
     else:
         from decoding.oracle import cli
     return cli
@@ -246,6 +253,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return READER_GONE
     except NotFinite as error:
         return mistake(error)
+    except NotImplementedError as error:  # of a course: a stage that a student has not written yet
+        if not getattr(error, "is_mistake", False):
+            raise
+        return mistake(error)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -285,7 +296,7 @@ def _command(arguments: Sequence[str], began: float) -> int:
                 begin = _module("chat").prepare(args)
             case "bench":  # without the kept code: it times compilation
                 measurement = _module("bench").prepare(args)
-            case "oracle":
+            case "oracle" | "course":
                 keep_compiled_code()
     except (ValueError, OSError) as error:
         return mistake(OUT_OF_MEMORY if is_out_of_memory(error) else error)
@@ -298,7 +309,18 @@ def _command(arguments: Sequence[str], began: float) -> int:
             _module("bench").run(args, measurement)
         case "oracle":
             return _run_oracle(args)
+        case "course":
+            return _run_course(args)
     return OK
+
+
+def _run_course(args: argparse.Namespace) -> int:
+    from decoding.course.error import CourseError
+
+    try:
+        return _module("course").run(args)
+    except (CourseError, UnicodeDecodeError, OSError) as error:
+        return mistake(error)
 
 
 def _run_oracle(args: argparse.Namespace) -> int:
