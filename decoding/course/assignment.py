@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from decoding.oracle.known_bugs import EQUIVALENT, MUTANTS
 from decoding.oracle.known_bugs.mutant import Variant, locate
 
 Arguments = dict[str, Any]  # arrays, numbers, None; or a `given.Given`, which becomes a function of given.py
@@ -125,6 +126,16 @@ class Assignment:
 
     def hole(self, name: str) -> Hole:
         return next(hole for hole in self.holes if hole.name == name)
+
+
+def known(name: str, says: str) -> Misconception:
+    """A known bug of other engines, or a variant that is right elsewhere, by name."""
+    return Misconception(variant=MUTANTS.get(name) or EQUIVALENT[name], says=says)
+
+
+def own(name: str, function: str, change: Mapping[str, str], says: str) -> Misconception:
+    """A slip of learners, as a change of the reference."""
+    return Misconception(variant=variant(name, function, change), says=says)
 
 
 def variant(name: str, function: str, change: Mapping[str, str], what: str = "") -> Variant:

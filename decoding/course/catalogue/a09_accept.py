@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from decoding.course.assignment import Assignment, Call, Check, Cut, Hole, Misconception, Outputs, cleaned, variant
+from decoding.course.assignment import Assignment, Call, Check, Cut, Hole, Outputs, cleaned, known, own
 from decoding.course.catalogue.inputs import distributions, drawn, one_hot, uniforms
-from decoding.oracle.known_bugs import EQUIVALENT, MUTANTS
+from decoding.oracle.known_bugs import EQUIVALENT
 
 DECIDE, RESIDUAL = "decoding.stages.accept.decide", "decoding.stages.accept.residual"
 
@@ -193,14 +193,6 @@ def judge_alone(calls: Sequence[Call], outputs: Sequence[Outputs]) -> str | None
 # -- the record --------------------------------------------------------------------------------------------------------
 
 
-def known(name: str, says: str) -> Misconception:
-    return Misconception(variant=MUTANTS[name], says=says)
-
-
-def own(name: str, change: dict[str, str], says: str, function: str = DECIDE) -> Misconception:
-    return Misconception(variant=variant(name, function, change), says=says)
-
-
 ASSIGNMENT = Assignment(
     number="09",
     slug="accept",
@@ -302,47 +294,57 @@ ASSIGNMENT = Assignment(
     misconceptions=(
         known(
             "ratio-upside-down",
+            DECIDE,
             "Drafts that the target likes better than the drafter are rejected most. Feed one draft that the target gives 0.9 "
             "and the drafter 0.1: should it ever be refused?",
         ),
         known(
             "residual-forgotten",
+            DECIDE,
             "After a rejection you may emit the very token that was rejected, and words that the drafter overrates come too "
             "often. Over all uniform numbers, how often does each word come out?",
         ),
         known(
             "residual-by-softmax",
+            DECIDE,
             "After a rejection, tokens appear on which target and drafter agree exactly. How much of those is still owed?",
         ),
         known(
             "residual-after-full-acceptance",
+            DECIDE,
             "Accept every draft and look at the token after them: whose distribution should it have when nobody proposed "
             "anything there?",
         ),
         known(
             "accept-the-targets-argmax-only",
+            DECIDE,
             "No uniform number makes you accept a draft that is unlikely for the target. How then would such a word ever come "
             "out as often as it should?",
         ),
         known(
             "one-uniform-for-all-drafts",
+            DECIDE,
             "The verdicts of one round move together. Give all drafts the same odds: how often should exactly one of two stay?",
         ),
         known(
             "accepted-after-a-rejection",
+            DECIDE,
             "A draft behind a rejected one was counted. In which context was it proposed?",
         ),
         known(
             "batch-accepts-the-minimum",
+            DECIDE,
             "Add a second batch row whose first draft fails: your first row changes.",
         ),
         known(
             "sample-match-with-a-fresh-correction",
+            DECIDE,
             "Each verdict alone looks right, the pair of verdict and next token does not. After a refusal, which tokens can "
             "the refused comparison not have been about?",
         ),
         own(
             "not-renormalised",
+            DECIDE,
             {
                 "kernels.sample_from(residual(p_there, q_there), uniforms[:, -1])": "jnp.argmax(jnp.cumsum(residual(p_there, "
                 "q_there), axis=-1) > uniforms[:, -1:], axis=-1).astype(jnp.int32)"
@@ -351,24 +353,26 @@ ASSIGNMENT = Assignment(
         ),
         own(
             "next-token-from-the-last-place",
+            DECIDE,
             {"p_there = select_position(target_probs, num_accepted)": "p_there = target_probs[:, -1]"},
             "The next token is right when every draft stays, and otherwise drawn from a place that assumes drafts which were "
             "refused. After which tokens will it stand?",
         ),
         own(
             "impossible-draft-accepted",
+            DECIDE,
             {"uniforms[:, :-1] * q < p": "uniforms[:, :-1] * q <= p"},
             "A draft that the target calls impossible can be accepted. It needs one special uniform number: which?",
         ),
         own(
             "nothing-left-over",
+            RESIDUAL,
             {"jnp.where(rest.sum(axis=-1, keepdims=True) > 0, rest, target_probs)": "rest"},
             "Where target and drafter agree exactly, your weights are all zero. Can a token be drawn from them?",
-            function=RESIDUAL,
         ),
-        Misconception(
-            variant=EQUIVALENT["draft-matched-with-the-targets-sample"],
-            says="The distribution of your text is right. The uniform numbers are used in another way than the page says, so "
+        known(
+            "draft-matched-with-the-targets-sample",
+            "The distribution of your text is right. The uniform numbers are used in another way than the page says, so "
             "single results differ, and fewer drafts stay than may.",
         ),
     ),
