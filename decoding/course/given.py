@@ -48,3 +48,8 @@ class Tiny:
         logits = np.asarray(normed) @ self.head
         weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return (weights / weights.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+    def choose(self, probs: Any, uniforms: Any) -> np.ndarray:
+        """[b, v], [b] -> tokens int32 [b]: where the running sum passes the uniform number times the total."""
+        running = np.cumsum(np.asarray(probs), axis=-1)
+        return (running <= np.asarray(uniforms)[:, None] * running[:, -1:]).sum(axis=-1).astype(np.int32)

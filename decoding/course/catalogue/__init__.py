@@ -22,7 +22,7 @@ from decoding.course.assignment import Assignment
 from decoding.course.error import CourseError
 
 # In the order of their numbers.  The module's name is that of the student's file.
-NAMES = ("a03_ring", "a09_accept", "a10_bookkeeping")
+NAMES = ("a01_attention", "a03_ring", "a06_draft", "a07_clustered", "a09_accept", "a10_bookkeeping")
 
 
 @functools.cache
