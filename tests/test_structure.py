@@ -31,7 +31,7 @@ LAYERS = (
     ("decoding/__init__.py",),
     (
         *("decoding/cli", "decoding/bench", "decoding/planning", "decoding/oracle", "decoding/trace"),
-        *("decoding/training", "decoding/shipped_pair"),
+        *("decoding/training", "decoding/course", "decoding/shipped_pair"),
         "decoding/__main__.py",
     ),
 )
@@ -149,6 +149,7 @@ def test_the_reading_order_names_every_file():
     [
         "gemma4/checkpoints", "gemma4/fast", "decoding/stages", "decoding/fast", "decoding/cli", "decoding/bench",
         "decoding/bench/extra", "decoding/planning", "decoding/oracle", "decoding/trace", "decoding/training",
+        "decoding/course",
     ],
 )  # fmt: skip
 def test_a_folder_names_its_files(folder):

@@ -8,6 +8,7 @@ itself is a bug, and keeps its traceback.
 import argparse
 import errno
 import functools
+import importlib.util
 import os
 import sys
 import tempfile
@@ -39,8 +40,10 @@ COMMANDS = {
     "oracle": "check another engine",
     "train": "train a small pair on your own text",
     "train-drafter": "train a drafter for a target",
+    "course": "hand out stages as assignments, and grade them",
 }
 TRAINING = ("train", "train-drafter")
+WITHHELD = ("bench", "oracle")  # from students, whose copies have no such folder
 DTYPES = ("float32", "bfloat16", "float16")
 OK, READER_GONE = 0, 141
 
@@ -121,6 +124,8 @@ def make_parser(named: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{COMMAND} {gemma4.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command, line in COMMANDS.items():
+        if command in WITHHELD and importlib.util.find_spec(f"decoding.{command}") is None:
+            continue
         if command != named:
             commands.add_parser(command, help=line)
         elif command == "generate":
@@ -139,6 +144,8 @@ def _module(command: str) -> Any:
             from decoding.cli import chat as cli
         case "trace":
             from decoding.trace import cli
+        case "course":
+            from decoding.course import cli
         case "bench":
             from decoding.bench import cli
         case "train" | "train-drafter":
@@ -268,6 +275,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return READER_GONE
     except NotFinite as error:
         return mistake(error)
+    except NotImplementedError as error:  # of a course: a stage that a student has not written yet
+        if not getattr(error, "is_mistake", False):
+            raise
+        return mistake(error)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -311,7 +322,7 @@ def _command(arguments: Sequence[str], began: float) -> int:
                 measurement = _module("trace").prepare(args)
             case "bench" | "inspect" | "plan":  # without the kept code: bench times compilation
                 measurement = _module(args.command).prepare(args)
-            case "oracle":
+            case "oracle" | "course":
                 keep_compiled_code()
             case "train" | "train-drafter":
                 keep_compiled_code()
@@ -331,7 +342,18 @@ def _command(arguments: Sequence[str], began: float) -> int:
             return _run_oracle(args)
         case "train" | "train-drafter":
             return _run_training(args, training)
+        case "course":
+            return _run_course(args)
     return OK
+
+
+def _run_course(args: argparse.Namespace) -> int:
+    from decoding.course.error import CourseError
+
+    try:
+        return _module("course").run(args)
+    except (CourseError, UnicodeDecodeError, OSError) as error:
+        return mistake(error)
 
 
 def _run_oracle(args: argparse.Namespace) -> int:
