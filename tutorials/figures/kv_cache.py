@@ -112,9 +112,9 @@ def errors_by_position(errors: dict[str, np.ndarray], tolerance: float) -> Figur
     for (name, values), look, line in zip(errors.items(), (ACCEPTED, WRONG), ("-", "--"), strict=False):
         axis.plot(np.maximum(values, tolerance / 3), line, label=name, **look.line())
     axis.axhline(tolerance, color="black", linestyle=":", linewidth=1)
-    axis.text(0, tolerance * 1.5, "rounding stays below this", fontsize=9)
+    axis.text(0, tolerance / 9, "rounding stays below the dotted line", fontsize=9)
     axis.set_yscale("log")
-    axis.set_ylim(tolerance / 10, 10)
+    axis.set_ylim(tolerance / 20, 10)
     axis.set_xlabel("position in the text")
     axis.set_ylabel("largest error of a logit")
     axis.legend(loc="center left")
