@@ -276,8 +276,8 @@ figures.errors_by_position({"69 slots": error, "67 slots": small}, tolerance)
 
 # %% [markdown]
 # *The picture: the largest error at each position of the text; what is less than 0.00003 is rounding, and drawn there. With
-# 69 slots (solid) it never leaves that line. With 67 slots (dashed) it is the same until the ring is full, and then thousands
-# of times larger.*
+# 69 slots (solid) it never leaves that line. With 67 slots (dashed) a first, small error comes when the ring is full; forty
+# positions later errors are thousands of times larger than rounding.*
 #
 # One pass writes positions 63 to 67, and 67 mod 67 = 0: it overwrites position 0, which the query at 63, in the same pass,
 # still has in its window of 64. There is no crash and no strange value, just other logits, and only in texts longer than the
