@@ -84,8 +84,7 @@ figures.ring_over_time(np.stack(held), lengths, [size for size, _ in ROUNDS], WI
 # pass. Pass 3 begins in slot 10 and goes on in slot 0. Of its five tokens two are kept, and the other three (hatched) stay
 # where they are. Pass 4 overwrites one of them. Two are left, in slots 2 and 3.*
 #
-# Nothing was erased. `length` went from 15 to 12, and that is all that [rollback](glossary.md) does. The rest of this page is
-# about why it is enough.
+# Nothing was erased. `length` went from 15 to 12, and that is all that [rollback](glossary.md) does. Why is it enough?
 
 # %%
 before = gemma4.init_cache(config, capacity=256, chunk=5)
@@ -125,8 +124,8 @@ figures.memory(sizes)
 # *The picture: one bar for each form of E2B's cache at 131,072 tokens, in gigabytes, its full and its sliding layers. With
 # rings the sliding part is too thin to see.*
 #
-# Rings save more than half of the bytes, because most layers are sliding and each needs 1,024 slots instead of 131,072.
-# Sharing saves the same part of both kinds. What is left is three full layers.
+# Rings save more than half of the bytes, because most layers are sliding and each needs 1,024 slots (window 512, passes of up
+# to 512) instead of 131,072. Sharing saves the same part of both kinds. What is left is three full layers.
 
 # %% [markdown]
 # ## Who reads whose
@@ -199,8 +198,8 @@ figures.mask_on_slots(read_as, really, mask, queries)
 # some tokens are the text's; the others are rejected and taken back. The window is 64, so the text goes round a ring of 69
 # slots four times.
 #
-# To be sure that nobody reads a rejected slot, each pass fills all of them with `junk` afterwards. `NaN` is best for that:
-# one `NaN` in a sum makes the sum `NaN`.
+# To see whether anybody reads a rejected slot, each pass fills all of them with `junk`. One `NaN` in a sum makes it `NaN`.
+# (For slots that no query sees, `attention` puts 0 in place of the value, because 0 · `NaN` is `NaN`.)
 
 
 # %%
@@ -217,7 +216,7 @@ def poisoned(cache, rejected, junk):
 @jax.jit
 def one_pass(target, cache, tokens, kept, junk):
     hidden, written = target(tokens, cache)
-    cache = decoding.rollback(written, cache.length, kept)
+    cache = decoding.rollback(written, cache.length, kept[None])
     return target.logits(hidden), poisoned(cache, tokens.shape[1] - kept, junk)
 
 
@@ -276,12 +275,13 @@ print(f"first wrong logit: at position {first_wrong}; largest error after it: {s
 figures.errors_by_position({"69 slots": error, "67 slots": small}, tolerance)
 
 # %% [markdown]
-# *The picture: the largest error at each position of the text. With 69 slots (solid) it stays at rounding, everywhere. With
-# 67 slots (dashed) it is the same until the ring is full, and then thousands of times larger.*
+# *The picture: the largest error at each position of the text; what is less than 0.00003 is rounding, and drawn there. With
+# 69 slots (solid) it never leaves that line. With 67 slots (dashed) a first, small error comes when the ring is full; forty
+# positions later errors are thousands of times larger than rounding.*
 #
 # One pass writes positions 63 to 67, and 67 mod 67 = 0: it overwrites position 0, which the query at 63, in the same pass,
 # still has in its window of 64. There is no crash and no strange value, just other logits, and only in texts longer than the
-# window. Such a mistake lives long, because tests with short prompts never reach it.
+# window. Tests with short prompts never see it.
 
 # %% [markdown]
 # ## What you saw

@@ -98,18 +98,23 @@ def memory(sizes: dict[str, tuple[float, float]]) -> Figure:
     axis.invert_yaxis()
     axis.margins(x=0.15)
     axis.set_xlabel("gigabytes (10⁹ bytes)")
+    axis.set_ylabel("savings")
     axis.legend()
     return figure
 
 
 def errors_by_position(errors: dict[str, np.ndarray], tolerance: float) -> Figure:
-    """The largest error of the logits at each position, one line for each cache, on a logarithmic axis."""
+    """The largest error of the logits at each position, one line for each cache, on a logarithmic axis.
+
+    Errors of less than a third of the tolerance are rounding, which differs between machines: they are drawn at that third.
+    """
     figure, (axis,) = style.panels(height=2.6)
     for (name, values), look, line in zip(errors.items(), (ACCEPTED, WRONG), ("-", "--"), strict=False):
-        axis.plot(np.maximum(values, 1e-8), line, label=name, **look.line())
+        axis.plot(np.maximum(values, tolerance / 3), line, label=name, **look.line())
     axis.axhline(tolerance, color="black", linestyle=":", linewidth=1)
-    axis.text(0, tolerance * 1.5, "rounding stays below this", fontsize=9)
+    axis.text(0, tolerance / 9, "rounding stays below the dotted line", fontsize=9)
     axis.set_yscale("log")
+    axis.set_ylim(tolerance / 20, 10)
     axis.set_xlabel("position in the text")
     axis.set_ylabel("largest error of a logit")
     axis.legend(loc="center left")

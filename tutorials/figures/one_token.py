@@ -69,7 +69,7 @@ def attention_maps(weights: dict[str, np.ndarray], window: int) -> Figure:
     bar = figure.colorbar(image, ax=axes, shrink=0.7)
     bar.set_label("attention weight")
     ticks = np.array([0, 0.02, 0.1, 0.25, 0.49])
-    bar.set_ticks(np.sqrt(ticks), labels=[f"{tick:g}" for tick in ticks])
+    bar.set_ticks(np.sqrt(ticks), labels=[*(f"{tick:g}" for tick in ticks[:-1]), f"{ticks[-1]:g} +"])
     return figure
 
 
