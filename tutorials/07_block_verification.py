@@ -158,6 +158,7 @@ def judge(target, draft_model, state, key):
     return given, decide(*given).num_accepted, decide_block(*given).num_accepted
 
 
+# %%
 judged = [judge(target, draft_model, state, key) for key in jax.random.split(jax.random.key(3), 8)]
 given, by_token, by_block = (list(each) for each in zip(*judged, strict=True))
 p, tokens, q, u = map(np.asarray, given[0])
