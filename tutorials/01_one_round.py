@@ -130,11 +130,11 @@ figures.pass_times(list(pass_seconds), list(pass_seconds.values()))
 
 # %% [markdown]
 # *The picture:* the solid line is the time of one pass over 1 to 9 tokens; the dashed one is what that many passes over one
-# token would take. The solid line hardly rises. On a GPU with a large model it is flatter still, for there the reading of
-# the weights takes nearly all of the time.
+# token would take. From one token to two there may be a step. After that the line is nearly flat. With a large model it is
+# flat from the start, for there the reading of the weights takes nearly all of the time.
 #
-# That answers the first half of the question: five tokens in one pass cost little more than one, *if somebody can say which
-# five*. That is what the drafter is for. Now the round again, by hand.
+# That answers the first half of the question: five tokens in one pass cost far less than five passes, *if somebody can say
+# which five*. That is what the drafter is for. Now the round again, by hand.
 #
 # ## Draft
 #
@@ -240,8 +240,8 @@ print("tokens in the cache: before", state.cache.length[0], "· after verify", v
 print(" · after rollback", cache.length[0])
 
 # %% [markdown]
-# Rollback changes that one number. It clears nothing, because no query looks beyond the length; [tutorial
-# 03](03_kv_cache.ipynb) shows why that is enough. The token " time" is not in the cache yet: it is the newest token now,
+# Rollback changes that one number. It clears nothing, because no query looks beyond the length;
+# [tutorial 03](03_kv_cache.ipynb) shows why that is enough. The token " time" is not in the cache yet: it is the newest token now,
 # and the next round's pass begins with it.
 #
 # Is this what the compiled round did?
@@ -262,7 +262,7 @@ assert by_hand == emitted.tolist() and int(cache.length[0]) == int(after.cache.l
 # Our guesser here knows nothing. It says the last four tokens again. **Predict:** what will the text look like?
 
 # %%
-GREEDY = decoding.Options(GAMMA, decoding.Sampling(temperature=0))
+GREEDY = decoding.Options(GAMMA, decoding.Sampling(temperature=0.0))
 
 
 def write(drafts_of, count=48):

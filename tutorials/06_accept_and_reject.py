@@ -42,6 +42,7 @@ from exercises.accept_and_reject import check_1, check_2, check_3
 from figures import accept_and_reject as figures
 from figures import style
 
+# %%
 style.use()
 words = ["sun", "moon", "star", "sky"]
 p = np.array([0.45, 0.30, 0.15, 0.10])  # of the target
@@ -133,8 +134,15 @@ print(f"counted:  {accepted.mean():.2f}")
 
 # %%
 FULL = decoding.Sampling(temperature=1.0)
-target_table = np.asarray(token_probs(TARGET, FULL))
-draft_table = np.asarray(token_probs(DRAFTERS["unrelated"], FULL))
+
+
+def table(logits, temperature=1.0):
+    return np.asarray(token_probs(jnp.asarray(logits), decoding.Sampling(temperature)))
+
+
+target_table, draft_table = table(TARGET), table(DRAFTERS["unrelated"])
+
+# %%
 right = jax.jit(decide)
 
 
@@ -223,7 +231,7 @@ figures.two_parts([tokenizer.decode([token]).strip() or "(space)" for token in t
 # `accept_greedy` does just this, without random numbers.
 
 # %%
-one_hot = token_probs(verified.logits, decoding.Sampling(temperature=0))
+one_hot = token_probs(verified.logits, decoding.Sampling(temperature=0.0))
 by_rule = decoding.accept(one_hot, drafted.tokens, real_q, jax.random.key(5))
 shortcut = decoding.accept_greedy(verified.logits, drafted.tokens)
 print("accepted alike:", bool((by_rule.num_accepted == shortcut.num_accepted).all()), end=", ")
@@ -256,7 +264,7 @@ def only_the_best(target_probs, tokens, draft_probs, uniforms):
 
 
 # %%
-greedy_table = np.asarray(token_probs(DRAFTERS["unrelated"], decoding.Sampling(temperature=0)))
+greedy_table = table(DRAFTERS["unrelated"], temperature=0.0)
 wrong = {
     "no residual": {"rule": jax.jit(no_residual)},
     "only the best": {"rule": jax.jit(only_the_best)},
@@ -284,7 +292,7 @@ figures.biases(words, target_table[0], first_words)
 # The drafter may have any temperature, as long as the rule is told the q that drafts were *drawn* from.
 
 # %%
-sharp_table = np.asarray(token_probs(DRAFTERS["unrelated"], decoding.Sampling(temperature=0.5)))
+sharp_table = table(DRAFTERS["unrelated"], temperature=0.5)
 told, not_told = distance(right, drawn=sharp_table, claimed=sharp_table), distance(right, drawn=sharp_table)
 print(f"drafts at temperature 0.5, rule told so:   {told:.1e}")
 print(f"drafts at temperature 0.5, rule told of 1: {not_told:.3f}")

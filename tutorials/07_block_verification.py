@@ -43,8 +43,6 @@ from exercises.block_verification import check_1, check_2, check_3
 from figures import block_verification as figures
 from figures import style
 
-style.use()
-
 # %% [markdown]
 # ## A chance thrown away
 #
@@ -74,6 +72,7 @@ def weights(ratios):
     return np.array(running[1:])
 
 
+style.use()
 ratios = [0.5, 2, 1, 0.8]
 print("token by token:", token_chances(ratios).tolist(), " weights:", weights(ratios).tolist())
 figures.chances(ratios, {"token by token": token_chances(ratios), "by block": weights(ratios)})
@@ -125,6 +124,7 @@ def thresholds(p, q, tokens):
     return np.array(found).T
 
 
+# %%
 def longest_run(p, q, tokens, uniforms):
     passing = np.flatnonzero(uniforms < thresholds(p, q, tokens)[1])
     return passing.max() + 1 if len(passing) else 0
@@ -158,6 +158,7 @@ def judge(target, draft_model, state, key):
     return given, decide(*given).num_accepted, decide_block(*given).num_accepted
 
 
+# %%
 judged = [judge(target, draft_model, state, key) for key in jax.random.split(jax.random.key(3), 8)]
 given, by_token, by_block = (list(each) for each in zip(*judged, strict=True))
 p, tokens, q, u = map(np.asarray, given[0])
@@ -242,7 +243,7 @@ def without_cap(target_probs, tokens, draft_probs, uniforms):
 
 
 # %%
-toy_p, toy_q = (np.asarray(token_probs(logits, FULL)) for logits in (TARGET, DRAFTERS["unrelated"]))
+toy_p, toy_q = (np.asarray(token_probs(jnp.asarray(logits), FULL)) for logits in (TARGET, DRAFTERS["unrelated"]))
 
 
 @functools.cache
@@ -266,17 +267,13 @@ figures.distances({f"{name}, γ = {gamma}": distance(name, gamma) for name, gamm
 # draw the third, and count how often at least the two are kept.
 
 # %%
-_, all_drafts, _ = tables(Round(toy_p, toy_q, toy_q, decide_block), 3)
-P, _, Q = tables(Round(toy_p, toy_q, toy_q, decide_block), 3)
+P, all_drafts, Q = tables(Round(toy_p, toy_q, toy_q, decide_block), 3)
 ratio = np.take_along_axis(P[:, :3] / Q, all_drafts[..., None], -1)[..., 0]
 first = np.flatnonzero((ratio[:, 0] < 0.9) & (ratio[:, 1] > 1.5))[0] // 4 * 4  # the first of four with the same two
 rng, count = np.random.default_rng(0), 100_000
 rows = first + rng.choice(4, count, p=Q[first, 2] / Q[first, 2].sum())
-uniforms = rng.random((count, 4), dtype=np.float32)
-kept_two = {
-    rule: (rule(P[rows], all_drafts[rows], Q[rows], uniforms).num_accepted >= 2).mean()
-    for rule in (decide, decide_block)
-}
+many = [jnp.asarray(x) for x in (P[rows], all_drafts[rows], Q[rows], rng.random((count, 4), dtype=np.float32))]
+kept_two = {rule: (rule(*many).num_accepted >= 2).mean() for rule in (decide, decide_block)}
 print("p/q of the two: {:.2f} and {:.2f}".format(*ratio[first]))
 print(f"token by token: product {token_chances(ratio[first, :2])[-1]:.2f}, counted {kept_two[decide]:.2f}")
 print(f"by block:       weight  {weights(ratio[first, :2])[-1]:.2f}, counted {kept_two[decide_block]:.2f}")

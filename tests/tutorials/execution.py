@@ -44,9 +44,17 @@ def is_timing(cell: dict) -> bool:
     return TIMING in cell["metadata"].get("tags", [])
 
 
-@functools.cache
 def executed(source: Path) -> list[tuple[Execution, Execution]]:
-    """Both runs of each code cell.  Errors: whatever a cell raises, with the cell's number in a note."""
+    """Both runs of each code cell.  Errors: whatever a cell raises, with the cell in a note."""
+    outcome = execute_all(source)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+@functools.cache
+def execute_all(source: Path) -> list[tuple[Execution, Execution]] | Exception:
+    """For `executed`: an error is kept, too, so that no test runs the cells again."""
     matplotlib.use("Agg")
     names = {"__name__": "__main__"}
     sys.path.insert(0, str(TUTORIALS))
@@ -57,6 +65,8 @@ def executed(source: Path) -> list[tuple[Execution, Execution]]:
                 for number, cell in enumerate(cells_of(source))
                 if cell["cell_type"] == "code"
             ]
+    except Exception as error:
+        return error
     finally:
         sys.path.remove(str(TUTORIALS))
         plt.close("all")

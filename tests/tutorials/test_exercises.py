@@ -39,7 +39,7 @@ def wrong_answers(tutorial: str) -> dict[int, list[tuple]]:
 
 def verdicts(printed: str) -> list[tuple[str, str]]:
     """The exercise and the verdict of each line of `say`."""
-    return re.findall(r"^(\d+\.\d) (right|not yet): \w", printed, re.MULTILINE)
+    return re.findall(r"^(\d+\.\d) (right|not yet): \S", printed, re.MULTILINE)
 
 
 @each_tutorial

@@ -88,7 +88,7 @@ def verdicts(words: Sequence[str], thresholds: Sequence[float], uniforms: Sequen
         axes.barh(row, 1 - threshold, 0.6, left=threshold, **(style.REJECTED if is_seen else style.NEUTRAL).patch())
         axes.plot([u, u], [row - 0.4, row + 0.4], color=style.POST, linewidth=2.5)
         axes.plot(u, row - 0.4, marker="v", color=style.POST)
-        verdict = ("✓ accepted" if row < num_accepted else "✗ refused") if is_seen else "not looked at"
+        verdict = ("✓ accepted" if row < num_accepted else "✗ refused") if is_seen else "not judged"
         axes.text(1.02, row, verdict, va="center")
     axes.set_yticks(range(len(words)), [f"{i}: {word.strip()}" for i, word in enumerate(words, start=1)])
     axes.set(xlim=(0, 1.2), ylim=(len(words) - 0.4, -0.7), xticks=np.linspace(0, 1, 6), ylabel="draft")
