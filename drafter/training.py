@@ -80,6 +80,19 @@ def draft_loss(draft_model: Drafter, teacher: Teacher, steps: int) -> Float[Arra
     return total / steps
 
 
+def expected_acceptance(draft_model: Drafter, teacher: Teacher, steps: int) -> Float[Array, " steps"]:
+    """For each draft step, the probability that a sampled draft is accepted at temperature 1, mean over anchors.
+
+    That is the sum of min(p, q): 1 minus the total variation.  The drafts before it are the text's own tokens, as in a round in
+    which they were accepted.  The head is the dense one.  Errors: as `unroll`.
+    """
+    overlaps = []
+    for normed, probs in unroll(draft_model, teacher, steps):
+        draft_probs = jax.nn.softmax(draft_model.dense_logits(normed), axis=-1)
+        overlaps.append(jnp.minimum(probs, draft_probs).sum(axis=-1).mean())
+    return jnp.stack(overlaps)
+
+
 def cross_entropy(probs: Float[Array, "*batch v"], logits: Float[Array, "*batch v"]) -> Float[Array, ""]:
     return -jnp.mean(jnp.sum(probs * jax.nn.log_softmax(logits, axis=-1), axis=-1))
 

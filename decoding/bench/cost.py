@@ -8,6 +8,7 @@ measured for each gamma, and behind a verify, as in a round.  And verify has a t
 over gamma + 1 tokens is not free.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -31,6 +32,15 @@ class Times(NamedTuple):
 def speed_up(tokens_per_round: float, times: Times) -> float:
     """tokens_per_round: what a round yields at the given acceptance, 1 .. gamma + 1."""
     return tokens_per_round * times.autoregressive / (times.draft + times.verify + times.accept)
+
+
+def tokens_per_round(acceptance: Sequence[float]) -> float:
+    """What a round yields on average: the target's own token, and each draft that is accepted.
+
+    acceptance: for draft 1 .. gamma, the probability that it and all drafts before it are accepted.  With one probability a
+                for each draft these are a, a², .. (Leviathan et al. 2023, equation 1).
+    """
+    return 1.0 + sum(acceptance)
 
 
 def simulated(rate: float) -> AcceptFn:
