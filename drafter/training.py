@@ -80,7 +80,7 @@ def draft_loss(draft_model: Drafter, teacher: Teacher, steps: int) -> Float[Arra
     return total / steps
 
 
-def draft_acceptance(draft_model: Drafter, teacher: Teacher, steps: int) -> Float[Array, " {steps}"]:
+def expected_acceptance(draft_model: Drafter, teacher: Teacher, steps: int) -> Float[Array, " {steps}"]:
     """For each draft step, how often the target accepts its draft at temperature 1, if it is reached: mean of sum min(p, q).
 
     Along a given text, with the dense head.  Source: Leviathan et al. 2023 (arXiv 2211.17192), theorem 3.5.

@@ -39,11 +39,13 @@ def reached(rate: float, gamma: int) -> list[float]:
     return [rate**i for i in range(1, gamma + 1)]
 
 
-def tokens_per_round(acceptance: Sequence[float], gamma: int) -> float:
+def tokens_per_round(acceptance: Sequence[float], gamma: int | None = None) -> float:
     """What a round yields: the target's own token, and each draft with the probability that it and all before it are accepted.
 
-    acceptance: as `reached`, and as engines print it by draft position.  If gamma is longer, the last ratio goes on.
+    acceptance: as `reached`, and as engines print it by draft position.
+    gamma: how many drafts, if not all of those.  If it is longer, the last ratio goes on.
     """
+    gamma = len(acceptance) if gamma is None else gamma
     known = list(acceptance[:gamma])
     last = known[-1] / (known[-2] if len(known) > 1 else 1.0) if known[-1] else 0.0
     while len(known) < gamma:

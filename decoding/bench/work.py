@@ -43,6 +43,14 @@ def against_machine(seconds: float, work: Work, machine: Machine) -> dict[str, A
     }
 
 
+def least_seconds(work: Work, machine: Machine) -> float:
+    """The time of a machine that reads memory while it computes: what takes longer of the two (the roofline model).
+
+    Source: Williams, Waterman & Patterson 2009, "Roofline: an insightful visual performance model".
+    """
+    return max(work.bytes / machine.bytes_per_second, work.flops / machine.flops_per_second)
+
+
 class Storage(NamedTuple):
     """How models lie in memory, if not in their own dtype on one device.
 

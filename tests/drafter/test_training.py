@@ -19,7 +19,7 @@ import gemma4
 from decoding import Options
 from drafter import Drafter, share_cache
 from drafter.config import CONVENTIONS
-from drafter.training import Teacher, draft_loss, init_drafter, teach, trainable, unroll
+from drafter.training import Teacher, draft_loss, expected_acceptance, init_drafter, teach, trainable, unroll
 from gemma4.checkpoints.params import named_params, with_params
 from gemma4.config import FULL, SLIDING
 from gemma4.training import Schedule, make_optimizer
@@ -163,6 +163,17 @@ def test_the_loss_is_the_mean_cross_entropy():
     assert float(jax.jit(draft_loss, static_argnums=2)(draft_model, teacher(), 2)) == pytest.approx(
         np.mean(by_hand), rel=1e-6
     )
+
+
+def test_the_expected_acceptance_is_that_of_the_rule():
+    """Of each anchor and step, over the uniform number: draft x is drawn from q, and accepted with probability min(1, p/q)."""
+    draft_model = small_drafter()
+    found = jax.jit(expected_acceptance, static_argnums=2)(draft_model, teacher(), STEPS)
+    for step, (normed, p) in enumerate(unroll_jit(draft_model, teacher(), STEPS)):
+        q = np.asarray(jax.nn.softmax(draft_model.dense_logits(normed), axis=-1), np.float64)
+        accepted = (q * np.minimum(1, np.asarray(p, np.float64) / q)).sum(axis=-1)
+        assert 0.01 < accepted.mean() < 0.99
+        np.testing.assert_allclose(found[step], accepted.mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [-1, 0, TIME, TIME + 1])

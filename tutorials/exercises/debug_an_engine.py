@@ -83,7 +83,5 @@ def check_3(letters: str) -> bool:
         return say("10.3", False, f"three letters of {', '.join(STATEMENTS)}.")
     right = sum(STATEMENTS[letter] in EQUIVALENT for letter in given)
     if right < 3:
-        return say(
-            "10.3", False, f"{right} of your three are right; try all of them by hand on p = (0.6, 0.4)."
-        )
+        return say("10.3", False, f"{right} of your three are right; try all of them by hand on p = (0.6, 0.4).")
     return say("10.3", True, "another way to the same number, or to the same distribution, is no bug.")

@@ -57,6 +57,13 @@ def test_peak_memory_is_unknown_without_the_module_for_it(monkeypatch):
 # -- the cost model ----------------------------------------------------------------------------------------------------
 
 
+def test_tokens_per_round_is_the_papers_closed_form():
+    for rate, gamma in itertools.product((0.0, 0.3, 0.8), (1, 4)):
+        closed = (1 - rate ** (gamma + 1)) / (1 - rate)
+        assert math.isclose(cost.tokens_per_round([rate**i for i in range(1, gamma + 1)]), closed)
+    assert cost.tokens_per_round([1.0] * 4) == 5 and cost.tokens_per_round([]) == 1
+
+
 def test_speed_up():
     times = cost.Times(autoregressive=10.0, draft=4.0, verify=11.0, accept=2.0)
     assert cost.speed_up(3.0, times) == pytest.approx(30 / 17)

@@ -9,7 +9,7 @@ import pytest
 from decoding import fast
 from decoding.bench import machine
 from decoding.bench.loops import quartiles
-from decoding.bench.work import Work, against_machine, draft_work, forward_work, prefill_work
+from decoding.bench.work import Work, against_machine, draft_work, forward_work, least_seconds, prefill_work
 from drafter import Drafter, SharedCache
 from drafter.model import step
 from gemma4 import Config, Gemma4, init_cache
@@ -182,3 +182,9 @@ def test_no_share_of_the_machine_in_no_time(seconds):
     given = machine.Machine("a device", bytes_per_second=1000.0, flops_per_second=500.0)
     entry = against_machine(seconds, Work(1000.0, 100.0), given)
     assert (entry["seconds"], entry["share_of_bandwidth"], entry["share_of_flops"]) == (seconds, None, None)
+
+
+def test_the_slower_of_memory_and_arithmetic_decides():
+    this = machine.Machine("this", bytes_per_second=10.0, flops_per_second=100.0)
+    assert least_seconds(Work(30, 200), this) == 3
+    assert least_seconds(Work(10, 500), this) == 5

@@ -1,11 +1,15 @@
 """Wrong answers to the exercises of `10_debug_an_engine`."""
 
+import contextlib
+import io
 import runpy
 from pathlib import Path
 
 from sick_engine import SickEngine
 
-RIGHT = runpy.run_path(str(Path(__file__).parents[3] / "tutorials" / "answers" / "10_debug_an_engine.py"))
+ANSWERS = Path(__file__).parents[3] / "tutorials" / "answers" / "10_debug_an_engine.py"
+with contextlib.redirect_stdout(io.StringIO()):  # a test reads what the checks of wrong answers print
+    RIGHT = runpy.run_path(str(ANSWERS))
 
 
 class Healthy(RIGHT["Fifth"]):
