@@ -48,8 +48,6 @@ def plot(found: dict[str, Any], file: Path) -> None:
 
 
 def _draw_speed_up(found: dict[str, Any], axes: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     for batch in found["batches"]:
         entries = [entry for entry in batch["loops"] if "predicted" in entry]
         gammas = [entry["draft_length"] for entry in entries]
@@ -59,7 +57,7 @@ def _draw_speed_up(found: dict[str, Any], axes: Any) -> None:
     axes.axhline(1, color="grey", linewidth=0.8)
     axes.set(xlabel="draft length", ylabel="speed-up over the autoregressive loop", title=found["subject"]["name"])
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xticks(sorted({entry["draft_length"] for batch in found["batches"] for entry in batch["loops"]} - {0}))
     axes.legend()
 
 
