@@ -14,12 +14,15 @@ from decoding.bench.extra.contexts import measure_contexts
 from decoding.bench.extra.experts import time_experts
 from decoding.bench.extra.heads import time_heads
 from decoding.bench.extra.peer import Transformers, compare
+from decoding.bench.machine import num_cores
 from decoding.bench.measure import Plan, measure
+from decoding.bench.noise import busy, load_average, varied
 from decoding.bench.plot import check_plot, plot
 from decoding.bench.report import lines
 from decoding.bench.subject import LAYOUTS, Subject, from_directories, from_preset
 from decoding.options import ACCEPTANCE_METHODS, MAX_DRAFT_LENGTH
 from decoding.sampling import MIN_TEMPERATURE, Sampling
+from gemma4.progress import is_shown
 
 PEERS = ("transformers",)
 MAX_COUNT = 10_000  # of prompts, hence of the rows of a batch; of runs and of threads
@@ -132,6 +135,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--heads", action="store_true", help="measure only the clustered head against the dense one")
     option("--experts", action="store_true", help="measure only the two forms of a layer of experts")
     option("--json", action="store_true", help="print one JSON object and nothing else")
+    option("--quiet", action="store_true", help="show no progress on a terminal, and do not warn of a busy machine")
     option(
         "--plot",
         metavar="FILE",
@@ -178,7 +182,7 @@ def check_read(args: argparse.Namespace) -> None:
     parser = argparse.ArgumentParser()
     add_options(parser)
     for name, default in vars(parser.parse_args([])).items():
-        if name not in (*own, *READ_BY[own[0]], "json") and getattr(args, name) != default:
+        if name not in (*own, *READ_BY[own[0]], "json", "quiet") and getattr(args, name) != default:
             raise ValueError(f"--{name.replace('_', '-')} does nothing with --{own[0]}: leave one of them out")
 
 
@@ -273,8 +277,12 @@ def against(subject: Subject, peer: Transformers, plan: Plan) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace, measurement: Callable[[], dict[str, Any]]) -> None:
+    is_busy = busy(load_average(), num_cores())
+    if is_busy and not args.quiet:
+        print(f"gemma4-mtp: {is_busy}", file=sys.stderr)
     found = measurement()
     progress("")
+    found["notes"] = [note for note in (is_busy, varied(found)) if note]
     print(json.dumps(found) if args.json else "\n".join(lines(found)), flush=True)
     if args.plot is not None:
         plot(found, Path(args.plot))
@@ -282,5 +290,5 @@ def run(args: argparse.Namespace, measurement: Callable[[], dict[str, Any]]) -> 
 
 def progress(what: str) -> None:
     """Show what is running, on one line of a terminal, which the next call replaces."""
-    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    if is_shown():
         print(f"\r\x1b[K{what}{' ...' if what else ''}", end="", file=sys.stderr, flush=True)

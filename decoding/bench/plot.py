@@ -67,6 +67,7 @@ def _draw_speed_up(found: dict[str, Any], axes: Any) -> None:
     axes.axhline(1, color="grey", linewidth=0.8)
     axes.set(xlabel="draft length", ylabel="speed-up over the autoregressive loop", title=found["subject"]["name"])
     axes.set_ylim(bottom=0)
+    axes.set_xticks(sorted({entry["draft_length"] for batch in found["batches"] for entry in batch["loops"]} - {0}))
     axes.legend()
 
 

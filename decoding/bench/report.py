@@ -17,6 +17,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         yield from _contexts(found["name"], found["contexts"])
     else:
         yield from _pair(found)
+    yield from (f"note: {note}" for note in found.get("notes", ()))
 
 
 def _pair(found: dict[str, Any]) -> Iterator[str]:

@@ -60,6 +60,7 @@ def add_command(commands: argparse._SubParsersAction, layout: Any) -> None:
     for name, kind in (("temperature", float), ("top-k", int), ("top-p", float)):
         option(f"--{name}", type=kind, help="as for generate (what the checkpoint's generation_config.json says)")
     option("--seed", metavar="N", type=int, default=0, help="of the random numbers (0)")
+    option("--quiet", action="store_true", help="show no progress on a terminal")
     add_options(command, hosts=False)
     option(
         "--dtype",

@@ -10,7 +10,6 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +28,7 @@ from decoding.state import Round
 from drafter import Drafter
 from gemma4 import Gemma4
 from gemma4.chat import chat
+from gemma4.progress import progress
 
 SAMPLING_FLAGS = ("temperature", "top_k", "top_p")
 CHATS = {"plain": {}, "empty-thought": {"empty_thought": True}, "thinking": {"thinking": True}}
@@ -235,7 +235,7 @@ def run(request: Request, args: argparse.Namespace, began: float) -> None:
     if args.timings:
         from decoding.cli import timings  # here, because all else needs nothing of `decoding.bench`
 
-        with notice("measuring"):
+        with progress("measuring"):
             figures = timings.measure(request)
         if not args.json:
             timings.print_figures(out, figures, color=color)
@@ -266,22 +266,9 @@ def _generate(
 
     try:
         with waiting:
-            waiting.enter_context(notice("compiling (later starts are quicker)"))
+            waiting.enter_context(progress("compiling (later starts are quicker)"))
             generation = request.autoregressive(on_round) if args.baseline else request.speculative(on_round)
     finally:
         if first_token_seconds is not None and not args.json:
             printer.end()  # after an error, too: its line is one of its own
     return generation, first_token_seconds
-
-
-@contextlib.contextmanager
-def notice(what: str) -> Iterator[None]:
-    """Say what takes its time while nothing is printed; on standard error, and only if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    print(f"{what} ...", end="", file=sys.stderr, flush=True)
-    try:
-        yield
-    finally:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

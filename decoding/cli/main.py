@@ -26,7 +26,7 @@ from decoding.finite import NotFinite
 from decoding.generation import LOOPS
 from decoding.options import ACCEPTANCE_METHODS, MAX_DRAFT_LENGTH
 from drafter.config import CONVENTIONS
-from gemma4 import shadowing
+from gemma4 import progress, shadowing
 from gemma4.shadowing import COMMAND, INTERRUPTED, MISTAKE
 
 # With the line that --help has for each.  A command's own parser is built only when that command is asked for.
@@ -308,6 +308,7 @@ def _command(arguments: Sequence[str], began: float) -> int:
         if args.command != "oracle":  # which checks engines in their own types
             # --dtype decides, so that a seed gives the same text in every environment.
             jax.config.update("jax_enable_x64", False)
+        progress.show(not getattr(args, "quiet", False))
         devices.connect(getattr(args, "hosts", None))
         check_devices()
         match args.command:

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import gemma4.progress
 from decoding.oracle.cases import CASES
 from decoding.oracle.compare import Report, Status, check, read_theirs
 from decoding.oracle.engine import OracleError
@@ -65,6 +66,7 @@ def add_command(commands: argparse._SubParsersAction, layout: Any) -> None:
     bugs.add_argument("names", nargs="*", metavar="NAME", help="describe this one in full")
     bugs.add_argument("--confusion", action="store_true", help="diagnose them all and print the table (minutes)")
     for command in (write, look):
+        command.add_argument("--quiet", action="store_true", help="show no progress on a terminal")
         several = functools.partial(command.add_argument, action="append", default=[])
         several("--case", metavar="CASE", help=f"only this one, or these, of {', '.join(CASES)}")
         several("--stage", metavar="STAGE", help=f"only this one, or these, of {', '.join(STAGES)}")
@@ -98,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
     if args.diagnose and differs:
         from decoding.oracle.diagnose import diagnose_report
 
-        diagnosis = diagnose_report(report)
+        with gemma4.progress.progress("comparing with the known bugs"):
+            diagnosis = diagnose_report(report)
     if args.json:
         print(json.dumps(as_json(report) | ({"diagnosis": diagnosis.as_dict()} if diagnosis else {})))
     elif diagnosis:
@@ -117,7 +120,8 @@ def check_known_bugs(what: str) -> None:
 
 
 def write(args: argparse.Namespace, directory: str | os.PathLike) -> None:
-    dump(directory, args.case or tuple(CASES), args.stage or tuple(STAGES))
+    with gemma4.progress.progress("computing the expected tensors"):
+        dump(directory, args.case or tuple(CASES), args.stage or tuple(STAGES))
 
 
 def report_of(args: argparse.Namespace) -> Report:
@@ -150,5 +154,5 @@ def check_choices(option: str, given: list[str], known: Collection[str]) -> None
 
 
 def progress(name: str) -> None:
-    if sys.stderr.isatty():
+    if gemma4.progress.is_shown():
         print(f"\r\x1b[K{name}\r", end="", file=sys.stderr, flush=True)

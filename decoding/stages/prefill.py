@@ -23,6 +23,7 @@ from decoding.stages.rollback import rollback
 from decoding.state import DecodeState, Round
 from gemma4 import Config, Gemma4, KVCache, init_cache
 from gemma4.cache import resize
+from gemma4.progress import progress
 from gemma4.sharding import mesh_of
 
 MAX_CHUNK = 512
@@ -77,9 +78,11 @@ def prefill(
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)] = prompt
     hidden = jnp.zeros((len(prompts), target.config.hidden_size), weight.dtype)
-    for start in range(0, padded.shape[1], chunk):
-        tokens = jnp.asarray(padded[:, start : start + chunk])
-        hidden, cache = _read_chunk(target, cache, tokens, jnp.asarray(held + lengths), hidden)
+    with progress("reading the prompt", padded.shape[1], "tokens") as advance:
+        for start in range(0, padded.shape[1], chunk):
+            tokens = jnp.asarray(padded[:, start : start + chunk])
+            hidden, cache = _read_chunk(target, cache, tokens, jnp.asarray(held + lengths), hidden)
+            advance(chunk, hidden)
     if not isinstance(hidden, Tracer) and not jnp.isfinite(hidden).all():
         raise not_finite(target)
     counts = _count_prompts(prompts, target.config.vocab_size) if options.processors else None

@@ -18,8 +18,8 @@ import gemma4
 from decoding.cli.console import print_rows
 from decoding.load import load_target
 from decoding.options import MAX_DRAFT_LENGTH, whole_number
-from decoding.training import curves
-from decoding.training.acceptance import DRAFT_LENGTH, NEW_TOKENS, PROMPT_TOKENS, held_out_prompts, live
+from decoding.training import acceptance, curves
+from decoding.training.acceptance import DRAFT_LENGTH, held_out_prompts, live
 from decoding.training.export import check_replaceable, export, training_log
 from decoding.training.pair import (
     PROMPT,
@@ -41,9 +41,9 @@ from gemma4.progress import progress
 MOST_PROMPTS = 64  # of those that measure the acceptance
 POINTS = 8  # of a curve, at least
 RESULT = """\
-DIR/pair holds the result in Hugging Face layout, quality.json (bits per byte, acceptance) and the training log; DIR also the
-checkpoints, and curves.png if matplotlib is installed.  The same command resumes after an interruption, at the last checkpoint.
-A tenth of the text is held out to measure with."""
+DIR/pair holds the result in Hugging Face layout, quality.json (bits per byte, acceptance) and the training log; DIR also
+the checkpoints, and curves.png if matplotlib is installed.  The same command resumes after an interruption, at the last
+checkpoint.  A tenth of the text is held out to measure with."""
 
 TRAIN = f"""\
 Train a small pair from nothing on your own text: a tokenizer, a target, and a drafter for it.
@@ -201,9 +201,15 @@ def _check(recipe: Recipe) -> None:
             f"--batch: expected at least {2 * recipe.window} tokens, two windows, got "
             f"{min(recipe.target_batch, recipe.drafter_batch)}"
         )
-    longest = max(2 * recipe.window, PROMPT_TOKENS + NEW_TOKENS)
-    if (context := recipe.target.max_position_embeddings) < longest:
-        raise ValueError(f"--window: texts of up to {longest} tokens do not fit the target's context of {context}")
+    context, measured = recipe.target.max_position_embeddings, acceptance.PROMPT_TOKENS + acceptance.NEW_TOKENS
+    if context < 2 * recipe.window:
+        raise ValueError(
+            f"--window: texts of up to {2 * recipe.window} tokens do not fit the target's context of {context}"
+        )
+    if context < measured:
+        raise ValueError(
+            f"the target has a context of {context}: expected at least {measured}, to measure acceptance with"
+        )
 
 
 def _digest(corpus: Corpus) -> str:

@@ -251,5 +251,5 @@ def write_safetensors(
             kind = stored_dtype(leaf)
             array = to_floats(array, kind, name) if jnp.issubdtype(kind, jnp.floating) else array.astype(kind)
             array = np.ascontiguousarray(array)
-            array.reshape(-1).view(np.uint8).tofile(stream)  # bytes, because NumPy does not know bfloat16
+            stream.write(array.reshape(-1).view(np.uint8).data)  # bytes, because Python's buffers know no bfloat16
             advance(array.nbytes)

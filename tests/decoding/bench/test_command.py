@@ -206,6 +206,7 @@ def bench(pair_dir):
         return out.getvalue()
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_cli, "load_average", lambda: 0.0)
         patch.setattr(machine, "COPIED_BYTES", 2**20)
         patch.setattr(machine, "SIDE", {jax.default_backend(): 64})
         patch.setattr(stages, "LAP_SECONDS", 0.001)
@@ -243,7 +244,7 @@ def both(bench, monkeypatch):
 
 
 def test_json(found):
-    assert set(found) == {"subject", "machine", "plan", "prefill", "batches", "peak_bytes"}
+    assert set(found) == {"subject", "machine", "plan", "prefill", "batches", "peak_bytes", "notes"}
     subject = found["subject"]
     assert set(subject) == {"name", "dtype", "parameters", "bytes", "text"}
     assert subject["bytes"] == {name: 4 * count for name, count in subject["parameters"].items()}

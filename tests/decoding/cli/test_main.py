@@ -34,7 +34,7 @@ from decoding.sampling import REFERENCE
 from decoding.training.text import train_tokenizer
 from drafter import Drafter
 from drafter.fast import FastDrafter
-from gemma4 import Gemma4
+from gemma4 import Gemma4, progress
 from gemma4.fast.target import FastGemma4
 from tests.models import SENTENCES, TINY, drafter_config, random_drafter
 
@@ -51,6 +51,8 @@ def in_this_process(monkeypatch):
     """The tests' process keeps its JAX settings, and reads each pair once."""
     monkeypatch.setattr(main, "keep_compiled_code", lambda: None)
     monkeypatch.setattr(generate, "load_pair", load_pair)
+    yield
+    progress.show(False)
 
 
 @pytest.fixture
@@ -309,12 +311,20 @@ def test_text_ends_at_the_targets_eos(run, pair_dir, tmp_path, monkeypatch):
     assert code == 0 and out.count("not measured: the text ended with its first token") == 2
 
 
-def test_a_terminal_is_told_what_takes_its_time(run, quick, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    code, out, err = run(PROMPT, "--json", "--timings")
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("is_quiet", [False, True])
+def test_a_terminal_is_told_what_takes_its_time(is_quiet, run, quick, monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", err := Terminal())
+    code, out, _ = run(PROMPT, "--json", *(["--quiet"] if is_quiet else ["--timings"]))
     assert code == 0 and json.loads(out)
-    assert err == "compiling (later starts are quicker) ...\r\x1b[Kmeasuring ...\r\x1b[K"
-    assert run(PROMPT, "--json")[2] == "compiling (later starts are quicker) ...\r\x1b[K"
+    assert (err.getvalue() == "") == is_quiet
+    assert is_quiet or "compiling (later starts are quicker)" in err.getvalue()
 
 
 def test_notices_are_gone_before_text_comes(run, quick, monkeypatch):
@@ -326,7 +336,7 @@ def test_notices_are_gone_before_text_comes(run, quick, monkeypatch):
         yield
         events.append("gone")
 
-    monkeypatch.setattr(generate, "notice", notice)
+    monkeypatch.setattr(generate, "progress", notice)
     monkeypatch.setattr(generate.Printer, "prompt", lambda *args: events.append("prompt"))
     monkeypatch.setattr(generate.Printer, "end", lambda *args: events.append("end"))
     run(PROMPT, "--timings")
@@ -360,8 +370,8 @@ def test_help(arguments, capsys):
 def test_help_is_the_same_whichever_command_is_named(command):
     """So the lines that are listed without a command's own parser are those of the parser."""
     assert main.make_parser(command).format_help() == main.make_parser(None).format_help()
-    lines = [" ".join(line.split()) for line in main.make_parser(None).format_help().splitlines()]
-    assert {f"{name} {line}" for name, line in main.COMMANDS.items()} <= set(lines)
+    words = " ".join(main.make_parser(None).format_help().split())  # argparse breaks the line after the longest name
+    assert all(f" {name} {line} " in words for name, line in main.COMMANDS.items())
 
 
 IMPORTED = """
@@ -374,6 +384,9 @@ print("decoding.cli.timings" in sys.modules)
 """
 
 
+TOOLS = {f"decoding.{name}" for name in ("bench", "course", "oracle", "planning", "trace", "training")}
+
+
 @pytest.mark.parametrize(
     ("arguments", "packages"),
     [
@@ -383,15 +396,16 @@ print("decoding.cli.timings" in sys.modules)
         (["bench", "--help"], {"decoding.bench"}),
         (["oracle", "--help"], {"decoding.oracle"}),
         (["trace", "--help"], {"decoding.bench", "decoding.trace"}),
+        (["train", "--help"], {"decoding.training"}),
     ],
-    ids=["generate", "its help", "help of all", "help of bench", "help of oracle", "help of trace"],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_command_imports_only_its_own_package(arguments, packages, pair_dir, tmp_path):
     command = [sys.executable, "-c", IMPORTED, *(argument.format(pair_dir) for argument in arguments)]
     done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     imported, has_timings = done.stdout.splitlines()
-    assert {"decoding.bench", "decoding.oracle", "decoding.trace"} & set(imported.split()) == packages and has_timings == "False"
+    assert (set(imported.split()) & TOOLS, has_timings) == (packages, "False")
 
 
 # -- what it refuses ---------------------------------------------------------------------------------------------------
