@@ -29,7 +29,14 @@ LAYERS = (
     ("decoding/fast",),
     ("decoding/generation.py", "decoding/generation_config.py", "decoding/load.py", "decoding/conversation.py"),
     ("decoding/__init__.py",),
-    ("decoding/cli", "decoding/bench", "decoding/oracle", "decoding/trace", "decoding/shipped_pair", "decoding/__main__.py"),
+    (
+        "decoding/cli",
+        "decoding/bench",
+        "decoding/oracle",
+        "decoding/trace",
+        "decoding/shipped_pair",
+        "decoding/__main__.py",
+    ),
 )
 TOOLS = LAYERS[-1][:-1]
 FAST = ("gemma4/fast", "drafter/fast.py", "decoding/fast")

@@ -59,7 +59,9 @@ def check_trace(trace: Any) -> None:
     if not isinstance(trace, dict):
         raise TraceError(f"expected a JSON object, got {_brief(trace)}")
     if (version := trace.get("format")) != FORMAT:
-        raise TraceError(f"format: this version reads {FORMAT!r}, got {_brief(version)}; write the trace in that format")
+        raise TraceError(
+            f"format: this version reads {FORMAT!r}, got {_brief(version)}; write the trace in that format"
+        )
     from jsonschema.exceptions import best_match
 
     try:
@@ -92,7 +94,9 @@ def _check_round(described: dict[str, Any], where: str) -> None:
         if got != expected:
             raise TraceError(f"{where}.{name}: expected {expected} ({why}), got {got}")
     if described["num_accepted"] > drafts:
-        raise TraceError(f"{where}.num_accepted: expected at most {drafts}, the drafts, got {described['num_accepted']}")
+        raise TraceError(
+            f"{where}.num_accepted: expected at most {drafts}, the drafts, got {described['num_accepted']}"
+        )
     if described["num_emitted"] > described["num_accepted"] + 1:
         raise TraceError(f"{where}.num_emitted: expected at most num_accepted + 1, got {described['num_emitted']}")
     for kind, seen in described["sees"].items():

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import shlex
@@ -79,7 +80,9 @@ def add_command(commands: argparse._SubParsersAction, layout: Any) -> None:
     option("--acceptance", choices=ACCEPTANCE_METHODS, default="token", help="one by one, or as a whole (%(default)s)")
     option("--seed", metavar="N", type=int, default=0, help="of the random numbers (0)")
     option("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of weights (%(default)s)")
-    option("--no-times", action="store_true", help="measure no times, which takes some seconds; the page is without them")
+    option(
+        "--no-times", action="store_true", help="measure no times, which takes some seconds; the page is without them"
+    )
     command.set_defaults(**OF_GENERATE)
 
 
@@ -100,6 +103,8 @@ def prepare(args: argparse.Namespace) -> Request | dict[str, Any]:
 def _check_output(option: str, file: str) -> None:
     path = Path(file)
     try:
+        if "\0" in file:
+            raise UserError(f"{option}: expected the name of a file, got one with a NUL character")
         if path.is_dir():
             raise UserError(f"{option} {file}: expected the name of a file, got a directory")
         if not path.parent.is_dir():
@@ -121,8 +126,10 @@ def run(args: argparse.Namespace, work: Request | dict[str, Any]) -> int:
         write(args.out, page)
         if args.json is not None:
             write(args.json, json.dumps(trace, separators=(",", ":")) + "\n")
-    except PermissionError as error:
-        return mistake(f"{error.filename}: may not be written; choose another directory")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.ENOMEM):
+            raise  # `decoding.cli.main` has words for these
+        return mistake(f"{error.filename or args.out}: cannot be written ({error.strerror}); choose another directory")
     size = len(page.encode()) / 1000
     print(f"{args.out}: {len(trace['rounds'])} rounds, {len(trace['text']['ids'])} tokens, {size:.0f} kB")
     return 0
@@ -136,7 +143,11 @@ def record_request(request: Request, args: argparse.Namespace) -> dict[str, Any]
             request.target, request.draft_model, request.tokenizer, request.prompt, request.options,
             max_new_tokens=request.max_new_tokens, seed=request.seed,
         )  # fmt: skip
-    names = ("the shipped pair", "the shipped pair") if args.target is None else (Path(args.target).name, Path(args.drafter).name)
+    names = (
+        ("the shipped pair", "the shipped pair")
+        if args.target is None
+        else (Path(args.target).name, Path(args.drafter).name)
+    )
     command = shlex.join(["gemma4-mtp", *sys.argv[1:]]) if args.target is None else "gemma4-mtp trace"
     trace["made_by"] = made_by(command, request.target, names)
     trace["times"] = None

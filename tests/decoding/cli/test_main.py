@@ -391,7 +391,9 @@ def test_a_command_imports_only_its_own_package(arguments, packages, pair_dir, t
     done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     imported, has_timings = done.stdout.splitlines()
-    assert {"decoding.bench", "decoding.oracle", "decoding.trace"} & set(imported.split()) == packages and has_timings == "False"
+    assert {"decoding.bench", "decoding.oracle", "decoding.trace"} & set(
+        imported.split()
+    ) == packages and has_timings == "False"
 
 
 # -- what it refuses ---------------------------------------------------------------------------------------------------
