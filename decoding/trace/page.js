@@ -353,7 +353,7 @@ function sentence() {
   switch (place.stage) {
     case 0: {
       const donors = Object.values(trace.model.donors).map((donor) => donor.layer).sort((a, b) => a - b);
-      return `${head} ${count(round.cache.before, "token")} in the cache; the drafter reads the keys and values of layer ${donors.join(" and ")}.`;
+      return `${head} ${count(round.cache.before, "token")} in the cache; the drafter reads the keys and values of ${donors.length === 1 ? "layer" : "layers"} ${donors.join(" and ")}.`;
     }
     case DRAFT:
       return `${head} ${which}, ${draft.draw.u === null ? "the drafter's best token" : `drawn with probability q = ${number(draft.q)}`}.`;

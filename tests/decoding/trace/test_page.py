@@ -115,7 +115,7 @@ def sentence(trace, r, stage, d):
     drafted, cache = described["drafts"][d], described["cache"]
     head, draft = f"Round {r + 1}, {STAGES[stage]}:", f"draft {d + 1}, {quoted(trace, drafted['draw']['token'])}"
     if stage == 0:
-        return f"{head} {cache['before']} tokens in the cache; the drafter reads the keys and values of layer 2 and 3."
+        return f"{head} {cache['before']} tokens in the cache; the drafter reads the keys and values of layers 2 and 3."
     if stage == 1:
         return f"{head} {draft}, drawn with probability q = {shown(drafted['q'])}."
     if stage == 2:
@@ -165,6 +165,44 @@ def test_numbers_in_the_views(trace, open_page):
             assert rows[-1].endswith(f"{shown(place['rest']['p'])}{shown(place['rest']['q'])}")
             for _, p, q, *_ in place["tokens"]:
                 assert any(row.endswith(f"{shown(p)}{shown(q)}") for row in rows)
+
+
+def test_the_proof_adds_up(trace, open_page):
+    """Kept and drawn, as the page prints them, against p: numbers with three digits."""
+    page = open_page(trace, "#r=1&s=accept&d=3")
+    rows = page.locator("#distributions details tbody tr")
+    listed = {row[0]: row for row in trace["rounds"][0]["places"][2]["tokens"]}
+    assert rows.count() == 8
+    for row in rows.all():
+        kept, drawn, together, p = (float(cell) for cell in row.locator("td").all_text_contents())
+        assert abs(kept + drawn - p) < 0.0016 and abs(together - p) < 0.0011
+    shared = sum(min(row[1], row[2]) for row in listed.values()) + trace["rounds"][0]["places"][2]["rest"]["min"]
+    assert f"is {shown(shared)}: whatever is drafted here is kept with {shared:.0%}".replace(
+        "%", "\N{NO-BREAK SPACE}%"
+    ) in page.text_content("#distributions")
+
+
+def test_a_run_that_is_accepted_with_a_longer_one(open_page):
+    trace, _ = recorded("block")
+    number, i = next(
+        (number, i)
+        for number, described in enumerate(trace["rounds"], start=1)
+        for i, d in enumerate(described["drafts"][: described["num_accepted"]])
+        if d["u"] * (d["surplus"] + 1 - d["weight"]) >= d["surplus"]
+    )
+    page = open_page(trace, f"#r={number}&s=accept&d={i + 1}")
+    assert page.text_content("#sentence").endswith(", but a longer run is accepted.")
+    assert "✓ accepted, with a longer run" in page.locator("#verdict li").nth(i).text_content()
+
+
+def test_greedy_rounds_need_no_number(open_page):
+    page = open_page(recorded("greedy")[0], "#r=2&s=accept&d=1")
+    assert "No random number is needed." in page.text_content("#verdict") and page.locator("#what-if").count() == 0
+    assert page.text_content("#sentence").endswith("the target's best token.") and page.is_disabled("#rule")
+    before = page.text_content("main")
+    for key in "[]{}w":
+        page.keyboard.press(key)
+    assert page.text_content("main") == before
 
 
 def test_what_is_not_known_yet_is_empty(trace, open_page):
