@@ -8,7 +8,6 @@ const rounds = trace.rounds;
 const acceptance = trace.settings.acceptance;
 const isBlock = acceptance === "block";
 const isGreedy = acceptance === "greedy";
-const draftsAreGreedy = trace.settings.draft_sampling.temperature < 1e-5;
 const STAGES = ["share", "draft", "verify", "accept", "emit", "roll back"];
 const [DRAFT, VERIFY, ACCEPT, EMIT, ROLL_BACK] = [1, 2, 3, 4, 5];
 
@@ -687,7 +686,7 @@ function viewClusters() {
   return [
     node("p", {}, `Draft ${place.draft + 1}: of ${head.clusters} clusters with ${head.size} tokens each, the ${draft.clusters.length} with the best scores are searched; every other token has q = 0.`),
     draft.reach === undefined ? null : node("p", {}, node("strong", {}, `${percent(draft.reach)} of the target's probability is in reach`), "."),
-    node("p", {}, "The target's best token, ", token(best), inReach ? `, is in cluster ${home}, rank ${rank.get(home)}.` : `, is in cluster ${home}: out of reach, q = 0.`),
+    home === undefined ? null : node("p", {}, "The target's best token, ", token(best), inReach ? `, is in cluster ${home}, rank ${rank.get(home)}.` : `, is in cluster ${home}: out of reach, q = 0.`),
     cells,
     cells ? node("p", { class: "note" }, "Outlined: searched, with the rank of the score. ✓ the draft's cluster, ◆ that of the target's best token.") : null,
     table("The best clusters, with their tokens that occur in this trace", ["#rank", "cluster", "#score", "tokens"], draft.clusters.slice(0, 8).map(([cluster, score], i) => node("tr", { class: cluster === head.cluster_of[draft.draw.token] ? "chosen" : null }, numeric(`${i + 1}`), node("td", {}, `${cluster}`), numeric(`${score.toFixed(2)}`), node("td", {}, words(cluster))))),

@@ -70,6 +70,19 @@ WRONG = {
         set_at("model", "head", value={"kind": "clustered"}),
         "model.head: 'clusters' is",
     ),
+    "by block without weights": (
+        set_at("settings", "acceptance", value="block"),
+        "rounds[0].drafts[0]: expected weight and surplus, because acceptance is by block",
+    ),
+    "greedy with numbers": (
+        set_at("settings", "acceptance", value="greedy"),
+        "rounds[0].drafts[0].u: expected null, because acceptance is greedy, got 0.",
+    ),
+    "sampled without a number": (
+        set_at("rounds", 2, "next", "u", value=None),
+        "rounds[2].next.u: expected a number, because it is sampled, got None",
+    ),
+    "no drafts": (set_at("rounds", 0, "drafts", value=[]), "rounds[0].drafts: [] "),
     "an object of another kind": (set_at("settings", value=[]), "settings: [] is not of type 'object'"),
 }
 

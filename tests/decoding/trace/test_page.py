@@ -230,7 +230,7 @@ def test_the_post_of_u_lies_in_the_drawn_segment(trace, open_page):
             assert segment[0] - 0.5 <= post <= segment[1] + 0.5, (r, n)
 
 
-@pytest.mark.parametrize("kind", ["token", "block"])
+@pytest.mark.parametrize("kind", ["token", pytest.param("block", marks=pytest.mark.slow)])
 def test_slots(kind, open_page):
     """Every slot of every layer at every stage, by the rule of the cache written again: positions are written in order."""
     trace, _ = recorded(kind)
@@ -578,7 +578,9 @@ PLACES = ["", "#r=3&s=accept&d=1", "#r=23&s=roll-back&d=4"]
 LOOKS = {"light": {"color_scheme": "light"}, "dark": {"color_scheme": "dark"}, "forced": {"forced_colors": "active"}}
 
 
-@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize(
+    "look", ["light", *(pytest.param(look, marks=pytest.mark.slow) for look in ("dark", "forced"))]
+)
 def test_axe(look, trace, open_page):
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright", reason="no axe: install the extra `browser`"
