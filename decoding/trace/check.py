@@ -59,7 +59,9 @@ def check_trace(trace: Any) -> None:
     if not isinstance(trace, dict):
         raise TraceError(f"expected a JSON object, got {_brief(trace)}")
     if (version := trace.get("format")) != FORMAT:
-        raise TraceError(f"format: this version reads {FORMAT!r}, got {_brief(version)}; write the trace in that format")
+        raise TraceError(
+            f"format: this version reads {FORMAT!r}, got {_brief(version)}; write the trace in that format"
+        )
     from jsonschema.exceptions import best_match
 
     try:
@@ -71,6 +73,7 @@ def check_trace(trace: Any) -> None:
         raise TraceError(f"{where}: {' '.join(error.message.split()):.300}")
     for number, described in enumerate(trace["rounds"]):
         _check_round(described, f"rounds[{number}]")
+        _check_acceptance(described, f"rounds[{number}]", trace["settings"]["acceptance"])
 
 
 @functools.cache
@@ -92,12 +95,29 @@ def _check_round(described: dict[str, Any], where: str) -> None:
         if got != expected:
             raise TraceError(f"{where}.{name}: expected {expected} ({why}), got {got}")
     if described["num_accepted"] > drafts:
-        raise TraceError(f"{where}.num_accepted: expected at most {drafts}, the drafts, got {described['num_accepted']}")
+        raise TraceError(
+            f"{where}.num_accepted: expected at most {drafts}, the drafts, got {described['num_accepted']}"
+        )
     if described["num_emitted"] > described["num_accepted"] + 1:
         raise TraceError(f"{where}.num_emitted: expected at most num_accepted + 1, got {described['num_emitted']}")
     for kind, seen in described["sees"].items():
         if len(seen["verify"]) != drafts + 1:
             raise TraceError(f"{where}.sees.{kind}.verify: expected {drafts + 1} rows, got {len(seen['verify'])}")
+
+
+def _check_acceptance(described: dict[str, Any], where: str, acceptance: str) -> None:
+    """What a rule needs, to be applied again: a number u, or none where it is greedy; by block the run's weight, too."""
+    for name, judged in [(f"drafts[{i}]", drafted) for i, drafted in enumerate(described["drafts"])] + [
+        ("next", described["next"])
+    ]:
+        if (judged["u"] is None) != (acceptance == "greedy"):
+            expected = (
+                "null, because acceptance is greedy" if acceptance == "greedy" else "a number, because it is sampled"
+            )
+            raise TraceError(f"{where}.{name}.u: expected {expected}, got {judged['u']}")
+    for i, drafted in enumerate(described["drafts"]):
+        if acceptance == "block" and not {"weight", "surplus"} <= drafted.keys():
+            raise TraceError(f"{where}.drafts[{i}]: expected weight and surplus, because acceptance is by block")
 
 
 def _brief(value: Any) -> str:

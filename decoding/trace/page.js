@@ -8,7 +8,6 @@ const rounds = trace.rounds;
 const acceptance = trace.settings.acceptance;
 const isBlock = acceptance === "block";
 const isGreedy = acceptance === "greedy";
-const draftsAreGreedy = trace.settings.draft_sampling.temperature < 1e-5;
 const STAGES = ["share", "draft", "verify", "accept", "emit", "roll back"];
 const [DRAFT, VERIFY, ACCEPT, EMIT, ROLL_BACK] = [1, 2, 3, 4, 5];
 
@@ -47,7 +46,7 @@ function number(x) {
   return x !== 0 && x < 0.0005 ? x.toExponential(1) : x.toFixed(3);
 }
 
-const percent = (x) => `${(100 * x).toFixed(x < 0.0995 ? 1 : 0)} %`;
+const percent = (x) => `${(100 * x).toFixed(x < 0.0995 ? 1 : 0)} %`;
 const count = (n, one, many = `${one}s`) => `${n} ${n === 1 ? one : many}`;
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 
@@ -89,7 +88,7 @@ function drawn(place, u, column, before, total) {
 const drawnFromResidual = (place, u) => drawn(place, u, RESIDUAL, RESIDUAL_BEFORE, place.residual_sum);
 const drawnFromTarget = (place, u) => drawn(place, u, P, P_BEFORE, 1);
 
-// softmax(max(p - q, 0)): every token of the vocabulary, also one that p excludes, gets at least 1 / (v + 1.7) or so.
+// softmax(max(p - q, 0)): every token of the vocabulary gets about the same, also one that p excludes.
 function drawnBySoftmax(place, u) {
   const row = place.tokens.find((row, index) => {
     const start = softmaxBefore(place, index);
@@ -102,8 +101,10 @@ function softmaxSum(place) {
   return sum(place.tokens.map((row) => Math.exp(row[RESIDUAL]))) + others + place.rest.residual;
 }
 function softmaxBefore(place, index) {
-  const listed = sum(place.tokens.slice(0, index).map((row) => Math.exp(row[RESIDUAL]) - 1));
-  return (listed + place.tokens[index][ID]) / softmaxSum(place); // the others count 1 each: their residual is next to nothing
+  // exp(r) = 1 + r + ...: of tokens that are not listed, the residual is so small that two terms will do.
+  const listed = sum(place.tokens.slice(0, index).map((row) => Math.exp(row[RESIDUAL]) - 1 - row[RESIDUAL]));
+  const row = place.tokens[index];
+  return (row[ID] + row[RESIDUAL_BEFORE] + listed) / softmaxSum(place);
 }
 
 const targetsBest = (place) => place.tokens.reduce((best, row) => (row[P] > best[P] ? row : best))[ID];
@@ -134,8 +135,8 @@ const WRONG_RULES = [
   {
     id: "residual-by-softmax",
     name: "the residual by softmax",
-    what: "softmax(max(p - q, 0)) in place of a division by the sum",
-    next: (place, u, isLast) => (isLast ? drawnFromTarget(place, u) : drawnBySoftmax(place, u)),
+    what: "softmax(max(p − q, 0)) in place of a division by the sum",
+    next: drawnBySoftmax,
     nextShare: (row, place) => Math.exp(row[RESIDUAL]) / softmaxSum(place),
   },
   {
@@ -181,7 +182,7 @@ function outcome(index, numbers = recordedNumbers(rounds[index]), rule = RIGHT) 
   const flags = round.drafts.map((_, i) => rule.accepts(round, i, numbers.drafts));
   const kept = rule.keeps(flags);
   const verdicts = flags.map((_, i) => (i < kept ? "accepted" : isBlock || i === kept ? "rejected" : "not looked at"));
-  const next = rule.next(round.places[kept], numbers.next, kept === round.drafts.length);
+  const next = rule.next(round.places[kept], numbers.next);
   const tokens = [...round.drafts.slice(0, kept).map((draft) => draft.draw.token), next];
   const room = trace.settings.max_new_tokens - emittedBefore[index];
   const end = tokens.findIndex((token) => trace.settings.eos_ids.includes(token));
@@ -351,7 +352,7 @@ function sentence() {
   switch (place.stage) {
     case 0: {
       const donors = Object.values(trace.model.donors).map((donor) => donor.layer).sort((a, b) => a - b);
-      return `${head} ${count(round.cache.before, "token")} in the cache; the drafter reads the keys and values of layer ${donors.join(" and ")}.`;
+      return `${head} ${count(round.cache.before, "token")} in the cache; the drafter reads the keys and values of ${donors.length === 1 ? "layer" : "layers"} ${donors.join(" and ")}.`;
     }
     case DRAFT:
       return `${head} ${which}, ${draft.draw.u === null ? "the drafter's best token" : `drawn with probability q = ${number(draft.q)}`}.`;
@@ -371,7 +372,8 @@ function reason(draft) {
   if (isGreedy) return draft.verdict === "accepted" ? ": it is the target's best token" : ": it is not the target's best token";
   const limit = isBlock ? threshold(draft) : ratio(draft);
   const name = isBlock ? "s / (s + 1 - w)" : "p / q";
-  return `: u = ${number(draft.u)} is ${draft.u < limit ? "below" : "not below"} ${name} = ${number(limit)}`;
+  const byLonger = draft.verdict === "accepted" && draft.u >= limit ? ", but a longer run is accepted" : "";
+  return `: u = ${number(draft.u)} is ${draft.u < limit ? "below" : "not below"} ${name} = ${number(limit)}${byLonger}`;
 }
 
 function ownToken(round) {
@@ -498,13 +500,13 @@ function viewVerdict() {
     const label = `draft ${i + 1}: filled up to ${number(limit)}, u at ${number(u)}`;
     return node(
       "li", { class: i === place.draft ? "chosen" : null },
-      node("div", {}, `${i + 1} `, token(draft.draw.token), ` ${detail}${compared}: `, node("strong", {}, `${sign} ${verdict}`)),
+      node("div", {}, `${i + 1} `, token(draft.draw.token), ` ${detail}${compared}: `, node("strong", {}, `${sign} ${verdict}${isBlock && verdict === "accepted" && u >= limit ? ", with a longer run" : ""}`)),
       picture(label, 22, box("axis", 0, 1), box("kept", 0, limit), box("of-target", 0, limit), isGreedy ? null : post(u)),
     );
   });
   const rule = isBlock
     ? "The longest run whose u is below s / (s + 1 − w) is accepted, even if a shorter one is not. w is the weight of the run, s what the target has left after it."
-    : isGreedy ? "Greedy: a draft is accepted if it is the target's best token. No random number is needed." : "A draft is accepted if its random number u is below p / q. Drafts behind the first rejection are not looked at.";
+    : isGreedy ? "Greedy: a draft is accepted if it is the target's best token. No random number is needed." : "A draft is accepted if its random number u is below p / q. Drafts behind the first rejection are not looked at.";
   return [node("p", {}, rule), node("ol", { class: "verdicts" }, rows), isGreedy ? null : legend(["kept", "from 0 to 1: accepted if u is here"], ["post", "u"]), isGreedy ? null : whatIf(numbers, now)];
 }
 
@@ -684,7 +686,7 @@ function viewClusters() {
   return [
     node("p", {}, `Draft ${place.draft + 1}: of ${head.clusters} clusters with ${head.size} tokens each, the ${draft.clusters.length} with the best scores are searched; every other token has q = 0.`),
     draft.reach === undefined ? null : node("p", {}, node("strong", {}, `${percent(draft.reach)} of the target's probability is in reach`), "."),
-    node("p", {}, "The target's best token, ", token(best), inReach ? `, is in cluster ${home}, rank ${rank.get(home)}.` : `, is in cluster ${home}: out of reach, q = 0.`),
+    home === undefined ? null : node("p", {}, "The target's best token, ", token(best), inReach ? `, is in cluster ${home}, rank ${rank.get(home)}.` : `, is in cluster ${home}: out of reach, q = 0.`),
     cells,
     cells ? node("p", { class: "note" }, "Outlined: searched, with the rank of the score. ✓ the draft's cluster, ◆ that of the target's best token.") : null,
     table("The best clusters, with their tokens that occur in this trace", ["#rank", "cluster", "#score", "tokens"], draft.clusters.slice(0, 8).map(([cluster, score], i) => node("tr", { class: cluster === head.cluster_of[draft.draw.token] ? "chosen" : null }, numeric(`${i + 1}`), node("td", {}, `${cluster}`), numeric(`${score.toFixed(2)}`), node("td", {}, words(cluster))))),
@@ -915,7 +917,7 @@ function drawRule() {
   const rule = ruleNow();
   const astray = rule === null ? -1 : firstAstray();
   const tokens = astray < 0 ? [] : outcome(astray, undefined, rule).tokens;
-  byId("rule-result").textContent = rule === null ? "" : `${rule.name}: ${rule.what}. ` + (astray < 0 ? "With these very numbers the text stays as it is; its distribution does not." : `With these very numbers the text goes another way in round ${astray + 1}, which emits ${tokens.map((id) => (id === null ? "a token that is not listed" : quoted(id))).join(", ")}.`);
+  byId("rule-result").textContent = rule === null ? "" : `Wrong rule, ${rule.name}: ${rule.what}. ` + (astray < 0 ? "With these very numbers the text stays as it is; its distribution does not." : `With these very numbers the text goes another way in round ${astray + 1}, which emits ${tokens.map((id) => (id === null ? "a token that is not listed" : quoted(id))).join(", ")}.`);
 }
 
 function draw() {

@@ -40,9 +40,7 @@ def place(
     }
 
 
-def residual_of(
-    p: Float[np.ndarray, " v"], q: Float[np.ndarray, " v"], weight: float = 1.0
-) -> Float[np.ndarray, " v"]:
+def residual_of(p: Float[np.ndarray, " v"], q: Float[np.ndarray, " v"], weight: float = 1.0) -> Float[np.ndarray, " v"]:
     """As `decoding.stages.accept.residual`, of p times the run's weight."""
     rest = np.maximum(np.float32(weight) * p - q, 0)
     return rest if rest.any() else np.float32(weight) * p

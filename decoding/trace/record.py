@@ -246,7 +246,9 @@ def _cluster_scores(
     return jnp.stack(found), jnp.stack(scores).astype(jnp.float32)
 
 
-def _searched(draft_model: Drafter, target: Gemma4, state: DecodeState, stages: Stages) -> list[list[list[int | float]]]:
+def _searched(
+    draft_model: Drafter, target: Gemma4, state: DecodeState, stages: Stages
+) -> list[list[list[int | float]]]:
     """For each draft: [cluster, score] of the clusters that were searched, the best first."""
     found, scores = _cluster_scores(target, draft_model, state, stages.drafted.tokens, stages.shared)
     found, scores = np.asarray(found), np.asarray(scores)
@@ -325,9 +327,7 @@ def _model(target: Gemma4, draft_model: Drafter, state: DecodeState, vocabulary:
         kind: {"layer": config.donors[kind], "capacity": kv.capacity}
         for kind, kv in share_cache(state.cache, config).donors.items()
     }
-    layers = [
-        {"type": kind, "reads": config.kv_source[layer]} for layer, kind in enumerate(config.layer_types)
-    ]
+    layers = [{"type": kind, "reads": config.kv_source[layer]} for layer, kind in enumerate(config.layer_types)]
     head: dict[str, Any] = {"kind": "dense"}
     if draft_model.config.use_ordered_embeddings:
         count = draft_model.config.num_centroids

@@ -16,7 +16,7 @@ from decoding.trace.page import build_page
 from gemma4.shadowing import mistake
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-PLACE = "#r=3&s=accept&d=1"
+PLACE = "#r=1&s=accept&d=3"
 
 
 def find_browser() -> str | None:
@@ -24,7 +24,7 @@ def find_browser() -> str | None:
     return next((found for name in BROWSERS if (found := shutil.which(name))), None)
 
 
-def take(trace: dict[str, Any], picture: Path, *, place: str = PLACE, width: int = 1000, height: int = 1000) -> None:
+def take(trace: dict[str, Any], picture: Path, *, place: str = PLACE, width: int = 1000, height: int = 1500) -> None:
     """A picture of the page at a place, as a browser window of this size shows it.
 
     Errors: TraceError if there is no browser, or nothing that drives it.
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("picture", metavar="PICTURE.png", type=Path)
     parser.add_argument("--place", default=PLACE, help="as in the page's address (%(default)s)")
     parser.add_argument("--width", type=int, default=1000)
-    parser.add_argument("--height", type=int, default=1000)
+    parser.add_argument("--height", type=int, default=1500)
     args = parser.parse_args(arguments)
     try:
         take(read_trace(args.trace), args.picture, place=args.place, width=args.width, height=args.height)

@@ -45,7 +45,9 @@ def recorded(kind: str) -> tuple[dict[str, Any], list[Any]]:
 
     def describe(target, draft_model, state, stages, options):
         drafted = stages.drafted
-        arrays.append(tuple(map(np.asarray, (stages.target_probs, drafted.tokens[0], drafted.probs[0], stages.uniforms))))
+        arrays.append(
+            tuple(map(np.asarray, (stages.target_probs, drafted.tokens[0], drafted.probs[0], stages.uniforms)))
+        )
         return original(target, draft_model, state, stages, options)
 
     recording.describe = describe

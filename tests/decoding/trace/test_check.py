@@ -26,30 +26,63 @@ def set_at(*path, value):
 
 
 WRONG = {
-    "another version": (set_at("format", value="trace/9"), "format: this version reads 'trace/1', got 'trace/9'; write"),
+    "another version": (
+        set_at("format", value="trace/9"),
+        "format: this version reads 'trace/1', got 'trace/9'; write",
+    ),
     "no version": (lambda trace: trace.pop("format"), "format: this version reads 'trace/1', got None"),
     "a field is missing": (lambda trace: trace.pop("rounds"), "the object: 'rounds' is a required property"),
     "a field of a draft is missing": (
         lambda trace: trace["rounds"][1]["drafts"][2].pop("u"),
         "rounds[1].drafts[2]: 'u' is a required property",
     ),
-    "a text for a number": (set_at("rounds", 0, "drafts", 0, "p", value="0.5"), "rounds[0].drafts[0].p: '0.5' is not of"),
+    "a text for a number": (
+        set_at("rounds", 0, "drafts", 0, "p", value="0.5"),
+        "rounds[0].drafts[0].p: '0.5' is not of",
+    ),
     "u is 1": (set_at("rounds", 0, "next", "u", value=1), "rounds[0].next.u: 1 is "),
     "a probability of 7": (set_at("rounds", 0, "drafts", 0, "q", value=7), "rounds[0].drafts[0].q: 7 is greater than"),
-    "an unknown verdict": (set_at("rounds", 0, "drafts", 0, "verdict", value="kept"), "'kept' is not one of ['accepted'"),
+    "an unknown verdict": (
+        set_at("rounds", 0, "drafts", 0, "verdict", value="kept"),
+        "'kept' is not one of ['accepted'",
+    ),
     "an id that is no number": (set_at("vocabulary", "x", value="y"), "vocabulary: 'x' does not match"),
-    "too few places": (lambda trace: trace["rounds"][2]["places"].pop(), "rounds[2].places: expected 4 (one for each draft"),
+    "too few places": (
+        lambda trace: trace["rounds"][2]["places"].pop(),
+        "rounds[2].places: expected 4 (one for each draft",
+    ),
     "too many accepted": (set_at("rounds", 0, "num_accepted", value=9), "rounds[0].num_accepted: expected at most 3"),
     "too many emitted": (
-        lambda trace: trace["rounds"][0].update(num_accepted=0, num_emitted=3, cache={"before": 5, "written": 4, "after": 8}),
+        lambda trace: trace["rounds"][0].update(
+            num_accepted=0, num_emitted=3, cache={"before": 5, "written": 4, "after": 8}
+        ),
         "rounds[0].num_emitted: expected at most num_accepted + 1, got 3",
     ),
-    "a cache that keeps too much": (set_at("rounds", 0, "cache", "after", value=99), "rounds[0].cache.after: expected "),
+    "a cache that keeps too much": (
+        set_at("rounds", 0, "cache", "after", value=99),
+        "rounds[0].cache.after: expected ",
+    ),
     "rows of verify": (
         lambda trace: trace["rounds"][0]["sees"]["full_attention"]["verify"].pop(),
         "rounds[0].sees.full_attention.verify: expected 4 rows, got 3",
     ),
-    "a clustered head without clusters": (set_at("model", "head", value={"kind": "clustered"}), "model.head: 'clusters' is"),
+    "a clustered head without clusters": (
+        set_at("model", "head", value={"kind": "clustered"}),
+        "model.head: 'clusters' is",
+    ),
+    "by block without weights": (
+        set_at("settings", "acceptance", value="block"),
+        "rounds[0].drafts[0]: expected weight and surplus, because acceptance is by block",
+    ),
+    "greedy with numbers": (
+        set_at("settings", "acceptance", value="greedy"),
+        "rounds[0].drafts[0].u: expected null, because acceptance is greedy, got 0.",
+    ),
+    "sampled without a number": (
+        set_at("rounds", 2, "next", "u", value=None),
+        "rounds[2].next.u: expected a number, because it is sampled, got None",
+    ),
+    "no drafts": (set_at("rounds", 0, "drafts", value=[]), "rounds[0].drafts: [] "),
     "an object of another kind": (set_at("settings", value=[]), "settings: [] is not of type 'object'"),
 }
 
@@ -90,7 +123,11 @@ def test_content_that_is_no_trace(case, tmp_path):
 
 
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):
-    for file, message in ((tmp_path, "expected a file of JSON"), (tmp_path / "none", "no such file"), ("\0", "cannot be re")):
+    for file, message in (
+        (tmp_path, "expected a file of JSON"),
+        (tmp_path / "none", "no such file"),
+        ("\0", "cannot be re"),
+    ):
         with pytest.raises(TraceError, match=message):
             read_trace(str(file))
     monkeypatch.setattr("decoding.trace.check.MAX_BYTES", 10)

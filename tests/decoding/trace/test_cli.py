@@ -78,9 +78,13 @@ REFUSED = {
     "no prompt": (["--out=x"], "expected one prompt, as TEXT, --prompt-file, --prompt-ids; got none of them"),
     "no such directory": ([PROMPT, "--out=no/x.html"], "--out no/x.html: there is no directory no; make it first"),
     "a directory": ([PROMPT, "--out=."], "--out .: expected the name of a file, got a directory"),
+    "a device": ([PROMPT, "--out=/dev/null"], "--out /dev/null: expected the name of a file, got a device or a pipe"),
     "one file twice": ([PROMPT, "--out=x", "--json=./x"], "--out and --json: expected two files"),
     "no name": ([PROMPT, "--out=\0"], "--out"),
-    "nothing drafted": ([PROMPT, "--out=x", "--draft-length=0"], "--draft-length: expected 1 to 32 tokens a round, got 0"),
+    "nothing drafted": (
+        [PROMPT, "--out=x", "--draft-length=0"],
+        "--draft-length: expected 1 to 32 tokens a round, got 0",
+    ),
     "a temperature": ([PROMPT, "--out=x", "--temperature=-1"], "temperature: expected a number from 0 (greedy) up"),
     "a trace and a text": ([PROMPT, "--out=x", "--from", "y"], "--from shows a recorded text: leave out TEXT"),
     "a trace and a copy": (["--json=z", "--out=x", "--from", "y"], "--from shows a recorded text: leave out --json"),
@@ -126,7 +130,25 @@ def test_a_round_that_differs_is_one_line(run, monkeypatch, tmp_path):
 
     monkeypatch.setattr(cli, "record", record)
     code, out, err = run(PROMPT, "--out=x.html")
-    assert (code, out, os.listdir(tmp_path)) == (2, "", []) and "round 4: stage by stage" in err and err.count("\n") == 1
+    assert (
+        (code, out, os.listdir(tmp_path)) == (2, "", []) and "round 4: stage by stage" in err and err.count("\n") == 1
+    )
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    cli.write(str(tmp_path / "link"), "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"
+
+
+def test_a_directory_that_may_not_be_written(run, tmp_path, monkeypatch):
+    def refuse(*args, **settings):
+        raise PermissionError(13, "Permission denied", "page.html")
+
+    monkeypatch.setattr(cli.tempfile, "mkstemp", refuse)
+    code, out, err = run("--from", str(EXAMPLE), "--out=page.html")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "page.html: cannot be written (Permission denied); choose another directory" in err
 
 
 def test_nothing_half_written_is_left(tmp_path, monkeypatch):

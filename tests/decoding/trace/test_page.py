@@ -64,7 +64,9 @@ def change_draw(trace):
 def change_count(trace):
     described = next(r for r in trace["rounds"] if r["num_accepted"] > 1)
     described["num_accepted"] -= 1
-    return f"round {trace['rounds'].index(described) + 1}: {described['num_accepted']} drafts recorded as accepted, here"
+    return (
+        f"round {trace['rounds'].index(described) + 1}: {described['num_accepted']} drafts recorded as accepted, here"
+    )
 
 
 def change_text(trace):
@@ -113,7 +115,7 @@ def sentence(trace, r, stage, d):
     drafted, cache = described["drafts"][d], described["cache"]
     head, draft = f"Round {r + 1}, {STAGES[stage]}:", f"draft {d + 1}, {quoted(trace, drafted['draw']['token'])}"
     if stage == 0:
-        return f"{head} {cache['before']} tokens in the cache; the drafter reads the keys and values of layer 2 and 3."
+        return f"{head} {cache['before']} tokens in the cache; the drafter reads the keys and values of layers 2 and 3."
     if stage == 1:
         return f"{head} {draft}, drawn with probability q = {shown(drafted['q'])}."
     if stage == 2:
@@ -165,6 +167,44 @@ def test_numbers_in_the_views(trace, open_page):
                 assert any(row.endswith(f"{shown(p)}{shown(q)}") for row in rows)
 
 
+def test_the_proof_adds_up(trace, open_page):
+    """Kept and drawn, as the page prints them, against p: numbers with three digits."""
+    page = open_page(trace, "#r=1&s=accept&d=3")
+    rows = page.locator("#distributions details tbody tr")
+    listed = {row[0]: row for row in trace["rounds"][0]["places"][2]["tokens"]}
+    assert rows.count() == 8
+    for row in rows.all():
+        kept, drawn, together, p = (float(cell) for cell in row.locator("td").all_text_contents())
+        assert abs(kept + drawn - p) < 0.0016 and abs(together - p) < 0.0011
+    shared = sum(min(row[1], row[2]) for row in listed.values()) + trace["rounds"][0]["places"][2]["rest"]["min"]
+    assert f"is {shown(shared)}: whatever is drafted here is kept with {shared:.0%}".replace(
+        "%", "\N{NO-BREAK SPACE}%"
+    ) in page.text_content("#distributions")
+
+
+def test_a_run_that_is_accepted_with_a_longer_one(open_page):
+    trace, _ = recorded("block")
+    number, i = next(
+        (number, i)
+        for number, described in enumerate(trace["rounds"], start=1)
+        for i, d in enumerate(described["drafts"][: described["num_accepted"]])
+        if d["u"] * (d["surplus"] + 1 - d["weight"]) >= d["surplus"]
+    )
+    page = open_page(trace, f"#r={number}&s=accept&d={i + 1}")
+    assert page.text_content("#sentence").endswith(", but a longer run is accepted.")
+    assert "✓ accepted, with a longer run" in page.locator("#verdict li").nth(i).text_content()
+
+
+def test_greedy_rounds_need_no_number(open_page):
+    page = open_page(recorded("greedy")[0], "#r=2&s=accept&d=1")
+    assert "No random number is needed." in page.text_content("#verdict") and page.locator("#what-if").count() == 0
+    assert page.text_content("#sentence").endswith("the target's best token.") and page.is_disabled("#rule")
+    before = page.text_content("main")
+    for key in "[]{}w":
+        page.keyboard.press(key)
+    assert page.text_content("main") == before
+
+
 def test_what_is_not_known_yet_is_empty(trace, open_page):
     page = open_page(trace, "#r=3&s=draft&d=1")
     assert "q = " in page.text_content("#round") and "p = " not in page.text_content("#round ul")
@@ -181,12 +221,16 @@ def test_the_post_of_u_lies_in_the_drawn_segment(trace, open_page):
         page.evaluate(f"tracePage.go({{round: {r}, stage: 4, draft: 0}})")
         for n in range(2):  # the whole line, and the lens
             picture = page.locator("#next svg.bars").nth(n)
-            post = picture.locator("line.post").evaluate("e => { const r = e.getBoundingClientRect(); return r.x + r.width / 2 }")
-            segment = picture.locator("rect.drawn").evaluate("e => { const r = e.getBoundingClientRect(); return [r.left, r.right] }")
+            post = picture.locator("line.post").evaluate(
+                "e => { const r = e.getBoundingClientRect(); return r.x + r.width / 2 }"
+            )
+            segment = picture.locator("rect.drawn").evaluate(
+                "e => { const r = e.getBoundingClientRect(); return [r.left, r.right] }"
+            )
             assert segment[0] - 0.5 <= post <= segment[1] + 0.5, (r, n)
 
 
-@pytest.mark.parametrize("kind", ["token", "block"])
+@pytest.mark.parametrize("kind", ["token", pytest.param("block", marks=pytest.mark.slow)])
 def test_slots(kind, open_page):
     """Every slot of every layer at every stage, by the rule of the cache written again: positions are written in order."""
     trace, _ = recorded(kind)
@@ -229,7 +273,9 @@ def test_clusters(pair_dir, open_page):
     best = max(place["tokens"], key=lambda row: row[1])[0]
     home = trace["model"]["head"]["cluster_of"][str(best)]
     said = page.text_content("#clusters")
-    assert (f"is in cluster {home}, rank {searched.index(home) + 1}" if home in searched else "out of reach, q = 0") in said
+    assert (
+        f"is in cluster {home}, rank {searched.index(home) + 1}" if home in searched else "out of reach, q = 0"
+    ) in said
     assert "◆" in cells.nth(home).text_content()
     words = page.locator("#clusters tbody tr").nth(0).locator("bdi").all_text_contents()
     assert words and len(page.locator("#clusters tbody tr").all()) == 2
@@ -238,12 +284,19 @@ def test_clusters(pair_dir, open_page):
 def test_lanes_are_to_scale(trace, open_page):
     trace["times"] = {"draft": 2.0, "verify": 3.0, "accept": 0.5, "rollback": 0.5, "step": 2.5, "how": "by hand"}
     page = open_page(trace, "#r=23&s=roll-back&d=1")
-    assert f"{63 * 2.5:.1f} ms one by one, {23 * 6:.1f} ms with drafts, {63 * 2.5 / (23 * 6):.2f} times" in page.text_content("#time")
+    assert (
+        f"{63 * 2.5:.1f} ms one by one, {23 * 6:.1f} ms with drafts, {63 * 2.5 / (23 * 6):.2f} times"
+        in page.text_content("#time")
+    )
     steps, parts = (page.locator("#time .lanes svg").nth(n) for n in (0, 1))
     widths = parts.locator("rect").evaluate_all("all => all.map(e => e.getBoundingClientRect().width)")
-    pitch = steps.locator("rect").evaluate_all("all => all[1].getBoundingClientRect().x - all[0].getBoundingClientRect().x")
+    pitch = steps.locator("rect").evaluate_all(
+        "all => all[1].getBoundingClientRect().x - all[0].getBoundingClientRect().x"
+    )
     assert steps.locator("rect").count() == 63 and len(widths) == 23 * 7
-    assert widths[0] / pitch == pytest.approx(0.5 / 2.5, rel=0.02) and widths[4] / pitch == pytest.approx(3 / 2.5, rel=0.02)
+    assert widths[0] / pitch == pytest.approx(0.5 / 2.5, rel=0.02) and widths[4] / pitch == pytest.approx(
+        3 / 2.5, rel=0.02
+    )
 
 
 def test_without_times_and_without_rounds(trace, open_page):
@@ -283,7 +336,9 @@ def assert_same(page, trace, arrays, index, uniforms, rule, name="undefined"):
     return answer
 
 
-@pytest.mark.parametrize(("kind", "rule"), [("token", accept.decide), ("block", accept_block.decide_block), ("cut", accept.decide)])
+@pytest.mark.parametrize(
+    ("kind", "rule"), [("token", accept.decide), ("block", accept_block.decide_block), ("cut", accept.decide)]
+)
 def test_other_numbers_lead_to_what_acceptance_does(kind, rule, open_page):
     trace, arrays = recorded(kind)
     page = open_page(trace)
@@ -380,10 +435,13 @@ def test_a_wrong_rule_is_marked_in_the_text(trace, open_page):
     first = next(
         index
         for index in range(len(trace["rounds"]))
-        if page.evaluate(f"tracePage.outcome({index}, undefined, tracePage.rules[1]).next") != trace["rounds"][index]["next"]["token"]
+        if page.evaluate(f"tracePage.outcome({index}, undefined, tracePage.rules[1]).next")
+        != trace["rounds"][index]["next"]["token"]
     )
     assert f"goes another way in round {first + 1}, which emits" in said
-    assert "⚠" in page.text_content("#text") and "of total variation from the target's" in page.text_content("#wrong-law")
+    assert "⚠" in page.text_content("#text") and "of total variation from the target's" in page.text_content(
+        "#wrong-law"
+    )
     page.keyboard.press("Escape")
     names = [""] + [rule for rule in WRONG["token"]]
     for step in range(1, 7):
@@ -398,7 +456,8 @@ def where(page):
     return tuple(page.evaluate("[tracePage.place.round, tracePage.place.stage, tracePage.place.draft]"))
 
 
-def test_keys_from_the_start_to_the_end_and_back(trace, open_page):
+def test_keys_from_the_start_to_the_end_and_back(open_page):
+    trace, _ = recorded("eos")
     page = open_page(trace)
     places = len(trace["rounds"]) * 6
     said = []
@@ -453,9 +512,14 @@ def test_other_keys(trace, open_page):
     tokens = [d["draw"]["token"] for d in trace["rounds"][r]["drafts"]] + [trace["rounds"][r]["next"]["token"]]
     assert any("inherit" in trace["vocabulary"][str(token)] for token in tokens)
     page.keyboard.press("Escape")
-    for n, view in enumerate(["text", "round", "verdict", "distributions", "next", "clusters", "cache", "time", "summary"], 1):
+    for n, view in enumerate(
+        ["text", "round", "verdict", "distributions", "next", "clusters", "cache", "time", "summary"], 1
+    ):
         page.keyboard.press(str(n))
-        assert page.evaluate("document.activeElement.id") == view and page.locator("section.now").get_attribute("id") == view
+        assert (
+            page.evaluate("document.activeElement.id") == view
+            and page.locator("section.now").get_attribute("id") == view
+        )
     page.keyboard.press("p")
     assert page.locator("section:visible").count() == 1
     page.keyboard.press("Escape")
@@ -494,7 +558,12 @@ def test_letters_can_be_turned_off_and_keys_are_the_pages_outside(trace, open_pa
 def test_a_link_leads_to_a_place_and_a_bad_one_nowhere(trace, open_page):
     page = open_page(trace, "#r=4&s=roll-back&d=3")
     assert where(page) == (3, 5, 2)
-    for bad, expected in (("#r=999&s=x&d=99", (22, 0, 3)), ("#r=-1", (22, 0, 3)), ("#", (22, 0, 3)), ("#r=2&s=emit&d=1", (1, 4, 0))):
+    for bad, expected in (
+        ("#r=999&s=x&d=99", (22, 0, 3)),
+        ("#r=-1", (22, 0, 3)),
+        ("#", (22, 0, 3)),
+        ("#r=2&s=emit&d=1", (1, 4, 0)),
+    ):
         page.evaluate(f"location.hash = '{bad}'")
         page.wait_for_timeout(30)
         assert where(page) == expected
@@ -509,9 +578,13 @@ PLACES = ["", "#r=3&s=accept&d=1", "#r=23&s=roll-back&d=4"]
 LOOKS = {"light": {"color_scheme": "light"}, "dark": {"color_scheme": "dark"}, "forced": {"forced_colors": "active"}}
 
 
-@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize(
+    "look", ["light", *(pytest.param(look, marks=pytest.mark.slow) for look in ("dark", "forced"))]
+)
 def test_axe(look, trace, open_page):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe: install the extra `browser`").Axe()
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="no axe: install the extra `browser`"
+    ).Axe()
     for place in PLACES:
         page = open_page(trace, place, **LOOKS[look])
         page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true })")
@@ -523,7 +596,8 @@ def test_axe(look, trace, open_page):
 CONTRAST = """
 () => {
   const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map((c) => c / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+  const linear = (c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4);
+  const light = ([r, g, b]) => [r, g, b].map(linear)
     .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
   const ground = (e) => {
     for (; e; e = e.parentElement) {
@@ -565,7 +639,8 @@ def test_states_differ_by_more_than_colour(trace, open_page):
         assert page.screenshot()
     drawn = page.evaluate("""() => ["kept", "left-over", "of-target", "of-drafter"].map((kind) => {
         const style = getComputedStyle(document.querySelector(`#distributions svg rect.${kind}`));
-        return [style.fill.startsWith("url") ? "hatch" : style.fill === "none" ? "none" : "full", style.strokeDasharray, style.stroke !== "none"].join();
+        const fill = style.fill.startsWith("url") ? "hatch" : style.fill === "none" ? "none" : "full";
+        return [fill, style.strokeDasharray, style.stroke !== "none"].join();
     })""")
     assert len(set(drawn)) == 4
     borders = page.evaluate("""() => ["seen", "hidden", "written", "taken", "empty"].map((state) => {
@@ -586,9 +661,20 @@ def test_320_pixels(place, trace, open_page):
         page.keyboard.press(str(n))
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
     small = page.evaluate("""() => [...document.querySelectorAll("button, select, input, summary")]
-        .filter((e) => e.offsetWidth && (e.getBoundingClientRect().height < 24 || e.getBoundingClientRect().width < 24) && e.type !== "range")
+        .filter((e) => e.offsetWidth && Math.min(e.offsetHeight, e.offsetWidth) < 24 && e.type !== "range")
         .map((e) => e.outerHTML.slice(0, 80))""")
     assert small == []
+
+
+FOCUSED = """
+() => {
+  const [now, before] = [document.activeElement, window.focusedBefore ?? document.documentElement];
+  if (now === document.body) return null;
+  window.focusedBefore = now;
+  const style = getComputedStyle(now);
+  return [now.compareDocumentPosition(before), style.outlineStyle, style.outlineWidth, now.outerHTML.slice(0, 60)];
+}
+"""
 
 
 def test_the_focus_is_visible_and_in_reading_order(trace, open_page):
@@ -596,8 +682,7 @@ def test_the_focus_is_visible_and_in_reading_order(trace, open_page):
     seen = []
     for _ in range(60):
         page.keyboard.press("Tab")
-        top = page.evaluate("""() => { const e = document.activeElement; const style = getComputedStyle(e);
-            return e === document.body ? null : [e.compareDocumentPosition(window.lastFocus ?? document.documentElement), style.outlineStyle, style.outlineWidth, (window.lastFocus = e).outerHTML.slice(0, 60)]; }""")
+        top = page.evaluate(FOCUSED)
         if top is None:
             break
         seen.append(top)
@@ -619,7 +704,8 @@ def test_motion_and_print(trace, open_page):
 
 HOSTILE = [
     "</script><script>document.title='taken'</script>", "<img src=x onerror=\"document.title='taken'\">", "\u202eesrever",
-    "\0", "x" * 10_000, "<!--", "\u200b\ufeff", "&lt;b&gt;", "<0xE2>", "\ud800", "\u2028", "a\nb\nc", "'\"`", "%TRACE%", "__proto__",
+    "\0", "x" * 10_000, "<!--", "\u200b\ufeff", "&lt;b&gt;", "<0xE2>", "\ud800", "\u2028", "a\nb\nc", "'\"`",
+    "%TRACE%", "__proto__",
 ]  # fmt: skip
 
 
@@ -676,7 +762,9 @@ def test_a_long_trace_opens_quickly(trace, open_page):
     assert page.text_content("#sentence").startswith("Round 500, accept")
     loaded = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
     assert loaded < 10_000, f"{loaded} ms"  # under 1 s on a machine of one's own
-    spent = page.evaluate("(() => { const began = performance.now(); tracePage.go({stage: 4}); return performance.now() - began; })()")
+    spent = page.evaluate(
+        "(() => { const began = performance.now(); tracePage.go({stage: 4}); return performance.now() - began; })()"
+    )
     assert spent < 2000, f"{spent} ms"
 
 

@@ -118,7 +118,9 @@ def test_runs_by_block_follow_from_w_s_and_u():
             weight = min(1.0, weight * p[i, drafts[i]] / q[i, drafts[i]])
             q_next = q[i + 1] if i + 1 < GAMMA else np.zeros_like(q[0])
             assert math.isclose(drafted["weight"], weight, rel_tol=1e-4)
-            assert math.isclose(drafted["surplus"], np.maximum(weight * p[i + 1] - q_next, 0).sum(), rel_tol=1e-3, abs_tol=1e-6)
+            assert math.isclose(
+                drafted["surplus"], np.maximum(weight * p[i + 1] - q_next, 0).sum(), rel_tol=1e-3, abs_tol=1e-6
+            )
         holds = [d["u"] * (d["surplus"] + 1 - d["weight"]) < d["surplus"] for d in described["drafts"]]
         assert described["num_accepted"] == max([i + 1 for i, held in enumerate(holds) if held], default=0)
     # Somewhere a run is accepted although a shorter one is not: what only this rule does.
@@ -183,7 +185,7 @@ def test_a_round_that_differs_is_refused(monkeypatch):
 def test_settings_are_recorded():
     options, _ = KINDS["cut"]
     settings = recorded("cut")[0]["settings"]
-    assert settings["sampling"] == {"temperature": 1.3, "top_k": 5, "top_p": 0.9} == settings["draft_sampling"]
+    assert settings["sampling"] == {"temperature": 4, "top_k": 8, "top_p": 0.95} == settings["draft_sampling"]
     assert (settings["draft_length"], settings["max_new_tokens"], settings["seed"]) == (GAMMA, LENGTH, 2)
     assert recorded("greedy")[0]["settings"]["acceptance"] == "greedy"
     assert recorded("greedy drafts")[0]["settings"]["draft_sampling"]["temperature"] == 0

@@ -22,7 +22,9 @@ def test_bytes_that_are_no_character_are_written_out(pair_dir):
 
 
 def test_a_byte_fallback_token_keeps_its_name():
-    tokenizer = Tokenizer(BPE(vocab={"<0xE2>": 0, "▁a": 1, "<unk>": 2}, merges=[], byte_fallback=True, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        BPE(vocab={"<0xE2>": 0, "▁a": 1, "<unk>": 2}, merges=[], byte_fallback=True, unk_token="<unk>")
+    )
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     assert token_texts(tokenizer, [0, 1]) == {"0": "<0xE2>", "1": " a"}
 
