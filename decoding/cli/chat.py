@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -39,8 +40,14 @@ def add_command(commands: argparse._SubParsersAction, layout: Any) -> None:
         allow_abbrev=False,
     )
     option = command.add_argument
-    option("--target", metavar="DIR", required=True, help="directory of the target, an instruction-tuned one (-it)")
-    option("--drafter", metavar="DIR", required=True, help="directory of its drafter")
+    option(
+        "--target",
+        metavar="DIR",
+        type=os.path.expanduser,
+        required=True,
+        help="directory of the target, an instruction-tuned one (-it)",
+    )
+    option("--drafter", metavar="DIR", type=os.path.expanduser, required=True, help="directory of its drafter")
     option("--system", metavar="TEXT", default="", help="a system turn before the first one")
     option("--thinking", action="store_true", help="ask for a thought before each answer")
     option(
