@@ -101,6 +101,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise generate.UserError(f"{message}; `{self.prog} --help` shows what is possible")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        file.write(message)  # argparse's own ignores a full disk
+
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Errors: UserError for arguments that no command has."""
@@ -310,6 +313,8 @@ def _command(arguments: Sequence[str], began: float) -> int:
             case "oracle":
                 keep_compiled_code()
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise  # to `main`
         return mistake(OUT_OF_MEMORY if is_out_of_memory(error) else error)
     match args.command:
         case "generate":
