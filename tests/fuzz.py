@@ -9,6 +9,7 @@ no traceback, no 20 seconds of computing, no gigabyte above the valid call, and 
 import argparse
 import collections
 import contextlib
+import faulthandler
 import io
 import json
 import os
@@ -366,7 +367,10 @@ def fuzz(cases: int, seed: int) -> int:
         place = begin(Path(root))
         run_case(place, 7, seed)
         for number in range(cases):
+            faulthandler.dump_traceback_later(600, exit=True)  # shows where a case hangs
             kind, wrong = run_case(place, number, seed)
+            if number % 100 == 99:
+                print(f"{number + 1} cases, {failures.total()} failures", flush=True)
             counts[kind] += 1
             if wrong:
                 failures[kind] += 1
