@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from decoding.options import Options
 from decoding.processors import process
-from decoding.sampling import sample, token_logprobs
+from decoding.sampling import draw_uniforms, sample, split_key, token_logprobs
 from decoding.stages.emit import count_emitted
 from decoding.stages.rollback import rollback
 from decoding.state import DecodeState, Round, advance
@@ -16,9 +16,9 @@ from gemma4 import Gemma4
 
 def autoregressive_round(target: Gemma4, state: DecodeState, options: Options) -> DecodeState:
     """Write the newest token, draw the next one.  Rows that are done emit nothing and stay as they are."""
-    key, sample_key = jax.random.split(state.key)
+    key, sample_key = split_key(state.key)
     hidden, cache = target(state.token[:, None], state.cache)
-    uniforms = jax.random.uniform(sample_key, state.token.shape)
+    uniforms = draw_uniforms(sample_key, state.token.shape)
     logits = target.logits(hidden[:, 0])[:, None]
     processed = process(logits, state.token[:, None][:, :0], state.counts, options.processors)
     tokens = sample(processed[:, 0], options.sampling, uniforms, options.kernels)[:, None]

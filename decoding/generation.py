@@ -5,7 +5,7 @@ The loop is `speculative_rounds`.  `generate(..., loop="plain")` runs it as it i
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -75,6 +75,7 @@ def generate(
     draft_sampling: Sampling | None = None,
     acceptance: str | Callable = "token",
     key: jax.Array | None = None,
+    attention_mask: Any = None,
     eos_ids: Sequence[int] = (),
     stop_strings: str | Sequence[str] = (),
     tokenizer: Tokenizer | None = None,
@@ -93,7 +94,9 @@ def generate(
                     where the text is sampled; or a function like `stages.accept.decide`: your own rule.
     eos_ids:        ids that end a row's text, which keeps the first of them; none unless given (a model's own are in
                     `target.config.eos_token_ids`).
-    key:            `jax.random.key`; needed only where something is sampled (default: key 0).
+    key:            `jax.random.key`; needed only where something is sampled (default: key 0).  Or one key for each row, [b]:
+                    then a row's text is what the prompt alone would give with that key.
+    attention_mask: of a padded array of ids, as transformers' tokenizers return it: 1 for a token, 0 for padding.
     stop_strings:   texts that end a row, with the token that completes one; needs the `tokenizer`.
     processors:     changes of the target's distribution by what was emitted (`processors.py`), exact under speculation.
     logprobs:       return the log-probability of each token under the target alone (`sampling.token_logprobs`).
@@ -116,12 +119,12 @@ def generate(
         raise ValueError("draft_length: expected at least 1, got 0; generate_autoregressive decodes without a drafter")
     _check_loop(loop, threads, target)
     cut = StopStrings(stop_strings, tokenizer).cut if stop_strings else iter
+    how = {"max_new_tokens": max_new_tokens, "key": key, "attention_mask": attention_mask}
     if loop == "plain":
-        state = prefill(target, prompt_tokens, options, max_new_tokens=max_new_tokens, key=key)
+        state = prefill(target, prompt_tokens, options, **how)
         return collect(cut(speculative_rounds(target, draft_model, state, options)), on_round)
     target, draft_model, options = fast.for_backend(target), fast.for_backend(draft_model), fast.with_kernels(options)
-    how = {"max_new_tokens": max_new_tokens, "key": key, "cache_room": fast.FIRST_ROOM}
-    state = prefill(target, prompt_tokens, options, **how)
+    state = prefill(target, prompt_tokens, options, **how, cache_room=fast.FIRST_ROOM)
     return collect(cut(fast.run(loop, threads)(state, speculative_round, options, target, draft_model)), on_round)
 
 
@@ -132,6 +135,7 @@ def generate_autoregressive(
     max_new_tokens: int = 64,
     sampling: Sampling = Sampling(),
     key: jax.Array | None = None,
+    attention_mask: Any = None,
     eos_ids: Sequence[int] = (),
     stop_strings: str | Sequence[str] = (),
     tokenizer: Tokenizer | None = None,
@@ -146,12 +150,12 @@ def generate_autoregressive(
     options = Options(0, sampling, eos_ids=eos_ids, processors=processors, logprobs=logprobs)
     _check_loop(loop, threads, target)
     cut = StopStrings(stop_strings, tokenizer).cut if stop_strings else iter
+    how = {"max_new_tokens": max_new_tokens, "key": key, "attention_mask": attention_mask}
     if loop == "plain":
-        state = prefill(target, prompt_tokens, options, max_new_tokens=max_new_tokens, key=key)
+        state = prefill(target, prompt_tokens, options, **how)
         return collect(cut(autoregressive_rounds(target, state, options)), on_round)
     target, options = fast.for_backend(target), fast.with_kernels(options)
-    how = {"max_new_tokens": max_new_tokens, "key": key, "cache_room": fast.FIRST_ROOM}
-    state = prefill(target, prompt_tokens, options, **how)
+    state = prefill(target, prompt_tokens, options, **how, cache_room=fast.FIRST_ROOM)
     return collect(cut(fast.run(loop, threads)(state, autoregressive_round, options, target)), on_round)
 
 

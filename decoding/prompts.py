@@ -5,23 +5,52 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray
 
+from decoding.sampling import has_key_per_row
 from gemma4 import Config
 from gemma4.model import check_ids
 
-Prompts = Sequence[int] | Sequence[Sequence[int]]
+Prompts = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | jax.Array
 
 
-def validate_key(key: Any) -> PRNGKeyArray:
-    """The key itself; key 0 for None.  Errors: ValueError for anything else."""
+def validate_key(key: Any, rows: int) -> jax.Array:
+    """The key itself, or one for each row; key 0 for None.  Errors: ValueError for anything else."""
     if key is None:
         return jax.random.key(0)
+    if isinstance(key, jax.Array) and has_key_per_row(key) and len(key) == rows:
+        return key
     try:
         jax.eval_shape(jax.random.split, key)
     except (TypeError, ValueError):
-        raise ValueError(f"key: expected jax.random.key(seed), got {key!r}") from None
+        raise ValueError(
+            f"key: expected jax.random.key(seed), or an array of {rows} such keys, one for each row, got {key!r:.80}"
+        ) from None
     return key
+
+
+def unpadded(prompt_tokens: Any, attention_mask: Any) -> Any:
+    """The prompts without their padding, on either side: what the mask, 1 for a token and 0 for padding, calls tokens.
+
+    As transformers' tokenizers return both (`input_ids`, `attention_mask`), [b, t] or [t].  Without a mask, the prompts as
+    they are.  Errors: ValueError for another shape than the ids', other values, and padding between tokens.
+    """
+    if attention_mask is None:
+        return prompt_tokens
+    try:
+        ids, mask = np.asarray(prompt_tokens), np.asarray(attention_mask)
+    except (TypeError, ValueError):  # ragged
+        ids = mask = np.zeros(0, object)
+    if ids.ndim not in (1, 2) or ids.shape != mask.shape or not np.isin(mask, (0, 1)).all():
+        raise ValueError(
+            "attention_mask: expected 0 or 1 for each id of an array [b, t] or [t], got ids of shape "
+            f"{np.shape(ids)} and a mask of shape {np.shape(mask)}"
+        )
+    rows = []
+    for number, (row, kept) in enumerate(zip(np.atleast_2d(ids), np.atleast_2d(mask).astype(bool), strict=True)):
+        if (np.diff(kept.astype(np.int8)) == 1).sum() + kept[:1].sum() > 1:
+            raise ValueError(f"attention_mask: row {number}: expected padding at an end, got some between tokens")
+        rows.append(row[kept])
+    return rows if ids.ndim == 2 else rows[0]
 
 
 def validate_prompts(config: Config, prompt_tokens: object, max_new_tokens: int) -> list[list[int]]:

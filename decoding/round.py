@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from decoding.options import Options
 from decoding.processors import process
-from decoding.sampling import suppress, token_logprobs, token_probs
+from decoding.sampling import split_key, suppress, token_logprobs, token_probs
 from decoding.stages.accept import Acceptance, accept, accept_greedy, uniforms_for
 from decoding.stages.accept_block import accept_block
 from decoding.stages.draft import Draft, draft
@@ -45,7 +45,7 @@ def speculative_round(
 
     accept_fn: decides which drafts stay.  With another rule, the text follows the target only if that rule is lossless.
     """
-    key, draft_key, accept_key = jax.random.split(state.key, 3)
+    key, draft_key, accept_key = split_key(state.key, 3)
     shared = share_cache(state.cache, target.config)
 
     drafted = draft(

@@ -60,7 +60,8 @@ class Sampling:
         if not 0 <= self.top_k < 2**31:
             raise ValueError(f"top_k: expected a number of tokens, or 0 for all, got {self.top_k}")
         object.__setattr__(self, "suppress_tokens", token_ids("suppress_tokens", self.suppress_tokens))
-        flags = self.temperature < MIN_TEMPERATURE, self.top_k > 0, self.top_p < 1
+        is_greedy = self.temperature < MIN_TEMPERATURE  # then nothing is cut off, and all such settings are one program
+        flags = is_greedy, self.top_k > 0 and not is_greedy, self.top_p < 1 and not is_greedy
         for name, value in zip(STATIC, flags, strict=True):
             object.__setattr__(self, name, value)
 
@@ -195,3 +196,26 @@ def sample(
     if sampling.is_greedy:
         return kernels.argmax(suppress(logits, sampling))
     return kernels.sample_from(token_probs(logits, sampling, kernels), uniforms)
+
+
+# -- random numbers ----------------------------------------------------------------------------------------------------
+
+
+def has_key_per_row(key: jax.Array) -> bool:
+    """Whether each row draws from a key of its own, whatever the other rows do.  Else one key is for all."""
+    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1
+
+
+def split_key(key: jax.Array, count: int = 2) -> jax.Array:
+    """`jax.random.split`, of each row's key if each has its own: [count, b]."""
+    if has_key_per_row(key):
+        return jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(key)
+    return jax.random.split(key, count)
+
+
+def draw_uniforms(key: jax.Array, shape: tuple[int, ...], row_axis: int = 0) -> Float[Array, "..."]:
+    """`jax.random.uniform`.  Rows that have keys of their own get the numbers of a batch of one with that key."""
+    if has_key_per_row(key):
+        of_row = shape[:row_axis] + shape[row_axis + 1 :]
+        return jax.vmap(lambda key: jax.random.uniform(key, of_row), out_axes=row_axis)(key)
+    return jax.random.uniform(key, shape)

@@ -31,7 +31,7 @@ class DecodeState(NamedTuple):
     cache: KVCache
     token: Int[Array, " b"]  # the newest emitted token
     hidden: Float[Array, "b d"]  # the target's hidden state that predicted it
-    key: jax.Array
+    key: jax.Array  # for all rows, or one for each, [b]
     emitted: Int[Array, " b"]  # tokens emitted so far
     budget: Int[Array, " b"]  # tokens to emit at most
     done: Bool[Array, " b"]  # an EOS was emitted, or the budget is used up

@@ -24,7 +24,7 @@ from gemma4.checkpoints.directories import (
     write_checksums,
     write_config,
 )
-from gemma4.checkpoints.params import check_model, float_dtype, shape_only
+from gemma4.checkpoints.params import check_fits, check_model, float_dtype, shape_only
 
 HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"  # in a file that has both, they are equal
 OUTSIDE = ("pre_projection", "post_projection", "masked_embedding")  # without the prefix `model.` in a file
@@ -54,6 +54,7 @@ def load(
     check_checksums(directory)
     config = config if convention is None else dataclasses.replace(config, convention=convention)
     blank = shape_only(Drafter, config, dtype)
+    check_fits(blank, directory, mesh)
     if (directory / orbax.FOLDER).is_dir():
         draft_model = orbax.load_orbax(blank, directory / orbax.FOLDER, mesh)
     else:

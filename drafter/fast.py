@@ -4,6 +4,8 @@
 the reference.
 """
 
+import functools
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -48,13 +50,14 @@ def for_backend(draft_model: Drafter, backend: str | None = None) -> Drafter:
     backend = backend or this_backend()
     blocks = None
     if backend == "cpu" and draft_model.config.use_ordered_embeddings:
-        table, (_, ordering, _) = draft_model.embed_tokens.weight[...], draft_model.masked_embedding.clusters()
+        table, ordering = draft_model.embed_tokens.weight[...], draft_model.masked_embedding.token_ordering[...]
         blocks = nnx.Variable(table_in_blocks(table, ordering, draft_model.config.num_centroids))
     twin = twin_of(draft_model, FastDrafter, blocks=nnx.data(blocks))
     twin.layers = nnx.List([layer_for_backend(layer, backend) for layer in draft_model.layers])
     return twin
 
 
+@functools.partial(jax.jit, static_argnames="num_centroids")
 def in_blocks(
     table: Float[Array, "v d"], token_ordering: Int[Array, " v"], num_centroids: int
 ) -> Float[Array, "clusters size d"]:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -43,10 +44,11 @@ def add_command(commands: argparse._SubParsersAction, layout: Any) -> None:
     option(
         "--target",
         metavar="DIR",
+        type=os.path.expanduser,
         required=True,
         help="directory of the target, an instruction-tuned one (-it), or its name on the Hugging Face hub",
     )
-    option("--drafter", metavar="DIR", required=True, help="directory of its drafter")
+    option("--drafter", metavar="DIR", type=os.path.expanduser, required=True, help="directory of its drafter")
     option("--system", metavar="TEXT", default="", help="a system turn before the first one")
     option("--thinking", action="store_true", help="ask for a thought before each answer")
     option(

@@ -6,18 +6,21 @@ It measures nothing unless `--timings` is given, and then only after the text is
 import argparse
 import contextlib
 import dataclasses
+import io
 import json
 import re
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 from tokenizers import Tokenizer
 
-from decoding.cli.console import Printer, print_baseline, print_counts, use_color
+from decoding.cli.console import Printer, harmless, print_baseline, print_counts, use_color
 from decoding.cli.devices import mesh_of
+from decoding.cli.processors import check_bias, processors_of
 from decoding.generation import Generation, OnRound, generate, generate_autoregressive
 from decoding.generation_config import FILE, load_sampling
 from decoding.load import load_pair, load_target
@@ -35,6 +38,7 @@ CHATS = {"plain": {}, "empty-thought": {"empty_thought": True}, "thinking": {"th
 PROMPTS = {"text": "TEXT", "prompt_file": "--prompt-file", "prompt_ids": "--prompt-ids"}
 STDIN = "-"  # as TEXT
 MAX_PROMPT_BYTES = 16 << 20
+MAX_PROMPTS = 256
 NOT_MEASURED = dict.fromkeys(("speculative", "autoregressive", "speed_up", "stage_seconds"))  # in place of figures
 
 
@@ -48,12 +52,18 @@ class Request(NamedTuple):
     target: Gemma4
     draft_model: Drafter | None  # None: the baseline
     tokenizer: Tokenizer | None
-    prompt: list[int]
-    prompt_text: str
+    prompts: list[list[int]]
+    prompt_texts: list[str]
     max_new_tokens: int
     options: Options
     seed: int
     loop: str
+    stop_strings: tuple[str, ...] = ()
+
+    @property
+    def prompt(self) -> Any:
+        """The only one, or the batch."""
+        return self.prompts[0] if len(self.prompts) == 1 else self.prompts
 
     def speculative(self, on_round: OnRound) -> Generation:
         """Errors: NotFinite."""
@@ -66,13 +76,12 @@ class Request(NamedTuple):
         return generate_autoregressive(self.target, self.prompt, **self._common(), on_round=on_round)
 
     def _common(self) -> dict:
-        return {
-            "max_new_tokens": self.max_new_tokens,
-            "sampling": self.options.sampling,
-            "key": jax.random.key(self.seed),
-            "eos_ids": self.options.eos_ids,
-            "loop": self.loop,
-        }
+        """Of several prompts, number i draws from the key of seed + i: its text is what it would be alone with that seed."""
+        keys = [jax.random.key((self.seed + i) % 2**32) for i in range(len(self.prompts))]
+        common = {name: getattr(self.options, name) for name in ("sampling", "eos_ids", "processors", "logprobs")}
+        common |= {"max_new_tokens": self.max_new_tokens, "loop": self.loop}
+        common |= {"stop_strings": self.stop_strings, "tokenizer": self.tokenizer}
+        return common | {"key": keys[0] if len(keys) == 1 else jnp.stack(keys)}
 
 
 def prepare(args: argparse.Namespace) -> Request:
@@ -82,7 +91,7 @@ def prepare(args: argparse.Namespace) -> Request:
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed: expected a number in 0..{2**32 - 1}, got {args.seed}")
     _check_options(args)
-    prompt, text = (None, _text(args)) if args.prompt_ids is None else (_parse_ids(args.prompt_ids), "")
+    texts, prompts = ([], [_parse_ids(ids) for ids in args.prompt_ids]) if args.prompt_ids else (_texts(args), [])
 
     mesh = mesh_of(args.devices, args.target)
     if args.baseline:
@@ -90,14 +99,28 @@ def prepare(args: argparse.Namespace) -> Request:
     else:
         directories = args.target, args.drafter
         target, draft_model, tokenizer = load_pair(*directories, args.dtype, mesh, convention=args.convention)
-    if prompt is None:
-        if tokenizer is None:
-            raise UserError(f"{args.target}: no tokenizer.json, so TEXT cannot be read; give --prompt-ids")
-        prompt = _encoded(text, args.chat, target, tokenizer)
-    validate_prompts(target.config, prompt, args.max_new_tokens)
-    text = text or (tokenizer.decode(prompt) if tokenizer else " ".join(map(str, prompt)) + " ")
+    if tokenizer is None and (texts or args.stop):
+        what = "TEXT cannot be read; give --prompt-ids" if texts else "--stop cannot be found; leave it out"
+        raise UserError(f"{args.target}: no tokenizer.json, so {what}")
+    if tokenizer is not None and texts:
+        prompts = [_encoded(text, args.chat, target, tokenizer) for text in texts]
+    validate_prompts(target.config, prompts[0] if len(prompts) == 1 else prompts, args.max_new_tokens)
+    check_bias(options.processors, target.config.vocab_size)
+    for prompt in prompts[len(texts) :]:
+        texts.append(tokenizer.decode(prompt) if tokenizer else " ".join(map(str, prompt)) + " ")
     options = dataclasses.replace(options, eos_ids=target.config.eos_token_ids)
-    return Request(target, draft_model, tokenizer, prompt, text, args.max_new_tokens, options, args.seed, args.loop)
+    return Request(
+        target,
+        draft_model,
+        tokenizer,
+        prompts,
+        texts,
+        args.max_new_tokens,
+        options,
+        args.seed,
+        args.loop,
+        tuple(args.stop),
+    )
 
 
 def _options(args: argparse.Namespace, recommended: Sampling) -> Options:
@@ -111,7 +134,10 @@ def _options(args: argparse.Namespace, recommended: Sampling) -> Options:
     sampling = dataclasses.replace(recommended, **given)
     if sampling != Sampling(**given) and not args.quiet:
         print(f"gemma4-mtp: {FILE} applies: {described(sampling)}", file=sys.stderr)
-    return Options(args.draft_length, sampling, acceptance=args.acceptance)
+    processors = processors_of(args)
+    return Options(
+        args.draft_length, sampling, acceptance=args.acceptance, processors=processors, logprobs=args.logprobs
+    )
 
 
 def described(sampling: Sampling) -> str:
@@ -125,13 +151,21 @@ def described(sampling: Sampling) -> str:
 
 def _check_options(args: argparse.Namespace) -> None:
     """Errors: UserError unless there is one prompt, and directories for both models or for neither."""
-    given = [name for name in PROMPTS if getattr(args, name) is not None]
+    given = [name for name in PROMPTS if getattr(args, name)]
     if len(given) != 1:
         got = " and ".join(PROMPTS[name] for name in given) or "none of them"
-        raise UserError(f"expected one prompt, as {', '.join(PROMPTS.values())}; got {got}")
+        raise UserError(f"expected one prompt, or several of one kind, as {', '.join(PROMPTS.values())}; got {got}")
+    if (count := len(getattr(args, given[0]))) > MAX_PROMPTS:
+        raise UserError(f"{PROMPTS[given[0]]}: expected at most {MAX_PROMPTS} prompts at once, got {count}")
+    if count > 1 and args.timings:
+        raise UserError(f"--timings: expected one prompt, which is measured, got {count}")
+    if count > 1 and STDIN in args.text:
+        raise UserError(f"TEXT: expected - alone, one prompt from standard input, got {count} texts")
+    if not all(args.stop):
+        raise UserError("--stop: expected a text of at least one character, got an empty one")
     if args.drafter and not args.target:
         raise UserError("--drafter needs --target: name both directories, or neither for the shipped pair")
-    if args.chat and args.prompt_ids is not None:
+    if args.chat and args.prompt_ids:
         raise UserError("--chat: expected TEXT, what a user says, got --prompt-ids")
     if args.target and not args.drafter and not args.baseline:
         raise UserError("--target needs --drafter: name both directories, or add --baseline to run the target alone")
@@ -143,20 +177,25 @@ def _check_options(args: argparse.Namespace) -> None:
         raise UserError("--timings prints figures, and --quiet prints nothing but the text: leave one of them out")
 
 
-def _text(args: argparse.Namespace) -> str:
-    """The prompt, from the argument, standard input or a file.  Errors: UserError."""
-    if args.prompt_file is not None:
-        name = f"--prompt-file {args.prompt_file}"
-        text = _decoded(name, _read_file(name, args.prompt_file))
-    elif args.text == STDIN:
-        name = "standard input"
+def _texts(args: argparse.Namespace) -> list[str]:
+    """The prompts, from the arguments, standard input or files.  Errors: UserError."""
+    if args.prompt_file:
+        names = [f"--prompt-file {file}" for file in args.prompt_file]
+        return [
+            _checked(name, _decoded(name, _read_file(name, file)))
+            for name, file in zip(names, args.prompt_file, strict=True)
+        ]
+    if args.text == [STDIN]:
         if sys.stdin is None:
             raise UserError("standard input is closed: expected a prompt, because TEXT is -")
-        text = _decoded(name, sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1))
-    else:
-        name, text = "TEXT", args.text
+        return [_checked("standard input", _decoded("standard input", sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)))]
+    for text in [*args.text, *args.stop]:
         if any("\ud800" <= character <= "\udfff" for character in text):  # how Python passes on other bytes
             raise UserError("TEXT: expected UTF-8, got bytes that are not; set the terminal to UTF-8")
+    return [_checked("TEXT", text) for text in args.text]
+
+
+def _checked(name: str, text: str) -> str:
     if not text:
         raise UserError(f"{name}: the prompt is empty: expected a text of at least one character")
     return text
@@ -221,9 +260,17 @@ def run(request: Request, args: argparse.Namespace, began: float) -> None:
     if hasattr(out, "reconfigure"):
         out.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character must not end the run
     kinds = {"color": color, "marks": marks, "show_rejected": args.show_rejected, "is_baseline": args.baseline}
-    printer = Printer(out, request.tokenizer, **kinds)
-    generation, first_token_seconds = _generate(request, args, printer, began)
-    stats, figures = generation.stats, None
+    # The first text is printed as it comes, the others after it.
+    printers = [
+        Printer(io.StringIO() if row else out, request.tokenizer, **kinds) for row in range(len(request.prompts))
+    ]
+    generation, first_token_seconds = _generate(request, args, printers, began)
+    printer, stats, figures = printers[0], generation.stats, None
+    if not args.json:
+        for other in printers[1:]:
+            out.write(f"\n{cast(io.StringIO, other.out).getvalue()}")
+        for row, values in enumerate(generation.logprobs or ()):
+            _print_logprobs(out, request, generation.tokens[row].tolist(), values)
     if not args.json and not args.quiet:
         if args.baseline:
             print_baseline(out, stats)
@@ -240,15 +287,29 @@ def run(request: Request, args: argparse.Namespace, began: float) -> None:
         if not args.json:
             timings.print_figures(out, figures, color=color)
     if args.json:
-        tokens = generation.tokens[0].tolist()
-        text = request.tokenizer.decode(tokens) if request.tokenizer else None
         seconds = {"first_token_seconds": first_token_seconds, **(figures.as_dict() if figures else NOT_MEASURED)}
-        print(json.dumps({"tokens": tokens, "text": text, "stats": stats.as_dict(), "timings": seconds}), file=out)
+        rows = [_as_dict(request, generation, row) for row in range(len(request.prompts))]
+        what = rows[0] if len(rows) == 1 else {"texts": rows}
+        print(json.dumps({**what, "stats": stats.as_dict(), "timings": seconds}), file=out)
     out.flush()
 
 
+def _as_dict(request: Request, generation: Generation, row: int) -> dict[str, Any]:
+    tokens = generation.tokens[row].tolist()
+    found = {"tokens": tokens, "text": request.tokenizer.decode(tokens) if request.tokenizer else None}
+    return found if generation.logprobs is None else {**found, "logprobs": generation.logprobs[row].tolist()}
+
+
+def _print_logprobs(out: Any, request: Request, tokens: list[int], values: Any) -> None:
+    """A line for each token: its log-probability under the target, its id, its text."""
+    out.write("\nlog-probability, id, token\n")
+    for token, value in zip(tokens, values, strict=True):
+        text = repr(request.tokenizer.decode([token], skip_special_tokens=False)) if request.tokenizer else ""
+        out.write(f"{value:9.4f} {token:7d}  {harmless(text)}\n")
+
+
 def _generate(
-    request: Request, args: argparse.Namespace, printer: Printer, began: float
+    request: Request, args: argparse.Namespace, printers: list[Printer], began: float
 ) -> tuple[Generation, float | None]:
     """Generate; unless --json is given, print each round as it ends.  Also returns when the first token came, after `began`."""
     waiting = contextlib.ExitStack()
@@ -260,9 +321,11 @@ def _generate(
             first_token_seconds = time.perf_counter() - began
             waiting.close()
             if not args.json:
-                printer.prompt(request.prompt_text)
+                for printer, text in zip(printers, request.prompt_texts, strict=True):
+                    printer.prompt(text)
         if not args.json:
-            printer.round(last)
+            for row, printer in enumerate(printers):
+                printer.round(jax.tree.map(lambda values, row=row: values[row : row + 1], last))
 
     try:
         with waiting:
@@ -270,5 +333,6 @@ def _generate(
             generation = request.autoregressive(on_round) if args.baseline else request.speculative(on_round)
     finally:
         if first_token_seconds is not None and not args.json:
-            printer.end()  # after an error, too: its line is one of its own
+            for printer in printers:  # after an error, too: its line is one of its own
+                printer.end()
     return generation, first_token_seconds

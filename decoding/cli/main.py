@@ -21,12 +21,13 @@ from typing import Any, NoReturn, TextIO
 import jax
 
 import gemma4
-from decoding.cli import devices, generate
+from decoding.cli import devices, generate, processors
 from decoding.finite import NotFinite
 from decoding.generation import LOOPS
 from decoding.options import ACCEPTANCE_METHODS, MAX_DRAFT_LENGTH
 from drafter.config import CONVENTIONS
 from gemma4 import progress, shadowing
+from gemma4.memory import NotEnoughMemory
 from gemma4.shadowing import COMMAND, INTERRUPTED, MISTAKE
 
 # With the line that --help has for each.  A command's own parser is built only when that command is asked for.
@@ -61,6 +62,7 @@ examples:
   gemma4-mtp generate --prompt-ids 2,17,94 --json           token ids in, one JSON object out
   gemma4-mtp generate --prompt-file verse.txt --quiet       a file in, the text and nothing else out
   echo "In the beginning" | gemma4-mtp generate - --marks   standard input in, [the target's own tokens] in brackets
+  gemma4-mtp generate "In the" "And God" --stop .           two prompts at once, each up to its first full stop
   gemma4-mtp generate "In the beginning" --baseline         the target alone, one token a step
   gemma4-mtp generate "Hello" --target DIR --drafter DIR    any other pair, in Hugging Face layout
   gemma4-mtp generate "Hello" --target DIR --drafter DIR --chat plain    as a user of an instruction-tuned model
@@ -82,6 +84,8 @@ output:
 
   --json prints one object instead, with
     tokens   ids of the new tokens          text     the same as text (null without a tokenizer)
+    logprobs of the tokens, with --logprobs
+    texts    in place of these, a list of objects with them, if there are several prompts
     stats    rounds, drafted, accepted, emitted, tokens_per_round, acceptance_per_position
     timings  first_token_seconds: from the start of the command, without Python's imports, but with loading and
              compilation.  The rest only with --timings, else null: speculative and autoregressive (tokens_per_second
@@ -105,6 +109,9 @@ OUT_OF_MEMORY = "out of memory; choose a smaller model, --dtype bfloat16 or fewe
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise generate.UserError(f"{message}; `{self.prog} --help` shows what is possible")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        file.write(message)  # argparse's own ignores a full disk
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -176,18 +183,27 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     option(
         "text",
         metavar="TEXT",
-        nargs="?",
-        help="the prompt, or - to read it from standard input; the target's BOS token is put before it, unless it begins so",
+        nargs="*",
+        help="the prompt, or - to read it from standard input; the target's BOS token is put before it, unless it begins so; "
+        "several texts are several prompts, read as one batch",
     )
     directory = functools.partial(option, metavar="DIR", type=path)
     option(
         "--prompt-file",
         metavar="FILE",
         type=path,
-        help=f"the prompt, as a text file: UTF-8, at most {generate.MAX_PROMPT_BYTES >> 20} MiB; from a file and from standard "
-        "input, a line break at the end is left out",
+        action="append",
+        default=[],
+        help="the prompt (repeated: several, one a file), as a text file: UTF-8, at most "
+        f"{generate.MAX_PROMPT_BYTES >> 20} MiB; from a file and from standard input, a line break at the end is left out",
     )
-    option("--prompt-ids", metavar="IDS", help="the prompt as token ids, taken as they are, such as 2,17,94")
+    option(
+        "--prompt-ids",
+        metavar="IDS",
+        action="append",
+        default=[],
+        help="the prompt as token ids, taken as they are, such as 2,17,94 (repeated: several)",
+    )
     option(
         "--chat",
         choices=generate.CHATS,
@@ -218,13 +234,22 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         type=float,
         help=f"sample from the fewest most likely tokens whose probabilities add up to P {otherwise % 1}",
     )
+    processors.add_options(command)
+    option(
+        "--stop",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="end with the token that completes TEXT; may be repeated",
+    )
+    option("--logprobs", action="store_true", help="print the log-probability of each token under the target alone")
     option(
         "--acceptance",
         choices=ACCEPTANCE_METHODS,
         default="token",
         help="how sampled drafts are accepted: one by one (token), or as a whole, which accepts more (block) (%(default)s)",
     )
-    number("--seed", "N", 0, "of the random numbers")
+    number("--seed", "N", 0, "of the random numbers; of several prompts, the second has N + 1, and so on")
     option("--dtype", choices=DTYPES, default=DTYPES[0], help="of weights and arithmetic (%(default)s)")
     devices.add_options(command, hosts=True)
     option(
@@ -273,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         discard(sys.stdout)
         return READER_GONE
-    except NotFinite as error:
+    except (NotFinite, NotEnoughMemory) as error:
         return mistake(error)
     except NotImplementedError as error:  # of a course: a stage that a student has not written yet
         if not getattr(error, "is_mistake", False):
@@ -329,6 +354,8 @@ def _command(arguments: Sequence[str], began: float) -> int:
                 keep_compiled_code()
                 training = _module(args.command).prepare(args)
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise  # to `main`
         return mistake(OUT_OF_MEMORY if is_out_of_memory(error) else error)
     match args.command:
         case "generate":

@@ -17,6 +17,7 @@ import numpy as np
 from decoding.fast.jit import RoundFn
 from decoding.fast.round_loop import prefill_round, rounds_on_device
 from decoding.options import Options
+from decoding.sampling import has_key_per_row
 from decoding.state import DecodeState, Round
 from drafter import Drafter
 from gemma4 import Gemma4
@@ -42,15 +43,20 @@ def rounds_in_threads(
 def split_rows(state: DecodeState, parts: int) -> list[DecodeState]:
     """The rows in order, in as many parts of nearly equal size; one row each if there are no more.
 
-    Each part has a key of its own: with the same one, its rows would draw the same random numbers as another's.
+    Each part has a key of its own (its rows' keys, if they have some): with the same one, its rows would draw the same random
+    numbers as another's.
     """
     rows = np.array_split(np.arange(state.token.shape[0]), min(parts, state.token.shape[0]))
     if len(rows) == 1:
         return [state]
     without_key = state._replace(key=None)
+    if has_key_per_row(state.key):
+        keys = [state.key[part[0] : part[-1] + 1] for part in rows]
+    else:
+        keys = list(jax.random.split(state.key, len(rows)))
     return [
         jax.tree.map(lambda leaf, part=part: leaf[part[0] : part[-1] + 1], without_key)._replace(key=key)
-        for part, key in zip(rows, jax.random.split(state.key, len(rows)), strict=True)
+        for part, key in zip(rows, keys, strict=True)
     ]
 
 

@@ -54,10 +54,13 @@ def add_command(commands: argparse._SubParsersAction, layout: Any) -> None:
     actions = oracle.add_subparsers(dest="action", metavar="ACTION", required=True)
     what = "write checkpoints, inputs and expected tensors (one to four minutes)"
     write = actions.add_parser("dump", help=what, epilog=EPILOG, **kind)
-    write.add_argument("--out", metavar="DIR", required=True, help="a directory that is new or empty")
+    write.add_argument(
+        "--out", metavar="DIR", type=os.path.expanduser, required=True, help="a directory that is new or empty"
+    )
     look = actions.add_parser("check", help="compare an engine's tensors with a dump", epilog=EPILOG, **kind)
-    look.add_argument("dump", metavar="DIR", nargs="?", help="a dump; optional with --adapter")
-    look.add_argument("theirs", metavar="THEIRS", nargs="?", help="a safetensors file, or a directory of such files")
+    where = functools.partial(look.add_argument, nargs="?", type=os.path.expanduser)
+    where("dump", metavar="DIR", help="a dump; optional with --adapter")
+    where("theirs", metavar="THEIRS", help="a safetensors file, or a directory of such files")
     look.add_argument("--adapter", metavar="MODULE:NAME", help="run a Python implementation in place of THEIRS")
     look.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     look.add_argument("--diagnose", action="store_true", help="if something differs, name the known bug (some minutes)")

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import shutil
 import signal
@@ -29,7 +30,7 @@ from decoding.oracle import cases
 from decoding.oracle.cases import CASES, Case
 from decoding.oracle.engine import OracleError
 from decoding.oracle.record import OF_THE_CONVENTION, STAGES, record
-from decoding.oracle.tolerance import REASONS, Tolerance, is_required, tolerance_of
+from decoding.oracle.tolerance import REASONS, RULES, Tolerance, is_required, tolerance_of
 from drafter.config import TRANSFORMERS
 from gemma4 import CheckpointError
 from gemma4.checkpoints.directories import new_directory
@@ -229,7 +230,7 @@ def read_dump(directory: str | os.PathLike) -> Dump:
         is_ours = found == (FORMAT, FORMAT_VERSION)
         entries = entries_from(manifest) if is_ours else {}
         digests = dict(manifest["sha256"]) if is_ours else {}
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, OverflowError, RecursionError) as error:
         raise OracleError(f"{file}: not the manifest of a dump ({error!r}); dump again into a new directory") from error
     if not is_ours:
         raise OracleError(f"{file}: expected format {FORMAT!r} version {FORMAT_VERSION}, got {found}; dump again")
@@ -262,6 +263,18 @@ def entry_from(item: Mapping[str, Any]) -> Entry:
     """Errors: KeyError, TypeError or ValueError for a field that is missing or malformed."""
     lengths = item.get("lengths")
     tolerance = Tolerance(item["rule"], float(item["tolerance"]), item["reason"])
+    sizes = [*item["shape"], *(lengths or ())]
+    if not all(isinstance(size, int) and size >= 0 for size in sizes):
+        raise ValueError(f"sizes of {item['name']!r:.80}: {sizes!r:.80}")
+    texts = {name: item[name] for name in ("name", "dtype", "rule", "reason")}
+    if not all(isinstance(text, str) for text in texts.values()) or not isinstance(item["required"], bool):
+        raise ValueError(f"fields of {item['name']!r:.80}: {texts!r:.200}, required {item['required']!r:.20}")
+    if (
+        tolerance.rule not in RULES
+        or not (tolerance.value > 0 or tolerance.rule == "exact")
+        or tolerance.value == math.inf
+    ):
+        raise ValueError(f"tolerance of {item['name']}: {tolerance.rule!r:.40} {tolerance.value:g}")
     return Entry(
         item["name"], tuple(item["shape"]), item["dtype"], tolerance, item["required"], lengths and tuple(lengths)
     )

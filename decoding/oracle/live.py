@@ -23,14 +23,15 @@ TAPPED = ("forward", "prefill", "chunked", "stepwise", "draft")
 
 
 def find(spec: str) -> Load:
-    """The `load` function that `module:name` names.  The working directory is on the module path.
+    """The `load` function that `module:name` names.  The working directory is on the module path, behind what is installed, so
+    that a file torch.py there does not stand for the package.
 
     Errors: OracleError if the module does not import, or has no such function.
     """
     module_name, _, name = spec.partition(":")
     if not module_name or not name:
         raise OracleError(f"--adapter {spec}: expected module:function, such as decoding.oracle.adapters.ours:load")
-    sys.path.insert(0, os.getcwd())
+    sys.path.append(directory := os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever an import may raise; SystemExit would pass for our exit code
@@ -39,7 +40,7 @@ def find(spec: str) -> Load:
             "directory?"
         ) from error
     finally:
-        sys.path.pop(0)
+        sys.path.remove(directory)
     load = getattr(module, name, None)
     if not callable(load):
         raise OracleError(

@@ -17,6 +17,9 @@ import numpy as np
 FLOAT32 = 1e-4
 
 
+RULES = ("exact", "absolute", "relative", "clustered")
+
+
 class Tolerance(NamedTuple):
     rule: str
     value: float

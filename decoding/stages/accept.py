@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from decoding.sampling import REFERENCE, Kernels
+from decoding.sampling import REFERENCE, Kernels, draw_uniforms
 from gemma4.functional import select_position
 
 
@@ -110,7 +110,7 @@ def check_shapes(target: Array, draft_tokens: Array, draft_probs: Array | None =
 def uniforms_for(draft_tokens: Int[Array, "b gamma"], key: jax.Array) -> Float[Array, "b gamma+1"]:
     """One uniform number for each draft, and one for the next token."""
     batch, gamma = draft_tokens.shape
-    return jax.random.uniform(key, (batch, gamma + 1))
+    return draw_uniforms(key, (batch, gamma + 1))
 
 
 def probs_of(draft_tokens: Int[Array, "b gamma"], probs: Float[Array, "b t v"]) -> Float[Array, "b gamma"]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from decoding.sampling import REFERENCE, Kernels, Sampling, token_probs
+from decoding.sampling import REFERENCE, Kernels, Sampling, draw_uniforms, token_probs
 from drafter import Drafter, SharedCache
 from drafter.model import step
 from gemma4 import Gemma4
@@ -39,7 +39,7 @@ def draft(
     A step reads the target's (scaled) embedding of the token before it and the hidden state that the step before it returned.
 
     token, hidden: the newest emitted token, and the target's hidden state that predicted it (one position earlier).
-    key:           gives one uniform number for each draft and row, [draft_length, b].
+    key:           gives one uniform number for each draft and row, [draft_length, b]; one key, or one for each row.
     sampling:      how drafts are drawn; greedy unless given.  `Draft.probs` is the distribution that they were drawn from,
                    which is what makes acceptance exact.
     Errors:        ValueError if the batch is not the cache's.
@@ -53,7 +53,7 @@ def draft(
 
     # A scan needs one dtype for what it carries: the one that the drafter returns.
     hidden = hidden.astype(jnp.result_type(hidden, draft_model.embed_tokens.weight[...]))
-    uniforms = jax.random.uniform(key, (draft_length, token.shape[0]))
+    uniforms = draw_uniforms(key, (draft_length, token.shape[0]), row_axis=1)
     _, drafted = jax.lax.scan(one_step, (token, hidden), uniforms)
     return jax.tree.map(lambda steps: jnp.moveaxis(steps, 0, 1), drafted)  # [gamma, b, ...] to [b, gamma, ...]
 

@@ -16,13 +16,14 @@ from jaxtyping import Array, Float, Int
 from decoding.finite import is_finite, not_finite
 from decoding.options import MAX_DRAFT_LENGTH, Options, whole_number
 from decoding.processors import count_tokens, process
-from decoding.prompts import Prompts, validate_key, validate_prompts
-from decoding.sampling import sample, token_logprobs
+from decoding.prompts import Prompts, unpadded, validate_key, validate_prompts
+from decoding.sampling import draw_uniforms, sample, split_key, token_logprobs
 from decoding.stages.emit import count_emitted
 from decoding.stages.rollback import rollback
 from decoding.state import DecodeState, Round
 from gemma4 import Config, Gemma4, KVCache, init_cache
 from gemma4.cache import resize
+from gemma4.memory import check_memory
 from gemma4.progress import progress
 from gemma4.sharding import mesh_of
 
@@ -41,6 +42,7 @@ def prefill(
     key: jax.Array | None = None,
     cache_room: int | None = None,
     after: KVCache | None = None,
+    attention_mask: Any = None,
 ) -> DecodeState:
     """The state before the first round: every prompt in the cache, one token of the target's emitted.
 
@@ -48,17 +50,20 @@ def prefill(
 
     prompt_tokens: ids of one prompt, or a batch of prompts of different lengths.
     options:       those of the rounds that follow.
-    key:           `jax.random.key` (default: key 0), split once for the first token; the state holds the rest.
+    key:           `jax.random.key` (default: key 0), split once for the first token; the state holds the rest.  Or one key for
+                   each row, [b], from which that row alone draws.
     cache_room:    how many new tokens the cache holds; all `max_new_tokens` unless given.  With fewer, the caller makes the
                    cache grow (`gemma4.cache.resize`).
     after:         a cache whose tokens come before the prompts, one row each, as an earlier generation leaves it.  The newest
                    token of that generation is not in it.
+    attention_mask: of an array of ids that is padded, on either side: 1 for a token, 0 for padding (`prompts.unpadded`).
     Errors:        ValueError for a prompt that is empty, that holds ids outside the target's vocabulary, or that with
                    `max_new_tokens` exceeds the context; for `after` with another number of rows, or together with
                    processors, which would not count its tokens; NotFinite if the target's hidden states of it are not finite.
     """
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=1)
-    prompts, first_key = validate_prompts(target.config, prompt_tokens, max_new_tokens), validate_key(key)
+    prompts = validate_prompts(target.config, unpadded(prompt_tokens, attention_mask), max_new_tokens)
+    first_key = validate_key(key, len(prompts))
     if after is not None and options.processors:
         raise ValueError(
             "processors: they count the tokens before, and a cache given as `after` does not tell them; begin anew"
@@ -70,6 +75,14 @@ def prefill(
     ring, weight = ring_chunk(max(chunk, options.draft_length + 1)), target.embed_tokens.weight
     if after is None:
         mesh = mesh_of(weight[...])
+        if mesh is None:
+            what = f"the KV cache of {len(prompts)} rows of {capacity} tokens"
+            shapes = jax.eval_shape(
+                lambda: init_cache(target.config, len(prompts), capacity, chunk=ring, dtype=weight.dtype)
+            )
+            check_memory(
+                what, jax.tree.leaves(shapes), "give fewer prompts or shorter ones, or load the pair as bfloat16"
+            )
         cache = init_cache(target.config, len(prompts), capacity, chunk=ring, dtype=weight.dtype, mesh=mesh)
     else:
         cache = resize(after, target.config, capacity, chunk=ring)
@@ -77,13 +90,14 @@ def prefill(
     padded = np.zeros((len(prompts), round_up(int(lengths.max()), chunk)), np.int32)
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)] = prompt
-    hidden = jnp.zeros((len(prompts), target.config.hidden_size), weight.dtype)
+    # Put onto the device as they are: jnp would compile a program for each shape.
+    hidden = jax.device_put(np.zeros((len(prompts), target.config.hidden_size), weight.dtype))
     with progress("reading the prompt", padded.shape[1], "tokens") as advance:
         for start in range(0, padded.shape[1], chunk):
-            tokens = jnp.asarray(padded[:, start : start + chunk])
-            hidden, cache = _read_chunk(target, cache, tokens, jnp.asarray(held + lengths), hidden)
+            tokens, ends = jax.device_put((padded[:, start : start + chunk], held + lengths))
+            hidden, cache = _read_chunk(target, cache, tokens, ends, hidden)
             advance(chunk, hidden)
-    if not isinstance(hidden, Tracer) and not jnp.isfinite(hidden).all():
+    if not isinstance(hidden, Tracer) and not np.isfinite(np.asarray(hidden)).all():
         raise not_finite(target)
     counts = _count_prompts(prompts, target.config.vocab_size) if options.processors else None
     return DecodeState(cache, *_first_token(target, hidden, first_key, jnp.int32(max_new_tokens), counts, options))
@@ -158,12 +172,12 @@ def _first_token(
     options: Options,
 ) -> tuple[Any, ...]:
     """All fields of the state but the cache, whose size does not concern what is compiled here."""
-    key, sample_key = jax.random.split(key)
+    key, sample_key = split_key(key)
     batch = hidden.shape[0]
     logits = target.logits(hidden)
     no_tokens = jnp.zeros((batch, 0), jnp.int32)
     processed = process(logits[:, None], no_tokens, counts, options.processors)[:, 0]
-    token = sample(processed, options.sampling, jax.random.uniform(sample_key, (batch,)), options.kernels)
+    token = sample(processed, options.sampling, draw_uniforms(sample_key, (batch,)), options.kernels)
 
     # A round that drafted nothing.  It has the shape of later rounds, so that these compile once.
     tokens = jnp.pad(token[:, None], ((0, 0), (0, options.draft_length)))

@@ -31,6 +31,7 @@ from gemma4.checkpoints.hf_config import read_target
 from gemma4.checkpoints.orbax import orbax_tensors, read_orbax
 from gemma4.checkpoints.params import (
     LoadReport,
+    check_fits,
     check_tensors,
     float_dtype,
     named_params,
@@ -124,6 +125,7 @@ def load(
                 "quantised checkpoints are not supported"
             )
     wanted = {key: found[key].update(dtype=float_dtype(dtype)) for key in report.loaded}
+    check_fits(blank, directory, mesh)
     shardings, params = shardings_on(named_params(blank), mesh), {}
     for key, array in read_orbax(directory, wanted, found):
         parts = tree[plain_name(key)].ours(array)

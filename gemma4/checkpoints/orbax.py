@@ -16,7 +16,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
-from gemma4.checkpoints.directories import CheckpointError
+from gemma4.checkpoints.directories import CheckpointError, check_file
 from gemma4.checkpoints.params import (
     Leaf,
     Module,
@@ -66,6 +66,9 @@ def orbax_tensors(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
     """
     import orbax.checkpoint as ocp
 
+    for file in path.rglob("*"):
+        if not file.is_dir():
+            check_file(file, "")  # Orbax would wait for a FIFO forever
     with _readable(path), ocp.PyTreeCheckpointer() as checkpointer:
         found = checkpointer.metadata(path.absolute()).item_metadata
         if found is None:

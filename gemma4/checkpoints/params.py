@@ -17,6 +17,7 @@ from jax.sharding import Mesh, Sharding
 
 from gemma4.checkpoints.directories import CheckpointError
 from gemma4.layers import Linear
+from gemma4.memory import check_memory
 from gemma4.sharding import shardings
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -79,6 +80,14 @@ def float_dtype(dtype: Any) -> np.dtype:
         if jnp.dtype(dtype).name in ("float32", "bfloat16", "float16"):
             return jnp.dtype(dtype)
     raise CheckpointError(f"dtype: expected float32, bfloat16 or float16, got {dtype}")
+
+
+def check_fits(blank: nnx.Module, source: Path, mesh: Mesh | None) -> None:
+    """Errors: NotEnoughMemory if the parameters that `blank` (see `shape_only`) describes cannot fit; not over a mesh."""
+    if mesh is None:
+        check_memory(
+            str(source), named_params(blank).values(), "load it as bfloat16, or over several devices, or free some"
+        )
 
 
 def check_model(model: object, kind: type[nnx.Module], writer: str) -> None:

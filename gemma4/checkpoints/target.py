@@ -29,7 +29,7 @@ from gemma4.checkpoints.directories import (
     write_config,
 )
 from gemma4.checkpoints.hf_config import read_target, target_json, with_end_tokens
-from gemma4.checkpoints.params import LoadReport, check_model, float_dtype, named_params, shape_only
+from gemma4.checkpoints.params import LoadReport, check_fits, check_model, float_dtype, named_params, shape_only
 from gemma4.checkpoints.safetensors import StoredTensor
 from gemma4.config import Config
 from gemma4.model import Gemma4
@@ -74,6 +74,7 @@ def _load(directory: Path, dtype: Any, mesh: Mesh | None) -> tuple[Gemma4, LoadR
     config = _with_end_tokens(read_config(directory, read_target), directory)
     check_checksums(directory)
     blank = shape_only(Gemma4, config, dtype)
+    check_fits(blank, directory, mesh)
     if (directory / orbax.FOLDER).is_dir():
         return orbax.load_orbax(blank, directory / orbax.FOLDER, mesh), LoadReport(tuple(named_params(blank)))
     tensors, report = _text_tensors(safetensors.read_tensors(directory), config)

@@ -292,3 +292,34 @@ def test_a_rule_of_acceptance_of_your_own(loop):
     greedy = generate(acceptance=decide, sampling=Sampling()).tokens
     for ours, usual in zip(greedy, generate(sampling=Sampling()).tokens, strict=True):
         np.testing.assert_array_equal(ours, usual)
+
+
+# -- rows ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loop", ["plain", "streamed", "threads"])
+@pytest.mark.parametrize("acceptance", ["token", "block"])
+def test_rows_with_keys_of_their_own_do_not_depend_on_each_other(loop, acceptance):
+    """Each text is that of the prompt alone with the row's key; the rows are of different lengths and end apart."""
+    prompts, keys = [[2, 9, 4], [7, 1, 1, 5, 12, 3, 8], [3]], jax.random.split(jax.random.key(8), 3)
+    settings = {"max_new_tokens": 20, "draft_length": 3, "sampling": Sampling(1.5), "eos_ids": (1,)}
+    how = {"loop": "on_device", "threads": 2} if loop == "threads" else {"loop": loop}
+    models = small_target(), small_drafter(5)
+    together = decoding.generate(*models, prompts, key=keys, acceptance=acceptance, **settings, **how).tokens
+    for key, prompt, text in zip(keys, prompts, together, strict=True):
+        alone = decoding.generate(*models, prompt, key=key, acceptance=acceptance, **settings).tokens[0]
+        assert text.tolist() == alone.tolist()
+    baseline = {name: value for name, value in settings.items() if name != "draft_length"}
+    together = decoding.generate_autoregressive(models[0], prompts, key=keys, **baseline, **how).tokens
+    alone = decoding.generate_autoregressive(models[0], prompts[1], key=keys[1], **baseline).tokens[0]
+    assert together[1].tolist() == alone.tolist()
+
+
+def test_left_padding_with_its_mask():
+    """The ids as transformers' tokenizers return them."""
+    ids = np.array([[0, 0, 2, 9, 4], [7, 1, 1, 5, 12]])
+    settings = {"max_new_tokens": 8, "draft_length": 3}
+    models = small_target(), small_drafter(5)
+    padded = decoding.generate(*models, ids, attention_mask=[[0, 0, 1, 1, 1], [1] * 5], **settings).tokens
+    ragged = decoding.generate(*models, [[2, 9, 4], [7, 1, 1, 5, 12]], **settings).tokens
+    assert [row.tolist() for row in padded] == [row.tolist() for row in ragged]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from decoding.prompts import validate_key, validate_prompts
+from decoding.prompts import unpadded, validate_key, validate_prompts
 from tests.models import TINY
 
 CONFIG = TINY["12B"]
@@ -68,12 +68,45 @@ def test_a_prompt_and_its_new_tokens_may_fill_the_context():
 
 @pytest.mark.parametrize("key, got", [(0, "0"), ("a", "'a'"), (jnp.zeros(3), "Array")], ids=str)
 def test_no_key(key, got):
-    with pytest.raises(ValueError, match=rf"key: expected jax.random.key\(seed\), got {got}"):
-        validate_key(key)
+    with pytest.raises(
+        ValueError, match=rf"key: expected jax.random.key\(seed\), or an array of 1 such keys, .*got {got}"
+    ):
+        validate_key(key, 1)
 
 
 def test_keys():
     """None is key 0; keys of the older kind are keys, too."""
-    np.testing.assert_array_equal(jax.random.key_data(validate_key(None)), jax.random.key_data(jax.random.key(0)))
+    np.testing.assert_array_equal(jax.random.key_data(validate_key(None, 1)), jax.random.key_data(jax.random.key(0)))
     for key in (jax.random.key(3), jax.random.PRNGKey(3)):
-        assert validate_key(key) is key
+        assert validate_key(key, 1) is key
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_left_out(side):
+    rows = [[5, 6, 7], [8], [9, 3]]
+    pads = [[0] * (3 - len(row)) for row in rows]
+    ids = np.array([pad + row if side == "left" else row + pad for row, pad in zip(rows, pads, strict=True)])
+    found = unpadded(ids, (ids != 0).astype(int))
+    assert [row.tolist() for row in found] == rows
+    assert unpadded(ids[1], ids[1] != 0).tolist() == [8]
+    assert unpadded(rows, None) is rows
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ([[1, 1]], r"expected 0 or 1 for each id .* got ids of shape \(1, 4\) and a mask of shape \(1, 2\)"),
+        ([[0, 1, 2, 1]], "expected 0 or 1 for each id"),
+        ([[1, 0, 1, 1]], "row 0: expected padding at an end, got some between tokens"),
+    ],
+)
+def test_bad_masks(mask, message):
+    with pytest.raises(ValueError, match=f"attention_mask: {message}"):
+        unpadded([[4, 5, 6, 7]], mask)
+
+
+def test_a_key_for_each_row():
+    keys = jax.random.split(jax.random.key(0), 3)
+    assert validate_key(keys, 3) is keys
+    with pytest.raises(ValueError, match="an array of 2 such keys, one for each row"):
+        validate_key(keys, 2)

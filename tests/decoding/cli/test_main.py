@@ -30,6 +30,7 @@ from decoding.fast import KERNELS
 from decoding.finite import NotFinite
 from decoding.generation import LOOPS
 from decoding.oracle import cli as oracle_cli
+from decoding.processors import FrequencyPenalty, MinP, RepetitionPenalty, logit_bias
 from decoding.sampling import REFERENCE
 from decoding.training.text import train_tokenizer
 from drafter import Drafter
@@ -287,6 +288,72 @@ def test_a_users_turn(run, pair_dir, tmp_path, calls):
     assert [tokenizer.decode(prompt, skip_special_tokens=False) for (_, _, prompt), _ in calls] == expected
 
 
+def test_what_changes_the_distribution(run, calls, pair_dir):
+    """Each option reaches the loops as its processor, in one order; the text is that of Python's `generate`."""
+    options = ["--presence-penalty=0.5", "--frequency-penalty=2", "--repetition-penalty=1.3", "--min-p=0.05"]
+    bias = {5: 30.0, 9: -3.0}
+    expected = [RepetitionPenalty(1.3), FrequencyPenalty(2.0, 0.5), logit_bias(bias), MinP(0.05)]
+    code, out, _ = run(PROMPT, "--json", *options, *(f"--logit-bias={i}={x}" for i, x in bias.items()))
+    given = calls[0][1]["processors"]
+    assert [type(processor) for processor in given] == [type(processor) for processor in expected]
+    jax.tree.map(np.testing.assert_array_equal, given, tuple(expected))
+    tokens = json.loads(out)["tokens"]
+    assert code == 0 and tokens == expected_text(pair_dir, processors=expected)[0] != expected_text(pair_dir)[0]
+    assert run(PROMPT)[0] == 0 and calls[-1][1]["processors"] == ()
+
+
+def test_stop(run, pair_dir):
+    tokens, text = expected_text(pair_dir)
+    stop = text[len(text) // 2 :][:2]
+    code, out, _ = run(PROMPT, "--json", "--stop=never there", f"--stop={stop}")
+    result = json.loads(out)
+    assert code == 0 and result["tokens"] == tokens[: len(result["tokens"])] != tokens
+    assert stop in result["text"]
+
+
+@pytest.mark.parametrize("how", [[], ["--baseline"]], ids=["speculative", "baseline"])
+def test_logprobs(run, pair_dir, how):
+    _, out, _ = run(PROMPT, "--json", "--logprobs", *how)
+    result = json.loads(out)
+    pair = load_pair(str(pair_dir / "target"), str(pair_dir / "drafter"), "float32")
+    prompt = [2, *pair.tokenizer.encode(PROMPT, add_special_tokens=False).ids]
+    logits = gemma4.forward(pair.target, [prompt + result["tokens"]]).logits[0, len(prompt) - 1 : -1]
+    expected = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(result["tokens"])), result["tokens"]]
+    np.testing.assert_allclose(result["logprobs"], expected, atol=1e-4)
+    _, out, _ = run(PROMPT, "--logprobs", *how)
+    lines = out.split("log-probability, id, token\n")[1].splitlines()[: len(expected)]
+    assert [int(line.split()[1]) for line in lines] == result["tokens"]
+    np.testing.assert_allclose([float(line.split()[0]) for line in lines], expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["text", "files", "ids"])
+def test_several_prompts(kind, run, pair_dir, tmp_path):
+    """Each text is what the prompt alone gives, with the seed of its place."""
+    texts, sampled = [PROMPT, "God", "the heaven and"], ["--temperature=1"]
+    tokenizer = load_pair(str(pair_dir / "target"), str(pair_dir / "drafter"), "float32").tokenizer
+    files = [tmp_path / f"{number}.txt" for number in range(3)]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text)
+    ids = [[2, *tokenizer.encode(text, add_special_tokens=False).ids] for text in texts]
+    given = {
+        "text": texts,
+        "files": [f"--prompt-file={file}" for file in files],
+        "ids": [f"--prompt-ids={','.join(map(str, row))}" for row in ids],
+    }[kind]
+    code, out, _ = run(*given, "--json", "--seed=5", *sampled)
+    found = json.loads(out)
+    assert code == 0 and list(found) == ["texts", "stats", "timings"]
+    alone = [
+        json.loads(run(*one, "--json", f"--seed={5 + i}", *sampled)[1])
+        for i, one in enumerate(map(lambda x: [x], given))
+    ]
+    assert found["texts"] == [{"tokens": one["tokens"], "text": one["text"]} for one in alone]
+    assert len({str(one["tokens"]) for one in alone}) == 3
+    if kind == "text":
+        _, out, _ = run(*given, "--seed=5", "--quiet", *sampled)
+        assert out == "\n".join(f"{text}{one['text']}\n" for text, one in zip(texts, alone, strict=True))
+
+
 def test_without_a_tokenizer(run, pair_dir, tmp_path):
     target = shutil.copytree(pair_dir / "target", tmp_path / "target")
     (target / "tokenizer.json").unlink()
@@ -413,10 +480,13 @@ def test_a_command_imports_only_its_own_package(arguments, packages, pair_dir, t
 REFUSED = {
     "unknown option": (["x", "--frobnicate"], "unrecognized arguments: --frobnicate; `gemma4-mtp --help`"),
     "shortened option": (["x", "--max", "3"], "unrecognized arguments: --max 3; "),
-    "no prompt": ([], "expected one prompt, as TEXT, --prompt-file, --prompt-ids; got none of them"),
+    "no prompt": (
+        [],
+        "expected one prompt, or several of one kind, as TEXT, --prompt-file, --prompt-ids; got none of them",
+    ),
     "two prompts": (
         ["x", "--prompt-ids=2"],
-        "expected one prompt, as TEXT, --prompt-file, --prompt-ids; got TEXT and --pr",
+        "as TEXT, --prompt-file, --prompt-ids; got TEXT and --pr",
     ),
     "text and file": (["x", "--prompt-file=y"], "got TEXT and --prompt-file"),
     "no such file": (["--prompt-file=/nowhere"], "--prompt-file /nowhere: no such file; name a text file in UTF-8"),
@@ -471,6 +541,28 @@ REFUSED = {
     "top_k negative": (["x", "--top-k=-1"], "top_k: expected a number of tokens, or 0 for all, got -1"),
     "seed negative": (["x", "--seed=-1"], "--seed: expected a number in 0..4294967295, got -1"),
     "seed past 32 bits": (["x", f"--seed={2**32}"], "--seed: expected a number in 0..4294967295, got 4294967296"),
+    "several to be measured": (["x", "y", "--timings"], "--timings: expected one prompt, which is measured, got 2"),
+    "standard input and a text": (["x", "-"], "TEXT: expected - alone, one prompt from standard input, got 2 texts"),
+    "more prompts than fit": (["x"] * 257, "TEXT: expected at most 256 prompts at once, got 257"),
+    "second prompt past the context": (
+        ["--prompt-ids=2,7", f"--prompt-ids={','.join('7' * 120)}"],
+        "prompt 1 has 120 tokens, and 12 new ones exceed this model's context of 128",
+    ),
+    "nothing to stop at": (["x", "--stop="], "--stop: expected a text of at least one character, got an empty one"),
+    "min_p 0": (["x", "--min-p=0"], "--min-p: expected a number over 0 and up to 1, got 0"),
+    "min_p nan": (["x", "--min-p=nan"], "--min-p: expected a number over 0 and up to 1, got nan"),
+    "repetition 0": (["x", "--repetition-penalty=0"], "--repetition-penalty: expected a number over 0 (1 changes"),
+    "frequency inf": (["x", "--frequency-penalty=inf"], "--frequency-penalty: expected a finite number, got inf"),
+    "presence nan": (["x", "--presence-penalty=nan"], "--presence-penalty: expected a finite number, got nan"),
+    "bias without a number": (
+        ["x", "--logit-bias=17"],
+        "--logit-bias: expected an id and a number of at most 1e30, such as",
+    ),
+    "bias of no id": (["x", "--logit-bias=a=1"], "such as 17=-2.5, got 'a=1'"),
+    "bias past the vocabulary": (
+        ["x", "--logit-bias=320=1"],
+        "--logit-bias: expected ids of this model's vocabulary, 0..319, got 320",
+    ),
     "dtype": (["x", "--dtype=int8"], "argument --dtype: invalid choice: 'int8' (choose from "),
     "loop": (["x", "--loop=fast"], "argument --loop: invalid choice: 'fast' (choose from "),
 }

@@ -123,6 +123,10 @@ def damage_not_json(directory: Path):
     (directory / golden.MANIFEST).write_text("{")
 
 
+def damage_deep_json(directory: Path):
+    (directory / golden.MANIFEST).write_text("[" * 100_000)
+
+
 def damage_another_version(directory: Path):
     manifest = json.loads((directory / golden.MANIFEST).read_text())
     (directory / golden.MANIFEST).write_text(json.dumps(manifest | {"format_version": 99}))
@@ -147,8 +151,12 @@ def damaged_field(name, value):
     return damage
 
 
+def first_entry(change: dict):
+    return damaged_field("tensors", lambda tensors: [tensors[0] | change, *tensors[1:]])
+
+
 def renamed(name: str):
-    return damaged_field("tensors", lambda tensors: [tensors[0] | {"name": name}, *tensors[1:]])
+    return first_entry({"name": name})
 
 
 @pytest.mark.parametrize(
@@ -157,6 +165,13 @@ def renamed(name: str):
         (damage_nothing_there, "no such directory"),
         (damage_no_manifest, "not a dump"),
         (damage_not_json, "not the manifest of a dump"),
+        (damage_deep_json, "not the manifest of a dump"),
+        (first_entry({"shape": ["4"]}), "not the manifest of a dump"),
+        (first_entry({"dtype": 4}), "not the manifest of a dump"),
+        (first_entry({"required": "yes"}), "not the manifest of a dump"),
+        (first_entry({"rule": "none"}), "not the manifest of a dump"),
+        (first_entry({"rule": "relative", "tolerance": 0}), "not the manifest of a dump"),
+        (first_entry({"tolerance": 1e999}), "not the manifest of a dump"),
         (damage_another_version, "expected format .* version 1"),
         (damaged_field("sha256", [1]), "not the manifest of a dump"),
         (damaged_field("sha256", None), "not the manifest of a dump"),

@@ -365,6 +365,17 @@ def test_an_unfit_adapter_is_refused(check, kind, message):
         check(kind)
 
 
+def test_an_adapter_imports_installed_packages(tmp_path, monkeypatch):
+    """Not files of their names in the working directory, where the adapter itself may be."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    (tmp_path / "wave.py").write_text("raise RuntimeError('this is not the package')")
+    (tmp_path / "my_adapter.py").write_text("import wave\ndef load(*args): return wave.__file__\n")
+    before = list(sys.path)
+    assert str(tmp_path) not in live.find("my_adapter:load")(tmp_path, tmp_path, "")
+    assert sys.path == before
+
+
 def test_the_command_runs_an_adapter_from_the_working_directory(dump_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(main, "keep_compiled_code", lambda: None)
     monkeypatch.chdir(tmp_path)

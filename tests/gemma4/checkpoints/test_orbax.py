@@ -4,6 +4,7 @@ The folders here have no checksums, as earlier versions wrote them, so it is Orb
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -45,3 +46,10 @@ def test_a_model_of_another_size(saved):
 def test_without_config(saved):
     (saved / "config.json").unlink()
     assert_refused(saved, str(saved / "config.json"), "missing")
+
+
+def test_a_fifo_in_the_folder_is_not_waited_for(saved):
+    file = saved / FOLDER / "array_metadatas" / "process_0"
+    file.unlink()
+    os.mkfifo(file)
+    assert_refused(saved, "process_0: expected a file, got a FIFO; fetch it again")
