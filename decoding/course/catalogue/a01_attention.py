@@ -35,13 +35,13 @@ def masks(rng: np.random.Generator, about: str, window: int | None, *, newest: i
 def attends(
     rng: np.random.Generator, about: str, *, seen: float = 0.6, poison: float | None = None, kv_heads: int = KV_HEADS
 ) -> Call:
-    mask = np.less(rng.random((BATCH, QUERIES, SLOTS)), seen)
-    mask[:, :, 0] |= np.logical_not(np.any(mask, axis=-1))
+    mask = np.array(rng.random((BATCH, QUERIES, SLOTS)) < seen)
+    mask[:, :, 0] |= ~mask.any(axis=-1)
     mask[:, :, -1] = False  # a slot that nobody sees
     value = rng.normal(0, 1, (BATCH, kv_heads, SLOTS, WIDTH))
     key = rng.normal(0, 1, value.shape)
     if poison is not None:
-        unseen = ~mask.any(axis=1)[:, None, :, None]
+        unseen = np.logical_not(np.asarray(mask.any(axis=1)))[:, None, :, None]
         key, value = np.where(unseen, poison, key), np.where(unseen, poison, value)
     given = {
         "query": rng.normal(0, 1, (BATCH, QUERIES, HEADS, WIDTH)).astype(np.float32),

@@ -199,10 +199,7 @@ ASSIGNMENT = Assignment(
     title="Accept and reject",
     question="How can drafts of a small model be used without changing the distribution of the text?",
     hours=4,
-    read=(
-        "decoding/stages/verify.py",
-        "tutorials/glossary.md: rejection sampling, residual distribution, total variation",
-    ),
+    read=("decoding/stages/verify.py", "glossary.md: verify, bonus token, lossless, total variation"),
     task=cleaned(
         """
         A drafter proposed γ tokens.  Draft number i was drawn from its distribution `draft_probs[:, i]`.  The target then
