@@ -52,14 +52,17 @@ def solve(function: str, *arguments: Any, like: Any) -> Any:
                 f"assignment {number}: inside the program `{name}` must be written with jax.numpy, for it gets functions; "
                 f"as it is it fails with {type(error).__name__}: {error!s:.200}"
             ) from error
-    # It does not trace: call it with values when the program runs.
+    # It does not trace: call it with values when the program runs.  Numbers and None are known now.
     shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), like)
+    is_array = [isinstance(argument, (jax.Array, np.ndarray)) for argument in arguments]
 
     def call(*values: Any) -> Any:
-        results = _as_results(given(*map(np.asarray, values)), like, name)
-        return jax.tree.map(np.asarray, results)
+        rest = iter(values)
+        every = (np.asarray(next(rest)) if array else old for array, old in zip(is_array, arguments, strict=True))
+        return jax.tree.map(np.asarray, _as_results(given(*every), like, name))
 
-    return jax.pure_callback(call, shapes, *arguments)
+    arrays = [argument for array, argument in zip(is_array, arguments, strict=True) if array]
+    return jax.pure_callback(call, shapes, *arrays)
 
 
 def left_out(what: str) -> NoReturn:

@@ -134,7 +134,7 @@ def values(rng: np.random.Generator) -> list[Call]:
         joined(rng, "24 rows"),
         counted(rng, "many end-of-text tokens", eos_share=0.4),
         counted(rng, "short budgets", room=4, eos_share=0.2),
-        counted(rng, "no end of text and no row that is done", eos_share=0, done=0, room=7),
+        counted(rng, "no end of text and no row that is done", eos_share=0.0, done=0.0, room=7),
         lengths(rng, "24 rows"),
         starts(rng, "24 rows"),
         starts(rng, "24 more rows"),

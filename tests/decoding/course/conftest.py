@@ -2,11 +2,10 @@
 
 import pytest
 
-from decoding.course.catalogue import assignment
-from decoding.course.key import Key
-from decoding.course.make_key import make_key
-
 
 @pytest.fixture(scope="session")
-def ring_key() -> Key:
+def ring_key():
+    from decoding.course.catalogue import assignment
+    from decoding.course.make_key import make_key  # here: both need the known bugs, which may be withheld
+
     return make_key(assignment("03"))
