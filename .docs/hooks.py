@@ -20,7 +20,10 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("gemma4", "drafter", "decoding")
-WITHOUT_PAGES = ("decoding/oracle/known_bugs/",)  # tutorials/reference/known_bugs.md describes these
+WITHOUT_PAGES = (
+    "decoding/oracle/known_bugs/",  # tutorials/reference/known_bugs.md describes these
+    "decoding/course/catalogue/",  # tutorials/assignments has a page for each
+)
 READING_ORDER = "reading_order.md"
 TRACE = "tutorials/reference/trace_example.json"  # shown as the page that `gemma4-mtp trace` makes of it
 
@@ -57,6 +60,7 @@ def navigation() -> list[Any]:
         {"Home": ["README.md", READING_ORDER, "CONTRIBUTING.md", "CHANGELOG.md"]},
         {"Stages": entries("decoding/stages", key=stage_number)},
         {"Tutorials": tutorials},
+        {"Assignments": texts("tutorials/assignments")},
         {"Reference": texts("tutorials/reference")},
         {"API": [{package: entries(package)} for package in PACKAGES]},
     ]

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from decoding.oracle.known_bugs import EQUIVALENT, MUTANTS
@@ -51,7 +52,8 @@ class Hole:
         if self.reference is not None:
             return self.reference(**arguments)
         owner, attribute = locate(self.function)
-        return getattr(owner, attribute)(**arguments)
+        arrays = {n: jnp.asarray(v) if isinstance(v, np.ndarray) else v for n, v in arguments.items()}
+        return getattr(owner, attribute)(**arrays)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ exit codes: 0 all points; 1 not all; 2 a mistake in the arguments or files (one 
 OK, NOT_ALL = 0, 1
 
 
-def add_command(commands: argparse._SubParsersAction, layout: Callable[[str], argparse.HelpFormatter]) -> None:
+def add_command(commands: argparse._SubParsersAction, layout: Any) -> None:
     course = commands.add_parser(
         "course",
         help="hand out stages as assignments, and grade them",

@@ -94,7 +94,7 @@ def _number(value: float | int | bool) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _direction(have: float, want: float) -> str:
+def _direction(have: float | int | bool, want: float | int | bool) -> str:
     if have != have:
         return "not a number"
     if isinstance(want, bool) or want != want or have == want:

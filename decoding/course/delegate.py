@@ -14,12 +14,19 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 SOLUTIONS = Path(__file__).parents[2] / "solutions"
 
 
 class NotWritten(NotImplementedError):
     """A student's function is still to be written.  The command shows it as one line."""
+
+    is_mistake = True
+
+
+class NeedsTracing(NotImplementedError):
+    """A student's function that only works with values.  The command shows it as one line; grading takes it."""
 
     is_mistake = True
 
@@ -36,18 +43,26 @@ def solve(function: str, *arguments: Any, like: Any) -> Any:
         return _as_results(given(*arguments), like, name)
     except NotImplementedError:
         raise NotWritten(f"assignment {number} ({file.parent.name}/{file.name}, {name}) is not written yet") from None
-    except Exception:
+    except Exception as error:
         leaves = jax.tree.leaves(arguments)
-        if any(callable(leaf) for leaf in leaves) or not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        if not any(isinstance(leaf, Tracer) or callable(leaf) for leaf in leaves):
             raise
-    # It does not trace: call it with values when the program runs.
+        if any(callable(leaf) for leaf in leaves):  # functions cannot be called back with values
+            raise NeedsTracing(
+                f"assignment {number}: inside the program `{name}` must be written with jax.numpy, for it gets functions; "
+                f"as it is it fails with {type(error).__name__}: {error!s:.200}"
+            ) from error
+    # It does not trace: call it with values when the program runs.  Numbers and None are known now.
     shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), like)
+    is_array = [isinstance(argument, (jax.Array, np.ndarray)) for argument in arguments]
 
     def call(*values: Any) -> Any:
-        results = _as_results(given(*map(np.asarray, values)), like, name)
-        return jax.tree.map(np.asarray, results)
+        rest = iter(values)
+        every = (np.asarray(next(rest)) if array else old for array, old in zip(is_array, arguments, strict=True))
+        return jax.tree.map(np.asarray, _as_results(given(*every), like, name))
 
-    return jax.pure_callback(call, shapes, *arguments)
+    arrays = [argument for array, argument in zip(is_array, arguments, strict=True) if array]
+    return jax.pure_callback(call, shapes, *arrays)
 
 
 def left_out(what: str) -> NoReturn:

@@ -32,8 +32,12 @@ def answer_of(assignment: Assignment, root: Path) -> set[str]:
         node = found(file.read_text(encoding="utf-8"), name)
         docstring = ast.get_docstring(node) or ""
         pieces |= {squeezed(s) for s in re.split(r"(?<=[.:;])\s", docstring) if len(squeezed(s)) >= MIN_SENTENCE}
-        pieces -= {squeezed(text) for text in (hole.docstring, hole.body)}
-    return pieces - set(map(squeezed, assignment.excused))
+    # What a copy has to say in place of the answer, and what is excused.
+    said = [squeezed(change.body) for change in (*assignment.holes, *assignment.cuts)]
+    said += [squeezed(hole.docstring) for hole in assignment.holes]
+    return {
+        piece for piece in pieces - set(map(squeezed, assignment.excused)) if not any(piece in text for text in said)
+    }
 
 
 def code_of(assignment: Assignment, root: Path) -> Iterator[str]:

@@ -80,6 +80,8 @@ def new(directory: Path, chosen: Sequence[Assignment]) -> None:
             shown = "; ".join(str(hit) for hit in hits[:3])
             more = f" (and {len(hits) - 3} more)" if len(hits) > 3 else ""
             raise CourseError(f"new: nothing was written, because an answer would leak: {shown}{more}")
+        for assignment in chosen:
+            save(key_of(assignment).public(), scratch / KEYS / f"{assignment.name}.npz")
         os.chmod(scratch, 0o755)
         scratch.rename(directory)
     finally:
@@ -139,7 +141,6 @@ def _write_student_files(directory: Path, chosen: Sequence[Assignment]) -> None:
     for assignment in chosen:
         (directory / SOLUTIONS / f"{assignment.name}.py").write_text(solution_file(assignment), encoding="utf-8")
         (directory / "pages" / f"{assignment.name}.md").write_text(page(assignment), encoding="utf-8")
-        save(key_of(assignment).public(), directory / KEYS / f"{assignment.name}.npz")
         rows.append(
             f"| {assignment.number} {assignment.title} | [page](pages/{assignment.name}.md) "
             f"| [{assignment.name}.py]({SOLUTIONS}/{assignment.name}.py) | {assignment.hours} |"

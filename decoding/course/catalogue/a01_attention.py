@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from decoding.course.assignment import Arguments, Assignment, Call, Check, Cut, Hole, Outputs, cleaned, known, own
+from decoding.course.catalogue.inputs import bools, float32, int32
 from decoding.oracle.known_bugs import EQUIVALENT
 
 MASK, ATTENTION = "gemma4.functional.attention_mask", "gemma4.functional.attention"
@@ -34,13 +35,13 @@ def masks(rng: np.random.Generator, about: str, window: int | None, *, newest: i
 def attends(
     rng: np.random.Generator, about: str, *, seen: float = 0.6, poison: float | None = None, kv_heads: int = KV_HEADS
 ) -> Call:
-    mask = rng.random((BATCH, QUERIES, SLOTS)) < seen
+    mask = np.array(rng.random((BATCH, QUERIES, SLOTS)) < seen)
     mask[:, :, 0] |= ~mask.any(axis=-1)
     mask[:, :, -1] = False  # a slot that nobody sees
     value = rng.normal(0, 1, (BATCH, kv_heads, SLOTS, WIDTH))
     key = rng.normal(0, 1, value.shape)
     if poison is not None:
-        unseen = ~mask.any(axis=1)[:, None, :, None]
+        unseen = np.logical_not(np.asarray(mask.any(axis=1)))[:, None, :, None]
         key, value = np.where(unseen, poison, key), np.where(unseen, poison, value)
     given = {
         "query": rng.normal(0, 1, (BATCH, QUERIES, HEADS, WIDTH)).astype(np.float32),
@@ -52,12 +53,12 @@ def attends(
 
 
 def example(rng: np.random.Generator) -> list[Call]:
-    seen = {"query_positions": np.int32([[4, 5]]), "key_positions": np.int32([[4, 5, 2, 3, -1]])}
+    seen = {"query_positions": int32([[4, 5]]), "key_positions": int32([[4, 5, 2, 3, -1]])}
     given = {
-        "query": np.float32([1, 0, 0, 2]).reshape(1, 1, 2, 2),
-        "key": np.float32([1, 0, 0, 1, 2, 2]).reshape(1, 1, 3, 2),
-        "value": np.float32([1, 2, 3, 4, 5, 6]).reshape(1, 1, 3, 2),
-        "mask": np.bool_([[[True, True, False]]]),
+        "query": float32([1, 0, 0, 2]).reshape(1, 1, 2, 2),
+        "key": float32([1, 0, 0, 1, 2, 2]).reshape(1, 1, 3, 2),
+        "value": float32([1, 2, 3, 4, 5, 6]).reshape(1, 1, 3, 2),
+        "mask": bools([[[True, True, False]]]),
     }
     return [
         Call("attention_mask", {**seen, "window": None}, "a full layer"),
@@ -124,7 +125,7 @@ ASSIGNMENT = Assignment(
         KV head: with four query heads and two KV heads, query heads 0 and 1 read KV head 0.
         """
     ),
-    by_hand="Why does shifting all positions by the same number change nothing in your mask, and what in the model would notice?",
+    by_hand="Why does your mask stay the same if all positions grow by one number, and what else in the model uses positions?",
     hints=(
         "Draw the mask for three queries and five keys with a window of two.",
         "Make all values one. What must come out?",
@@ -201,12 +202,14 @@ ASSIGNMENT = Assignment(
         ),
         known(
             "window-one-too-short",
-            "A query sees one key fewer than the window's size. Count them at position 20 with a window of 4, its own included.",
+            "A query sees one key fewer than the window's size. Count them at position 20 with a window of 4, its own "
+            "included.",
         ),
         known("not-causal", "Some query looks at a token that comes after it."),
         known(
             "window-looks-both-ways",
-            "In a sliding layer distances are taken without regard to direction. Try one query between an earlier and a later key.",
+            "In a sliding layer distances are taken without regard to direction. Try one query between an earlier and a "
+            "later key.",
         ),
         own(
             "empty-slots-in-sight",
@@ -222,8 +225,8 @@ ASSIGNMENT = Assignment(
         ),
         known(
             "attention-scaled-down",
-            "Your scores are smaller than the page's by a constant factor. Gemma 4 treats queries and keys before they meet; is "
-            "anything left to do after?",
+            "Your scores are smaller than the page's by a constant factor. Gemma 4 treats queries and keys before they "
+            "meet; is anything left to do after?",
         ),
         known(
             "heads-grouped-the-other-way",
@@ -261,7 +264,10 @@ ASSIGNMENT = Assignment(
     ),
     equivalents=tuple(
         EQUIVALENT[name]
-        for name in ("heads-repeated", "masked-with-minus-infinity", "window-by-distance", "attention-scale-folded-into-the-query")
+        for name in (
+            *("heads-repeated", "masked-with-minus-infinity", "window-by-distance"),
+            "attention-scale-folded-into-the-query",
+        )
     ),
     cuts=(
         Cut(

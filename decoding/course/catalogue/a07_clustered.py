@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from decoding.course.assignment import Assignment, Call, Check, Cut, Hole, Outputs, cleaned, known, own, variant
+from decoding.course.catalogue.inputs import float32, int32
 
 LOGITS, ARGMAX = "drafter.clustering.clustered_logits", "drafter.clustering.clustered_argmax"
 BEST, BEST_TOKEN = "drafter.clustering.best_clusters", "drafter.clustering.best_candidate"
@@ -34,10 +35,10 @@ def both(given: dict, about: str) -> list[Call]:
 
 def example(rng: np.random.Generator) -> list[Call]:
     given = {
-        "hidden": np.float32([[1, 2], [2, -1]]),
-        "table": np.float32([[1, 1], [-1, 2], [2, 0], [0, -2], [3, 1], [1, -1]]),
-        "centroids": np.float32([[1, 0.5], [-1, 1], [0.5, -1]]),
-        "token_ordering": np.int32([4, 0, 1, 5, 3, 2]),
+        "hidden": float32([[1, 2], [2, -1]]),
+        "table": float32([[1, 1], [-1, 2], [2, 0], [0, -2], [3, 1], [1, -1]]),
+        "centroids": float32([[1, 0.5], [-1, 1], [0.5, -1]]),
+        "token_ordering": int32([4, 0, 1, 5, 3, 2]),
         "top_k": 1,
     }
     return both(given, "three clusters of two tokens, one of them chosen")
@@ -98,14 +99,14 @@ ASSIGNMENT = Assignment(
     task=cleaned(
         """
         A head gives every token a logit: the dot product of the hidden state with the token's row of the table.  For a large
-        vocabulary this is most of a drafter's work.  A clustered head scores a few centroids first, each by its dot product with
-        the hidden state, and then only the tokens of the clusters whose centroids score highest.
+        vocabulary this is most of a drafter's work.  A clustered head scores a few centroids first, each by its dot product
+        with the hidden state, and then only the tokens of the clusters whose centroids score highest.
 
         Acceptance will take these logits for the drafter's distribution, so a token that was not scored must have logit -inf:
         its probability is then exactly 0.
         """
     ),
-    by_hand="A token outside the searched clusters is never drafted. Can the text still contain it, and where does it come from?",
+    by_hand="A token outside the searched clusters is never drafted. Can the text still contain it? Where does it come from?",
     hints=(
         "Write down the example's three clusters as lists of token ids.",
         "Take two hidden states that point in opposite directions. Which clusters does each want?",
@@ -168,8 +169,8 @@ ASSIGNMENT = Assignment(
         ),
         known(
             "clusters-interleaved",
-            "Members are taken from the wrong clusters. With two clusters of three tokens, which entries of the ordering belong "
-            "to the first?",
+            "Members are taken from the wrong clusters. With two clusters of three tokens, which entries of the ordering "
+            "belong to the first?",
         ),
         known(
             "dense-head-for-a-clustered-one",
@@ -223,7 +224,8 @@ ASSIGNMENT = Assignment(
     ),
     equivalents=(
         variant("best-token-from-all-logits", BEST_TOKEN, {
-            "jnp.where(is_best, tokens, vocabulary).min(axis=-1)": "jnp.argmax(scatter_logits(tokens, logits, vocabulary), axis=-1)"
+            "jnp.where(is_best, tokens, vocabulary).min(axis=-1)": "jnp.argmax(scatter_logits("
+            "tokens, logits, vocabulary), axis=-1)"
         }),
     ),
     cuts=(
@@ -244,8 +246,7 @@ ASSIGNMENT = Assignment(
     ),
     rewritten={
         "drafter/clustering.py": {
-            "All clusters have one size, so the tokens of cluster c are row c of `token_ordering.reshape(num_centroids, -1)`.": ""
-            "All clusters have one size.",
+            ", so the tokens of cluster c are row c of `token_ordering.reshape(num_centroids, -1)`.": ".",
         },
         "drafter/fast.py": {
             "from drafter.clustering import best_candidate, best_clusters, scatter_logits\n": "",

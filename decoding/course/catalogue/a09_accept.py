@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from decoding.course.assignment import Assignment, Call, Check, Cut, Hole, Outputs, cleaned, known, own
-from decoding.course.catalogue.inputs import distributions, drawn, one_hot, uniforms
+from decoding.course.catalogue.inputs import distributions, drawn, float32, int32, one_hot, uniforms
 from decoding.oracle.known_bugs import EQUIVALENT
 
 DECIDE, RESIDUAL = "decoding.stages.accept.decide", "decoding.stages.accept.residual"
@@ -40,9 +40,9 @@ def arguments(rng: np.random.Generator, p: np.ndarray, q: np.ndarray) -> dict:
 
 
 def example(rng: np.random.Generator) -> list[Call]:
-    p = np.float32([[[8, 4, 2, 2], [4, 4, 4, 4], [2, 2, 4, 8]], [[4, 8, 2, 2], [2, 2, 4, 8], [8, 4, 2, 2]]]) / 16
-    q = np.float32([[[4, 8, 2, 2], [4, 4, 4, 4]], [[8, 2, 4, 2], [1, 1, 12, 2]]]) / 16
-    tokens, u = np.int32([[0, 3], [0, 2]]), np.float32([[7, 3, 5], [11, 1, 13]]) / 16
+    p = float32([[[8, 4, 2, 2], [4, 4, 4, 4], [2, 2, 4, 8]], [[4, 8, 2, 2], [2, 2, 4, 8], [8, 4, 2, 2]]]) / 16
+    q = float32([[[4, 8, 2, 2], [4, 4, 4, 4]], [[8, 2, 4, 2], [1, 1, 12, 2]]]) / 16
+    tokens, u = int32([[0, 3], [0, 2]]), float32([[7, 3, 5], [11, 1, 13]]) / 16
     given = {"target_probs": p, "draft_tokens": tokens, "draft_probs": q, "uniforms": u}
     return [
         Call("residual", {"target_probs": p[0, 0], "draft_probs": q[0, 0]}, "one pair of distributions"),
@@ -87,8 +87,8 @@ ALONE = 4  # rows
 
 # Every ratio p/q and every running sum is a multiple of one part of the grid, so counting its midpoints is exact.
 LAWS = {
-    1: (np.float64([3, 3, 1, 1]) / 8, np.float64([1, 1, 2, 4]) / 8, 8),
-    2: (np.float64([3, 1]) / 4, np.float64([2, 2]) / 4, 4),
+    1: (np.array([3, 3, 1, 1]) / 8, np.array([1, 1, 2, 4]) / 8, 8),
+    2: (np.array([3, 1]) / 4, np.array([2, 2]) / 4, 4),
 }
 
 
@@ -107,7 +107,7 @@ def law(rng: np.random.Generator) -> list[Call]:
         each, other = len(points), len(drafts)
         given = {
             "target_probs": np.repeat(target, each, axis=0).astype(np.float32),
-            "draft_tokens": np.repeat(np.int32(drafts), each, axis=0),
+            "draft_tokens": np.repeat(int32(drafts), each, axis=0),
             "draft_probs": np.repeat(drafter, each, axis=0).astype(np.float32),
             "uniforms": np.tile(points, (other, 1)).astype(np.float32),
         }
@@ -199,10 +199,7 @@ ASSIGNMENT = Assignment(
     title="Accept and reject",
     question="How can drafts of a small model be used without changing the distribution of the text?",
     hours=4,
-    read=(
-        "decoding/stages/verify.py",
-        "tutorials/glossary.md: rejection sampling, residual distribution, total variation",
-    ),
+    read=("decoding/stages/verify.py", "glossary.md: verify, bonus token, lossless, total variation"),
     task=cleaned(
         """
         A drafter proposed γ tokens.  Draft number i was drawn from its distribution `draft_probs[:, i]`.  The target then
@@ -294,51 +291,42 @@ ASSIGNMENT = Assignment(
     misconceptions=(
         known(
             "ratio-upside-down",
-            DECIDE,
             "Drafts that the target likes better than the drafter are rejected most. Feed one draft that the target gives 0.9 "
             "and the drafter 0.1: should it ever be refused?",
         ),
         known(
             "residual-forgotten",
-            DECIDE,
             "After a rejection you may emit the very token that was rejected, and words that the drafter overrates come too "
             "often. Over all uniform numbers, how often does each word come out?",
         ),
         known(
             "residual-by-softmax",
-            DECIDE,
             "After a rejection, tokens appear on which target and drafter agree exactly. How much of those is still owed?",
         ),
         known(
             "residual-after-full-acceptance",
-            DECIDE,
             "Accept every draft and look at the token after them: whose distribution should it have when nobody proposed "
             "anything there?",
         ),
         known(
             "accept-the-targets-argmax-only",
-            DECIDE,
             "No uniform number makes you accept a draft that is unlikely for the target. How then would such a word ever come "
             "out as often as it should?",
         ),
         known(
             "one-uniform-for-all-drafts",
-            DECIDE,
             "The verdicts of one round move together. Give all drafts the same odds: how often should exactly one of two stay?",
         ),
         known(
             "accepted-after-a-rejection",
-            DECIDE,
             "A draft behind a rejected one was counted. In which context was it proposed?",
         ),
         known(
             "batch-accepts-the-minimum",
-            DECIDE,
             "Add a second batch row whose first draft fails: your first row changes.",
         ),
         known(
             "sample-match-with-a-fresh-correction",
-            DECIDE,
             "Each verdict alone looks right, the pair of verdict and next token does not. After a refusal, which tokens can "
             "the refused comparison not have been about?",
         ),

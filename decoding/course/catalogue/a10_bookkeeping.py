@@ -8,13 +8,14 @@ import numpy as np
 
 from decoding import state as decode_state
 from decoding.course.assignment import Arguments, Assignment, Call, Check, Hole, Outputs, cleaned, known, own, variant
+from decoding.course.catalogue.inputs import bools, float32, int32
 from decoding.stages import rollback as rollback_module
 from gemma4 import KVCache
 
 NEXT, COUNT = "decoding.stages.emit.with_next_token", "decoding.stages.emit.count_emitted"
 ROLLBACK, ADVANCE = "decoding.stages.rollback.rollback", "decoding.state.advance"
 BATCH, TIME, WIDTH, VOCABULARY = 24, 5, 3, 9
-EOS = np.int32([1, 6])
+EOS = int32([1, 6])
 SHORTEST = "jnp.where(done, 0, jnp.minimum(jnp.minimum(num_tokens, first_eos + 1), room))"
 
 
@@ -92,28 +93,28 @@ def starts(rng: np.random.Generator, about: str) -> Call:
 
 def example(rng: np.random.Generator) -> list[Call]:
     joined_given = {
-        "draft_tokens": np.int32([[5, 3, 7], [4, 4, 8]]),
-        "num_accepted": np.int32([1, 3]),
-        "next_token": np.int32([2, 9]),
+        "draft_tokens": int32([[5, 3, 7], [4, 4, 8]]),
+        "num_accepted": int32([1, 3]),
+        "next_token": int32([2, 9]),
     }
     counted_given = {
-        "tokens": np.int32([[5, 1, 7, 9], [4, 4, 8, 9]]),
-        "num_tokens": np.int32([3, 4]),
-        "room": np.int32([8, 2]),
-        "done": np.bool_([False, False]),
+        "tokens": int32([[5, 1, 7, 9], [4, 4, 8, 9]]),
+        "num_tokens": int32([3, 4]),
+        "room": int32([8, 2]),
+        "done": bools([False, False]),
         "eos_ids": EOS,
     }
     length_given = {
-        "length_before": np.int32([10, 20]),
-        "num_written": np.int32([4, 4]),
-        "num_emitted": np.int32([2, 4]),
+        "length_before": int32([10, 20]),
+        "num_written": int32([4, 4]),
+        "num_emitted": int32([2, 4]),
     }
     next_given = {
-        "tokens": np.int32([[5, 1, 7, 9], [4, 4, 8, 9]]),
+        "tokens": int32([[5, 1, 7, 9], [4, 4, 8, 9]]),
         "hidden": np.arange(8, dtype=np.float32).reshape(2, 4, 1) + 10,
-        "num_emitted": np.int32([2, 0]),
-        "token_before": np.int32([3, 6]),
-        "hidden_before": np.float32([[1], [2]]),
+        "num_emitted": int32([2, 0]),
+        "token_before": int32([3, 6]),
+        "hidden_before": float32([[1], [2]]),
     }
     return [
         Call("with_next_token", joined_given, "one and three accepted drafts"),
@@ -133,7 +134,7 @@ def values(rng: np.random.Generator) -> list[Call]:
         joined(rng, "24 rows"),
         counted(rng, "many end-of-text tokens", eos_share=0.4),
         counted(rng, "short budgets", room=4, eos_share=0.2),
-        counted(rng, "no end of text and no row that is done", eos_share=0, done=0, room=7),
+        counted(rng, "no end of text and no row that is done", eos_share=0.0, done=0.0, room=7),
         lengths(rng, "24 rows"),
         starts(rng, "24 rows"),
         starts(rng, "24 more rows"),
@@ -181,9 +182,9 @@ ASSIGNMENT = Assignment(
         Verify has written the newest token and all drafts into the cache, and gave a hidden state for each of these tokens:
         number i is that of input token i, and it predicted the token after it.  Acceptance said how many drafts stay.
 
-        A batch row ends after its first end-of-text token, which is emitted, and when its budget is used up.  A row that is done
-        emits nothing and keeps what it had.  The newest emitted token is never in the cache: the next round writes it.  So after
-        each round, the cache's length is the prompt's length plus the tokens emitted so far minus one.
+        A batch row ends after its first end-of-text token, which is emitted, and when its budget is used up.  A row that is
+        done emits nothing and keeps what it had.  The newest emitted token is never in the cache: the next round writes it.  So
+        after each round, the cache's length is the prompt's length plus the tokens emitted so far minus one.
         """
     ),
     by_hand="Why may the newest token stay out of the cache until the next round, and what would it cost to write it at once?",
@@ -331,7 +332,10 @@ ASSIGNMENT = Assignment(
             "One accepted draft is missing: the target's own token replaces it. How many tokens has a round with one accepted "
             "draft?",
         ),
-        known("eos-looked-for-at-the-end-only", "A text went on behind its end. Where in a run can an end-of-text token stand?"),
+        known(
+            "eos-looked-for-at-the-end-only",
+            "A text went on behind its end. Where in a run can an end-of-text token stand?",
+        ),
         known(
             "drafted-eos-ends-the-row",
             "A text ended at a token that was never emitted. Put an end-of-text token behind the tokens that count.",
@@ -382,15 +386,18 @@ ASSIGNMENT = Assignment(
         ),
         known(
             "hidden-of-the-last-row",
-            "The hidden state is always the last one, that of a draft which may have been rejected. Which input token predicted "
-            "the newest token?",
+            "The hidden state is always the last one, that of a draft which may have been rejected. Which input token "
+            "predicted the newest token?",
         ),
         known(
             "hidden-one-row-late",
             "The hidden state is one place late: it has already read the newest token, or a draft in its place. Which one "
             "predicted it?",
         ),
-        known("hidden-never-renewed", "The next round gets the hidden state that this round began with. What did this round learn?"),
+        known(
+            "hidden-never-renewed",
+            "The next round gets the hidden state that this round began with. What did this round learn?",
+        ),
         own(
             "done-row-starts-anew",
             ADVANCE,
@@ -413,7 +420,8 @@ ASSIGNMENT = Assignment(
     removed=("decoding.state._select_or_keep",),
     rewritten={
         "decoding/round.py": {
-            "    # The next round drafts from the newest token and from the hidden state that predicted it, number num_emitted - 1.\n": ""
+            "    # The next round drafts from the newest token and from the hidden state that predicted it, number "
+            "num_emitted - 1.\n": ""
         },
     },
 )  # fmt: skip

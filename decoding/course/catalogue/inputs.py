@@ -4,6 +4,8 @@ Distributions are multiples of 1/64 and uniform numbers odd multiples of 2^-12. 
 exact in float32, in every order, and none lies on the edge: a right answer is right however it is computed.
 """
 
+from typing import Any
+
 import numpy as np
 
 PARTS, GRID = 64, 2**11
@@ -31,3 +33,15 @@ def drawn(rng: np.random.Generator, probs: np.ndarray) -> np.ndarray:
 
 def one_hot(tokens: np.ndarray, vocabulary: int) -> np.ndarray:
     return np.eye(vocabulary, dtype=np.float32)[tokens]
+
+
+def int32(values: Any) -> np.ndarray:
+    return np.array(values, np.int32)
+
+
+def float32(values: Any) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+def bools(values: Any) -> np.ndarray:
+    return np.array(values, bool)

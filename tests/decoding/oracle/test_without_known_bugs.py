@@ -69,3 +69,15 @@ def test_commands_that_need_known_bugs_are_refused(oracle, copy, arguments, what
         shutil.rmtree(folder, ignore_errors=True)
     assert refused.returncode == 1 and "Traceback" not in refused.stderr, refused.stderr
     assert refused.stderr.startswith(f"{what}: expected the package decoding.oracle.known_bugs"), refused.stderr
+
+
+@pytest.mark.slow
+def test_tests_are_collected_without_known_bugs(copy):
+    shutil.copytree(ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "", "-p", "no:cacheprovider"]
+    collected = subprocess.run(
+        [*command, "tests/decoding", "tests/properties"], cwd=copy, capture_output=True, text=True, timeout=600
+    )
+    assert collected.returncode == 0, collected.stdout[-2000:]
+    assert "test_law.py" in collected.stdout and "test_known_bugs.py" not in collected.stdout
