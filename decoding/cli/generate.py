@@ -18,6 +18,7 @@ import jax
 from tokenizers import Tokenizer
 
 from decoding.cli.console import Printer, print_baseline, print_counts, use_color
+from decoding.draft_length import AUTO, DraftLengths
 from decoding.generation import Generation, OnRound, generate, generate_autoregressive
 from decoding.generation_config import FILE, load_sampling
 from decoding.load import load_pair, load_target
@@ -53,11 +54,13 @@ class Request(NamedTuple):
     options: Options
     seed: int
     loop: str
+    lengths: DraftLengths | None = None  # which chooses the draft length
 
     def speculative(self, on_round: OnRound) -> Generation:
         """Errors: NotFinite."""
         assert self.draft_model is not None, "the baseline has no drafter"
-        how = {name: getattr(self.options, name) for name in ("draft_length", "draft_sampling", "acceptance")}
+        how = {name: getattr(self.options, name) for name in ("draft_sampling", "acceptance")}
+        how["draft_length"] = self.options.draft_length if self.lengths is None else self.lengths
         return generate(self.target, self.draft_model, self.prompt, **how, **self._common(), on_round=on_round)
 
     def autoregressive(self, on_round: OnRound) -> Generation:
@@ -94,12 +97,15 @@ def prepare(args: argparse.Namespace) -> Request:
     validate_prompts(target.config, prompt, args.max_new_tokens)
     text = text or (tokenizer.decode(prompt) if tokenizer else " ".join(map(str, prompt)) + " ")
     options = dataclasses.replace(options, eos_ids=target.config.eos_token_ids)
-    return Request(target, draft_model, tokenizer, prompt, text, args.max_new_tokens, options, args.seed, args.loop)
+    lengths = DraftLengths() if args.draft_length == AUTO else None
+    sizes = args.max_new_tokens, options, args.seed, args.loop
+    return Request(target, draft_model, tokenizer, prompt, text, *sizes, lengths)
 
 
 def _options(args: argparse.Namespace, recommended: Sampling) -> Options:
     """recommended: the checkpoint's settings, which apply where the command line has none."""
-    if not 1 <= args.draft_length <= MAX_DRAFT_LENGTH:
+    length = DraftLengths().longest if args.draft_length == AUTO else args.draft_length
+    if not 1 <= length <= MAX_DRAFT_LENGTH:
         raise UserError(
             f"--draft-length: expected 1 to {MAX_DRAFT_LENGTH} tokens a round, got {args.draft_length}; "
             "to run without a drafter, give --baseline"
@@ -108,7 +114,7 @@ def _options(args: argparse.Namespace, recommended: Sampling) -> Options:
     sampling = dataclasses.replace(recommended, **given)
     if sampling != Sampling(**given) and not args.quiet:
         print(f"gemma4-mtp: {FILE} applies: {described(sampling)}", file=sys.stderr)
-    return Options(args.draft_length, sampling, acceptance=args.acceptance)
+    return Options(length, sampling, acceptance=args.acceptance)
 
 
 def described(sampling: Sampling) -> str:
@@ -132,6 +138,9 @@ def _check_options(args: argparse.Namespace) -> None:
         raise UserError("--chat: expected TEXT, what a user says, got --prompt-ids")
     if args.target and not args.drafter and not args.baseline:
         raise UserError("--target needs --drafter: name both directories, or add --baseline to run the target alone")
+    if args.draft_length == AUTO and (args.loop != "streamed" or args.timings):
+        other = "--timings" if args.timings else f"--loop {args.loop}"
+        raise UserError(f"{other}: needs one draft length, and --draft-length {AUTO} changes it; leave one of them out")
     if args.quiet and args.timings:
         raise UserError("--timings prints figures, and --quiet prints nothing but the text: leave one of them out")
 
