@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from decoding import fast
 from decoding.baseline import autoregressive_round, autoregressive_step
+from decoding.draft_length import AUTO, DraftLengths
 from decoding.finite import not_finite
 from decoding.options import Options
 from decoding.processors import Processor
@@ -70,7 +71,7 @@ def generate(
     prompt_tokens: Prompts,
     *,
     max_new_tokens: int = 64,
-    draft_length: int = 4,
+    draft_length: int | str | DraftLengths = 4,
     sampling: Sampling = Sampling(),
     draft_sampling: Sampling | None = None,
     acceptance: str | Callable = "token",
@@ -88,7 +89,9 @@ def generate(
     """Speculative decoding.  The text follows the target's distribution alone; the drafter only decides how fast it comes.
 
     prompt_tokens:  ids of one prompt, or a batch of prompts of different lengths.
-    draft_length:   gamma, tokens proposed a round, 1 .. 32.
+    draft_length:   gamma, tokens proposed a round, 1 .. 32.  "auto" chooses it round by round, 0 to 8, from the time of rounds
+                    and the acceptance so far (`draft_length.py`); so does a `DraftLengths`, which keeps what it has learnt for
+                    the next generation of this pair.  Only with loop="streamed".
     draft_sampling: how drafts are drawn; like `sampling` unless given.
     acceptance:     "token", draft by draft (`stages/accept.py`), or "block" (`stages/accept_block.py`), which accepts more
                     where the text is sampled; or a function like `stages.accept.decide`: your own rule.
@@ -114,7 +117,9 @@ def generate(
     """
     _check_model("target", target, Gemma4)
     _check_model("draft_model", draft_model, Drafter).config.check_fits(target.config)
-    options = Options(draft_length, sampling, draft_sampling, eos_ids, acceptance, processors, logprobs)
+    lengths = _lengths(draft_length, loop)
+    longest = draft_length if lengths is None else lengths.longest
+    options = Options(longest, sampling, draft_sampling, eos_ids, acceptance, processors, logprobs)
     if options.draft_length == 0:
         raise ValueError("draft_length: expected at least 1, got 0; generate_autoregressive decodes without a drafter")
     _check_loop(loop, threads, target)
@@ -125,6 +130,9 @@ def generate(
         return collect(cut(speculative_rounds(target, draft_model, state, options)), on_round)
     target, draft_model, options = fast.for_backend(target), fast.for_backend(draft_model), fast.with_kernels(options)
     state = prefill(target, prompt_tokens, options, **how, cache_room=fast.FIRST_ROOM)
+    if lengths is not None:
+        rounds = fast.rounds_of_chosen_lengths(state, options, target, draft_model, lengths)
+        return collect(cut(rounds), on_round)
     return collect(cut(fast.run(loop, threads)(state, speculative_round, options, target, draft_model)), on_round)
 
 
@@ -184,6 +192,20 @@ def _check_model(name: str, model: object, kind: type[Model]) -> Model:
     if not isinstance(model, kind):
         raise ValueError(f"{name}: expected a {kind.__name__} (decoding.load_pair() returns one), got {model!r:.80}")
     return model
+
+
+def _lengths(draft_length: int | str | DraftLengths, loop: str) -> DraftLengths | None:
+    """None for a fixed length.  Errors: ValueError for a word other than "auto", and with another loop than "streamed"."""
+    if isinstance(draft_length, str) and draft_length != AUTO:
+        raise ValueError(f'draft_length: expected a whole number or "{AUTO}", got {draft_length!r:.80}')
+    lengths = DraftLengths() if draft_length == AUTO else draft_length
+    if not isinstance(lengths, DraftLengths):
+        return None
+    if loop != "streamed":
+        raise ValueError(
+            f'draft_length: "{AUTO}" changes it between calls and needs loop="streamed", got loop={loop!r:.80}'
+        )
+    return lengths
 
 
 def _check_loop(loop: object, threads: object, target: Gemma4) -> None:

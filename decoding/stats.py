@@ -1,6 +1,7 @@
 """What happened in a generation, counted from its rounds."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -21,6 +22,9 @@ class Stats:
     emitted: int = 0  # tokens of text in all, the prefill's token included
     prompts: int = 0  # rows; the first token of each comes from the prefill, outside any round
     reached: list[int] = dataclasses.field(default_factory=list)  # per draft position: rounds in which it was accepted
+    tried: list[int] = dataclasses.field(
+        default_factory=list
+    )  # ... and in which it was drafted: fewer, if lengths change
 
     def add_prefill(self, last: Round) -> None:
         self.prompts += len(last.num_emitted)
@@ -34,8 +38,8 @@ class Stats:
         self.drafted += gamma * int(took_part.sum())
         self.accepted += int(accepted.sum())
         self.emitted += int(last.num_emitted.sum())
-        reached = (accepted[:, None] > np.arange(gamma)).sum(axis=0)
-        self.reached = (reached + (self.reached or np.zeros(gamma, int))).tolist()
+        self.reached = _sum(self.reached, (accepted[:, None] > np.arange(gamma)).sum(axis=0).tolist())
+        self.tried = _sum(self.tried, [int(took_part.sum())] * gamma)
 
     @property
     def tokens_per_round(self) -> float:
@@ -44,8 +48,10 @@ class Stats:
 
     @property
     def acceptance_per_position(self) -> list[float]:
-        """Acceptance rate of draft 1, 2, .. gamma: the share of rounds in which it and all drafts before it were accepted."""
-        return [count / self.rounds for count in self.reached] if self.rounds else []
+        """Acceptance rate of draft 1, 2, .. gamma: the share of rounds in which it and all drafts before it were accepted,
+        of those that drafted so many.
+        """
+        return [count / tried if tried else 0.0 for count, tried in zip(self.reached, self.tried, strict=True)]
 
     def as_dict(self) -> dict:
         return {
@@ -56,3 +62,8 @@ class Stats:
             "tokens_per_round": round(self.tokens_per_round, 4),
             "acceptance_per_position": [round(share, 4) for share in self.acceptance_per_position],
         }
+
+
+def _sum(total: list[int], counts: list[int]) -> list[int]:
+    """Position by position, where one list may be longer."""
+    return [a + b for a, b in itertools.zip_longest(total, counts, fillvalue=0)]

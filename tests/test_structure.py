@@ -22,7 +22,7 @@ LAYERS = (
             "decoding/state.py",
             "decoding/prompts.py",
         ),
-        *("decoding/stats.py", "decoding/stop.py", "decoding/finite.py"),
+        *("decoding/stats.py", "decoding/stop.py", "decoding/finite.py", "decoding/draft_length.py"),
     ),
     ("decoding/stages",),
     ("decoding/round.py", "decoding/baseline.py"),

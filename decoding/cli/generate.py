@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from decoding.cli.console import Printer, harmless, print_baseline, print_counts, use_color
 from decoding.cli.devices import mesh_of
 from decoding.cli.processors import check_bias, processors_of
+from decoding.draft_length import AUTO, DraftLengths
 from decoding.generation import Generation, OnRound, generate, generate_autoregressive
 from decoding.generation_config import FILE, load_sampling
 from decoding.load import load_pair, load_target
@@ -59,6 +60,7 @@ class Request(NamedTuple):
     seed: int
     loop: str
     stop_strings: tuple[str, ...] = ()
+    lengths: DraftLengths | None = None  # which chooses the draft length
 
     @property
     def prompt(self) -> Any:
@@ -68,7 +70,8 @@ class Request(NamedTuple):
     def speculative(self, on_round: OnRound) -> Generation:
         """Errors: NotFinite."""
         assert self.draft_model is not None, "the baseline has no drafter"
-        how = {name: getattr(self.options, name) for name in ("draft_length", "draft_sampling", "acceptance")}
+        how = {name: getattr(self.options, name) for name in ("draft_sampling", "acceptance")}
+        how["draft_length"] = self.options.draft_length if self.lengths is None else self.lengths
         return generate(self.target, self.draft_model, self.prompt, **how, **self._common(), on_round=on_round)
 
     def autoregressive(self, on_round: OnRound) -> Generation:
@@ -109,6 +112,7 @@ def prepare(args: argparse.Namespace) -> Request:
     for prompt in prompts[len(texts) :]:
         texts.append(tokenizer.decode(prompt) if tokenizer else " ".join(map(str, prompt)) + " ")
     options = dataclasses.replace(options, eos_ids=target.config.eos_token_ids)
+    lengths = DraftLengths() if args.draft_length == AUTO else None
     return Request(
         target,
         draft_model,
@@ -120,12 +124,14 @@ def prepare(args: argparse.Namespace) -> Request:
         args.seed,
         args.loop,
         tuple(args.stop),
+        lengths,
     )
 
 
 def _options(args: argparse.Namespace, recommended: Sampling) -> Options:
     """recommended: the checkpoint's settings, which apply where the command line has none."""
-    if not 1 <= args.draft_length <= MAX_DRAFT_LENGTH:
+    length = DraftLengths().longest if args.draft_length == AUTO else args.draft_length
+    if not 1 <= length <= MAX_DRAFT_LENGTH:
         raise UserError(
             f"--draft-length: expected 1 to {MAX_DRAFT_LENGTH} tokens a round, got {args.draft_length}; "
             "to run without a drafter, give --baseline"
@@ -136,7 +142,7 @@ def _options(args: argparse.Namespace, recommended: Sampling) -> Options:
         print(f"gemma4-mtp: {FILE} applies: {described(sampling)}", file=sys.stderr)
     processors = processors_of(args)
     return Options(
-        args.draft_length, sampling, acceptance=args.acceptance, processors=processors, logprobs=args.logprobs
+        length, sampling, acceptance=args.acceptance, processors=processors, logprobs=args.logprobs
     )
 
 
@@ -173,6 +179,9 @@ def _check_options(args: argparse.Namespace) -> None:
         raise UserError("--hosts needs --devices, the number of devices of all processes")
     if args.hosts is not None and args.timings:
         raise UserError("--timings measures one process: leave it or --hosts out")
+    if args.draft_length == AUTO and (args.loop != "streamed" or args.timings):
+        other = "--timings" if args.timings else f"--loop {args.loop}"
+        raise UserError(f"{other}: needs one draft length, and --draft-length {AUTO} changes it; leave one of them out")
     if args.quiet and args.timings:
         raise UserError("--timings prints figures, and --quiet prints nothing but the text: leave one of them out")
 

@@ -22,6 +22,7 @@ import jax
 
 import gemma4
 from decoding.cli import devices, generate, processors
+from decoding.draft_length import AUTO
 from decoding.finite import NotFinite
 from decoding.generation import LOOPS
 from decoding.options import ACCEPTANCE_METHODS, MAX_DRAFT_LENGTH
@@ -221,7 +222,13 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         choices=CONVENTIONS,
         help="of the drafter's position and window, which engines compute in two ways (the one in the drafter's files)",
     )
-    number("--draft-length", "N", 4, f"tokens drafted a round, 1 to {MAX_DRAFT_LENGTH}")
+    option(
+        "--draft-length",
+        metavar="N",
+        type=draft_length,
+        default=4,
+        help=f"tokens drafted a round, 1 to {MAX_DRAFT_LENGTH}, or {AUTO}: chosen round by round, from time and acceptance (4)",
+    )
     number("--max-new-tokens", "N", 64, "tokens to generate at most")
     otherwise = "(as the checkpoint's generation_config.json says, otherwise %s)"
     option(
@@ -268,6 +275,14 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     option("--show-rejected", action="store_true", help="show rejected drafts too, before the token that replaced them")
     option("--marks", action="store_true", help="marks in place of colours, and where the output is no terminal")
     option("--no-color", action="store_true", help="no colours on a terminal")
+
+
+def draft_length(text: str) -> int | str:
+    """A number or "auto".  Errors: ArgumentTypeError for anything else."""
+    try:
+        return AUTO if text == AUTO else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number of tokens or {AUTO}, got {text!r:.80}") from None
 
 
 def path(text: str) -> str:

@@ -1,6 +1,7 @@
 """The same tokens sooner: loops and forms of functions that suit a machine.  Nothing here is needed to understand decoding.
 
     round_loop.py    several rounds a call, or all of them
+    auto_rounds.py   rounds whose draft length changes
     threads.py       a batch split over threads
     jit.py           calls that do not walk the models' modules
     top_k_top_p.py   top-k and top-p without sorting
@@ -16,6 +17,7 @@ from typing import overload
 
 import drafter.fast
 import gemma4.fast
+from decoding.fast.auto_rounds import rounds_of_chosen_lengths
 from decoding.fast.inverse_cdf import sample_from
 from decoding.fast.round_loop import rounds_on_device, rounds_streamed
 from decoding.fast.threads import rounds_in_threads
@@ -28,6 +30,7 @@ from gemma4 import Gemma4
 from gemma4.fast.argmax import argmax
 from gemma4.sharding import mesh_of
 
+__all__ = ["KERNELS", "LOOPS", "check_threads", "for_backend", "rounds_of_chosen_lengths", "run", "with_kernels"]
 KERNELS = Kernels(argmax, top_k_mask, top_p_mask, sample_from)
 LOOPS = ("streamed", "on_device")
 FIRST_ROOM = 64  # new tokens that a cache has room for at first; it grows

@@ -132,8 +132,9 @@ def with_room(state: DecodeState, config: Config) -> DecodeState:
     return grown(state, config) if is_full else state
 
 
-def resized(state: DecodeState, config: Config, capacity: int) -> DecodeState:
-    chunk = ring_chunk(writes_of(state))
+def resized(state: DecodeState, config: Config, capacity: int, writes: int | None = None) -> DecodeState:
+    """writes: how many tokens a round writes, in sliding layers; as many as the last one unless given."""
+    chunk = ring_chunk(writes_of(state) if writes is None else writes)
     sizes = jax.eval_shape(lambda: init_cache(config, 1, capacity, chunk=chunk)).layers
     if all(old.capacity == new.capacity for old, new in zip(state.cache.layers, sizes, strict=True) if old and new):
         return state

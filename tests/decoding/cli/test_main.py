@@ -523,7 +523,15 @@ REFUSED = {
     "no new tokens": (["x", "--max-new-tokens=0"], "--max-new-tokens: expected at least 1, got 0"),
     "nothing drafted": (["x", "--draft-length=0"], "--draft-length: expected 1 to 32 tokens a round, got 0; "),
     "too much drafted": (["x", "--draft-length=33"], "--draft-length: expected 1 to 32 tokens a round, got 33; "),
-    "no number": (["x", "--draft-length=four"], "argument --draft-length: invalid int value: 'four'"),
+    "no number": (
+        ["x", "--draft-length=four"],
+        "argument --draft-length: expected a number of tokens or auto, got 'four'",
+    ),
+    "auto and timings": (
+        ["x", "--draft-length=auto", "--timings"],
+        "--timings: needs one draft length, and --draft-length auto",
+    ),
+    "auto in one call": (["x", "--draft-length=auto", "--loop=on_device"], "--loop on_device: needs one draft length"),
     "negative temperature": (
         ["x", "--temperature=-0.5"],
         "temperature: expected a number from 0 (greedy) up, got -0.5",
