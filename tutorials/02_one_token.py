@@ -32,12 +32,12 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-from exercises import one_token as exercise
-from figures import one_token as figures
-from figures import style
 
 import decoding
 from decoding.load import SHIPPED
+from exercises import one_token as exercise
+from figures import one_token as figures
+from figures import style
 
 style.use()
 target, _, tokenizer = decoding.load_pair()

@@ -33,13 +33,13 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-from exercises import kv_cache as exercise
-from figures import kv_cache as figures
-from figures import style
 
 import decoding
 import gemma4
 from decoding.load import SHIPPED
+from exercises import kv_cache as exercise
+from figures import kv_cache as figures
+from figures import style
 from gemma4.cache import LayerKV, slot_positions, write
 from gemma4.functional import attention_mask
 

@@ -32,14 +32,14 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-from exercises import drafter as exercise
-from figures import drafter as figures
-from figures import style
 
 import decoding
 import drafter
 import gemma4
 from decoding.sampling import Sampling, token_probs
+from exercises import drafter as exercise
+from figures import drafter as figures
+from figures import style
 from gemma4.cache import slot_positions
 
 # %%

@@ -33,13 +33,13 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from exercises import clustered_head as exercise
-from figures import clustered_head as figures
-from figures import style
 
 import decoding
 import drafter
 import gemma4
+from exercises import clustered_head as exercise
+from figures import clustered_head as figures
+from figures import style
 
 # %%
 style.use()

@@ -27,13 +27,13 @@
 # %%
 import jax
 import numpy as np
-from exercises import when_is_it_faster as exercises
-from figures import style
-from figures import when_is_it_faster as figures
 
 from decoding import Options, fast
 from decoding.bench import cost, loops, machine, stages, subject, work
 from decoding.stages.prefill import prefill
+from exercises import when_is_it_faster as exercises
+from figures import style
+from figures import when_is_it_faster as figures
 
 style.use()
 pair = subject.from_directories(None, None, "float32").for_backend()  # the shipped pair

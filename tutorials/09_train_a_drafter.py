@@ -31,15 +31,15 @@ import tempfile
 import jax
 import jax.numpy as jnp
 import numpy as np
-from exercises import train_a_drafter as exercises
-from figures import style
-from figures import train_a_drafter as figures
 
 import decoding
 import drafter
 import gemma4.training
 from decoding.bench.subject import held_out
 from drafter import training
+from exercises import train_a_drafter as exercises
+from figures import style
+from figures import train_a_drafter as figures
 
 # %% [markdown]
 # ## The text

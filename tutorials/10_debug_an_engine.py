@@ -32,12 +32,12 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from exercises import debug_an_engine as exercises
-from figures import debug_an_engine as figures
-from figures import style
 from sick_engine import SickEngine, softmax
 
 from decoding.oracle import cases, diagnose, golden, law_check, live, table
+from exercises import debug_an_engine as exercises
+from figures import debug_an_engine as figures
+from figures import style
 
 style.use()
 

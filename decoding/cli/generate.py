@@ -141,9 +141,7 @@ def _options(args: argparse.Namespace, recommended: Sampling) -> Options:
     if sampling != Sampling(**given) and not args.quiet:
         print(f"gemma4-mtp: {FILE} applies: {described(sampling)}", file=sys.stderr)
     processors = processors_of(args)
-    return Options(
-        length, sampling, acceptance=args.acceptance, processors=processors, logprobs=args.logprobs
-    )
+    return Options(length, sampling, acceptance=args.acceptance, processors=processors, logprobs=args.logprobs)
 
 
 def described(sampling: Sampling) -> str:

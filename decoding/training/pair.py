@@ -19,7 +19,7 @@ from decoding.sampling import Sampling
 from decoding.training.recipes import Recipe
 from decoding.training.text import Corpus, bos_of, encode, eos_of, train_tokenizer
 from drafter import Drafter
-from drafter.training import expected_acceptance, draft_loss, init_drafter, teach, trainable
+from drafter.training import draft_loss, expected_acceptance, init_drafter, teach, trainable
 from gemma4 import Gemma4
 from gemma4.checkpoints.params import named_params, with_params
 from gemma4.fast.linear import for_training

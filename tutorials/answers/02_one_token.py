@@ -1,6 +1,7 @@
 """Answers to the exercises of tutorial 02."""
 
 import numpy as np
+
 from exercises import one_token as exercise
 
 # 2.1  The mean of the 64 squares is 1, so their sum, the dot product, is 64.  Nothing divides it.

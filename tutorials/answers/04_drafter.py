@@ -4,11 +4,11 @@ import json
 
 import jax
 import jax.numpy as jnp
-from exercises import drafter as exercise
 
 import decoding
 import drafter
 import gemma4
+from exercises import drafter as exercise
 from gemma4.cache import slot_positions
 
 # 4.1  Step 1 gets the target's hidden state and the embedding of the newest token: a and d change the first of them.  In b, c

@@ -5,11 +5,11 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-from exercises import clustered_head as exercise
 
 import decoding
 import drafter
 import gemma4
+from exercises import clustered_head as exercise
 
 # 5.1  Every token is in exactly one cluster, so all are found.  The 64 centroids come on top of the 2,048 tokens: a clustered
 # head that searches everything does more work than a dense one.

@@ -5,6 +5,7 @@
 """
 
 import jax
+
 from exercises.train_a_drafter import check_1, check_2, check_3
 
 

@@ -7,8 +7,9 @@
 """
 
 import numpy as np
-from exercises.debug_an_engine import check_1, check_2, check_3
 from sick_engine import SickEngine
+
+from exercises.debug_an_engine import check_1, check_2, check_3
 
 
 class Fifth(SickEngine):
