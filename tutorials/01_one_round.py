@@ -241,8 +241,8 @@ print(" · after rollback", cache.length[0])
 
 # %% [markdown]
 # Rollback changes that one number. It clears nothing, because no query looks beyond the length;
-# [tutorial 03](03_kv_cache.ipynb) shows why that is enough. The token " time" is not in the cache yet: it is the newest token now,
-# and the next round's pass begins with it.
+# [tutorial 03](03_kv_cache.ipynb) shows why that is enough. The token " time" is not in the cache yet: it is the newest token
+# now, and the next round's pass begins with it.
 #
 # Is this what the compiled round did?
 
