@@ -44,8 +44,18 @@ COMMANDS = {
     "train-drafter": "train a drafter for a target",
     "course": "hand out stages as assignments, and grade them",
 }
+MODULES = {
+    "chat": "decoding.cli.chat",
+    "trace": "decoding.trace.cli",
+    "bench": "decoding.bench.cli",
+    "inspect": "decoding.planning.inspect_cli",
+    "plan": "decoding.planning.plan_cli",
+    "oracle": "decoding.oracle.cli",
+    "train": "decoding.training.cli",
+    "train-drafter": "decoding.training.cli",
+    "course": "decoding.course.cli",
+}
 TRAINING = ("train", "train-drafter")
-WITHHELD = ("bench", "oracle")  # from students, whose copies have no such folder
 DTYPES = ("float32", "bfloat16", "float16")
 OK, READER_GONE = 0, 141
 
@@ -132,7 +142,7 @@ def make_parser(named: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{COMMAND} {gemma4.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command, line in COMMANDS.items():
-        if command in WITHHELD and importlib.util.find_spec(f"decoding.{command}") is None:
+        if not _is_here(command):
             continue
         if command != named:
             commands.add_parser(command, help=line)
@@ -145,26 +155,15 @@ def make_parser(named: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def _is_here(command: str) -> bool:
+    """Students' copies lack some packages."""
+    package = ".".join(MODULES.get(command, __name__).split(".")[:2])
+    return importlib.util.find_spec(package) is not None
+
+
 def _module(command: str) -> Any:
     """That of a command other than `generate`.  Imported here, because most starts need none of them."""
-    match command:
-        case "chat":
-            from decoding.cli import chat as cli
-        case "trace":
-            from decoding.trace import cli
-        case "course":
-            from decoding.course import cli
-        case "bench":
-            from decoding.bench import cli
-        case "train" | "train-drafter":
-            from decoding.training import cli
-        case "inspect":
-            from decoding.planning import inspect_cli as cli
-        case "plan":
-            from decoding.planning import plan_cli as cli
-        case _:
-            from decoding.oracle import cli
-    return cli
+    return importlib.import_module(MODULES[command])
 
 
 def _layout(prog: str) -> argparse.HelpFormatter:
@@ -351,40 +350,33 @@ def _command(arguments: Sequence[str], began: float) -> int:
         progress.show(not getattr(args, "quiet", False))
         devices.connect(getattr(args, "hosts", None))
         check_devices()
+        prepared: Any = None
+        if args.command not in ("bench", "inspect", "plan"):  # bench times compilation, the others compile nothing
+            keep_compiled_code()
         match args.command:
             case "generate":
-                keep_compiled_code()
-                request = generate.prepare(args)
-            case "chat":
-                keep_compiled_code()
-                begin = _module("chat").prepare(args)
-            case "trace":
-                keep_compiled_code()
-                measurement = _module("trace").prepare(args)
-            case "bench" | "inspect" | "plan":  # without the kept code: bench times compilation
-                measurement = _module(args.command).prepare(args)
+                prepared = generate.prepare(args)
             case "oracle" | "course":
-                keep_compiled_code()
-            case "train" | "train-drafter":
-                keep_compiled_code()
-                training = _module(args.command).prepare(args)
+                pass
+            case _:
+                prepared = _module(args.command).prepare(args)
     except (ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise  # to `main`
         return mistake(OUT_OF_MEMORY if is_out_of_memory(error) else error)
     match args.command:
         case "generate":
-            generate.run(request, args, began)
+            generate.run(prepared, args, began)
         case "chat":
-            _module("chat").run(begin, args)
+            _module("chat").run(prepared, args)
         case "trace":
-            return _module("trace").run(args, measurement)
+            return _module("trace").run(args, prepared)
         case "bench" | "inspect" | "plan":
-            _module(args.command).run(args, measurement)
+            _module(args.command).run(args, prepared)
         case "oracle":
             return _run_oracle(args)
         case "train" | "train-drafter":
-            return _run_training(args, training)
+            return _run_training(args, prepared)
         case "course":
             return _run_course(args)
     return OK

@@ -27,6 +27,8 @@ FILES = ("pyproject.toml", "LICENSE", "NOTICE")
 WITHHELD = (
     "decoding/oracle",
     "decoding/bench",
+    "decoding/planning",
+    "decoding/trace",
     *(f"decoding/course/{name}" for name in ("catalogue", "assignment.py", "keys.py", "make_key.py", "leaks.py")),
     *(f"decoding/course/{name}" for name in ("new.py", "pages.py", "stub.py", "verify.py", "stats.py")),
     "decoding/shipped_pair/recipe.py",
