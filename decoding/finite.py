@@ -13,9 +13,9 @@ class NotFinite(ValueError):
     """The target or the drafter computed a NaN or an infinite number."""
 
 
-def is_finite(logits: Float[Array, "b t v"]) -> Bool[Array, " b"]:
+def is_finite(numbers: Float[Array, "b t v"]) -> Bool[Array, " b"]:
     """By their maximum, which is computed anyway: it is NaN if one of them is.  A -inf among them passes."""
-    return jnp.isfinite(logits.max(axis=-1)).all(axis=1)
+    return jnp.isfinite(numbers.max(axis=-1)).all(axis=1)
 
 
 def not_finite(target: nnx.Module, draft_model: nnx.Module | None = None) -> NotFinite:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 from jaxtyping import Array, Float
 
+from decoding.finite import is_finite
 from decoding.options import Options
 from decoding.processors import process
 from decoding.sampling import split_key, suppress, token_logprobs, token_probs
@@ -65,9 +66,9 @@ def speculative_round(
     this_round = Round(drafted.tokens, accepted.num_accepted, tokens, num_emitted, logprobs)
     # The next round drafts from the newest token and from the hidden state that predicted it, number num_emitted - 1.
     state = advance(state, this_round, verified.hidden, verified.logits, cache, key, done)
-    if drafted.is_finite is None:
+    if options.draft_sampling.is_greedy:  # whose q is one-hot, whatever the drafter's numbers are
         return state
-    return state._replace(is_finite=state.is_finite & drafted.is_finite.all(axis=1))
+    return state._replace(is_finite=state.is_finite & is_finite(drafted.probs))
 
 
 @functools.partial(jax.jit, donate_argnames="state")

@@ -36,7 +36,7 @@ class DecodeState(NamedTuple):
     budget: Int[Array, " b"]  # tokens to emit at most
     done: Bool[Array, " b"]  # an EOS was emitted, or the budget is used up
     last: Round
-    is_finite: Bool[Array, " b"]  # whether all logits so far were, the drafter's too
+    is_finite: Bool[Array, " b"]  # whether all numbers so far were
     counts: Int[Array, "b v"] | None = None  # of each token in prompt and text, for `Options.processors`
 
 

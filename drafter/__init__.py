@@ -1,7 +1,7 @@
 """The MTP drafter of Gemma 4 in JAX.  The README has the reading order; begin with model.py."""
 
 from drafter.checkpoint import export_hf, load, save
-from drafter.clustering import Clusters, cluster_recall, cluster_vocabulary, clustered_best, clustered_logits
+from drafter.clustering import Clusters, cluster_recall, cluster_vocabulary, clustered_argmax, clustered_logits
 from drafter.config import PRESETS, Config
 from drafter.model import Drafter, forward
 from drafter.shared_cache import SharedCache, share_cache
@@ -14,7 +14,7 @@ __all__ = [
     "SharedCache",
     "cluster_recall",
     "cluster_vocabulary",
-    "clustered_best",
+    "clustered_argmax",
     "clustered_logits",
     "export_hf",
     "forward",

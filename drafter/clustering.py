@@ -57,14 +57,14 @@ def clustered_logits(
     return scatter_logits(*_candidates(hidden, table, centroids, token_ordering, top_k), table.shape[0])
 
 
-def clustered_best(
+def clustered_argmax(
     hidden: Float[Array, "b d"],
     table: Float[Array, "v d"],
     centroids: Float[Array, "clusters d"],
     token_ordering: Int[Array, " v"],
     top_k: int,
-) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
-    """argmax and max of `clustered_logits` without writing down the other logits."""
+) -> Int[Array, " b"]:
+    """argmax of `clustered_logits` without writing down the other logits; the lowest id among equals, as argmax does."""
     return best_candidate(*_candidates(hidden, table, centroids, token_ordering, top_k), table.shape[0])
 
 
@@ -78,14 +78,10 @@ def scatter_logits(
 
 def best_candidate(
     tokens: Int[Array, "b candidates"], logits: Float[Array, "b candidates"], vocabulary: int
-) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
-    """The token with the highest logit, the lowest id among equals as argmax takes it, and that logit.
-
-    If a logit is NaN, so is the highest, and the token is the last of the vocabulary.
-    """
-    highest = logits.max(axis=-1)
-    token = jnp.where(logits == highest[:, None], tokens, vocabulary - 1).min(axis=-1)
-    return token.astype(jnp.int32), highest
+) -> Int[Array, " b"]:
+    """The token with the highest logit; the lowest id among equals, and the last one if a logit is NaN."""
+    is_best = logits == logits.max(axis=-1, keepdims=True)
+    return jnp.where(is_best, tokens, vocabulary - 1).min(axis=-1).astype(jnp.int32)
 
 
 def cluster_vocabulary(table: Float[np.ndarray, "v d"], num_centroids: int, *, sweeps: int = 10) -> Clusters:

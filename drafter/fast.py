@@ -28,13 +28,10 @@ class FastDrafter(Drafter):
             return super().logits(normed)
         return scatter_logits(*self._candidates(normed), self.config.text.vocab_size)
 
-    def best(self, normed: Float[Array, "b d"]) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
+    def argmax(self, normed: Float[Array, "b d"]) -> Int[Array, " b"]:
         if self.blocks is not None:
             return best_candidate(*self._candidates(normed), self.config.text.vocab_size)
-        if self.config.use_ordered_embeddings:
-            return super().best(normed)
-        logits = self.dense_logits(normed)
-        return argmax(logits), logits.max(axis=-1)
+        return super().argmax(normed) if self.config.use_ordered_embeddings else argmax(self.dense_logits(normed))
 
     def _candidates(self, normed: Float[Array, "b d"]) -> tuple[Int[Array, "b c"], Float[Array, "b c"]]:
         assert self.blocks is not None

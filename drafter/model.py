@@ -16,7 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from drafter.clustering import clustered_best, clustered_logits
+from drafter.clustering import clustered_argmax, clustered_logits
 from drafter.config import TRANSFORMERS, Config
 from drafter.shared_cache import SharedCache
 from gemma4.cache import LayerKV, slot_positions
@@ -89,12 +89,11 @@ class Drafter(nnx.Module):
     def dense_logits(self, normed: Float[Array, "*batch d"]) -> Float[Array, "*batch v"]:
         return (normed @ self.embed_tokens.weight[...].T).astype(jnp.float32)
 
-    def best(self, normed: Float[Array, "b d"]) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
-        """The greedy draft token, argmax of `logits`, and its logit, which is NaN if one of them is."""
+    def argmax(self, normed: Float[Array, "b d"]) -> Int[Array, " b"]:
+        """The greedy draft token: argmax of `logits`."""
         if self.config.use_ordered_embeddings:
-            return clustered_best(normed, self.embed_tokens.weight[...], *self.masked_embedding.clusters())
-        logits = self.dense_logits(normed)
-        return argmax(logits), logits.max(axis=-1)
+            return clustered_argmax(normed, self.embed_tokens.weight[...], *self.masked_embedding.clusters())
+        return argmax(self.dense_logits(normed))
 
 
 class ClusteredHead(nnx.Module):
@@ -138,7 +137,7 @@ def step(
     shared: SharedCache,
     tap: Tap = no_tap,
 ) -> tuple[Float[Array, "b d"], Float[Array, "b backbone"]]:
-    """`forward` up to the head: the states that `Drafter.logits` and `Drafter.best` read, and the next step's hidden state.
+    """`forward` up to the head: the states that `Drafter.logits` and `Drafter.argmax` read, and the next step's hidden state.
 
     Errors: as `forward`.
     """

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from decoding.sampling import REFERENCE, Kernels, Sampling, draw_uniforms, token_probs
 from drafter import Drafter, SharedCache
@@ -17,7 +17,6 @@ class Draft(NamedTuple):
     tokens: Int[Array, "b gamma"]
     # The distribution that each token was drawn from; one-hot if it was taken greedily.
     probs: Float[Array, "b gamma v"]
-    is_finite: Bool[Array, "b gamma"] | None = None  # whether the drafter's logits were, where that is known
 
 
 # Jitted for callers outside a jitted round, where a scan would be compiled at every call.
@@ -48,8 +47,8 @@ def draft(
     def one_step(newest: tuple[Array, Array], uniforms: Array) -> tuple[tuple[Array, Array], Draft]:
         token, hidden = newest
         normed, hidden = step(draft_model, target.embed_tokens(token), hidden, shared)
-        token, probs, highest = _draw(draft_model, normed, sampling, uniforms, kernels)
-        return (token, hidden), Draft(token, probs, jnp.isfinite(highest))
+        token, probs = _draw(draft_model, normed, sampling, uniforms, kernels)
+        return (token, hidden), Draft(token, probs)
 
     # A scan needs one dtype for what it carries: the one that the drafter returns.
     hidden = hidden.astype(jnp.result_type(hidden, draft_model.embed_tokens.weight[...]))
@@ -64,11 +63,9 @@ def _draw(
     sampling: Sampling,
     uniforms: Float[Array, " b"],
     kernels: Kernels = REFERENCE,
-) -> tuple[Int[Array, " b"], Float[Array, "b v"], Float[Array, " b"]]:
-    """A token, its distribution, and the highest logit, which is NaN if one of them is."""
+) -> tuple[Int[Array, " b"], Float[Array, "b v"]]:
     if sampling.is_greedy:  # a clustered head finds its best token without writing down the others' logits
-        token, highest = draft_model.best(normed)
-        return token, jax.nn.one_hot(token, draft_model.config.text.vocab_size, dtype=jnp.float32), highest
-    logits = draft_model.logits(normed)
-    probs = token_probs(logits, sampling, kernels)
-    return kernels.sample_from(probs, uniforms), probs, logits.max(axis=-1)
+        token = draft_model.argmax(normed)
+        return token, jax.nn.one_hot(token, draft_model.config.text.vocab_size, dtype=jnp.float32)
+    probs = token_probs(draft_model.logits(normed), sampling, kernels)
+    return kernels.sample_from(probs, uniforms), probs

@@ -129,8 +129,8 @@ def test_acceptance_by_the_options(options, expected):
     target_probs = decoding.sampling.token_probs(logits, Sampling(0.9, top_k=9))
     results = {
         "accept_greedy": decoding.accept_greedy(logits, drafted.tokens),
-        "accept": decoding.accept(target_probs, *drafted[:2], key),
-        "accept_block": decoding.accept_block(target_probs, *drafted[:2], key),
+        "accept": decoding.accept(target_probs, *drafted, key),
+        "accept_block": decoding.accept_block(target_probs, *drafted, key),
     }
     counts = {name: result.num_accepted.tolist() for name, result in results.items()}
     assert len({str(count) for count in counts.values()}) == 3, "data that tells the methods apart"

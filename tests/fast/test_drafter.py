@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import drafter.fast
-from drafter import Drafter, SharedCache, clustered_best, clustered_logits, share_cache
+from drafter import Drafter, SharedCache, clustered_argmax, clustered_logits, share_cache
 from drafter.clustering import best_candidate, scatter_logits
 from drafter.config import PRESETS
 from drafter.fast import FastDrafter, candidates_in_blocks, in_blocks
@@ -50,7 +50,7 @@ class Outputs(NamedTuple):
 @jax.jit
 def outputs(draft_model: Drafter, embedding: jax.Array, hidden: jax.Array, shared: SharedCache) -> Outputs:
     normed, chained = step(draft_model, embedding, hidden, shared)
-    return Outputs(draft_model.logits(normed), draft_model.best(normed)[0], chained)
+    return Outputs(draft_model.logits(normed), draft_model.argmax(normed), chained)
 
 
 def inputs(layout: str) -> tuple[np.ndarray, np.ndarray, SharedCache]:
@@ -105,12 +105,12 @@ def test_shapes_alone_have_twins(name, backend):
     """Off the CPU: a full-size drafter without memory, to compile for a machine elsewhere."""
     twin = drafter.fast.for_backend(shape_only(Drafter, PRESETS[name], jnp.bfloat16), backend)
     normed = jax.ShapeDtypeStruct((2, twin.config.text.hidden_size), jnp.bfloat16)
-    assert jax.eval_shape(lambda twin, normed: twin.best(normed)[0], twin, normed).shape == (2,)
+    assert jax.eval_shape(lambda twin, normed: twin.argmax(normed), twin, normed).shape == (2,)
 
 
 # -- the head on a CPU -------------------------------------------------------------------------------------------------
 
-heads = jax.jit(lambda model, normed: (model.logits(normed), model.best(normed)[0], model.dense_logits(normed)))
+heads = jax.jit(lambda model, normed: (model.logits(normed), model.argmax(normed), model.dense_logits(normed)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -151,8 +151,8 @@ def gathered_and_in_blocks(hidden, head, top_k):
     blocks = in_blocks(table, ordering, len(centroids))
     candidates = candidates_in_blocks(hidden, blocks, centroids, ordering, top_k)
     return (
-        (clustered_logits(hidden, *head, top_k), clustered_best(hidden, *head, top_k)[0]),
-        (scatter_logits(*candidates, len(table)), best_candidate(*candidates, len(table))[0]),
+        (clustered_logits(hidden, *head, top_k), clustered_argmax(hidden, *head, top_k)),
+        (scatter_logits(*candidates, len(table)), best_candidate(*candidates, len(table))),
     )
 
 

@@ -135,11 +135,11 @@ def test_donors_are_the_layers_that_transformers_shares(layout):
 
 @pytest.mark.parametrize("layout", ["E2B", "12B"])
 def test_the_greedy_token_is_the_argmax(layout):
-    """`Drafter.best` has argmax of `Drafter.logits` and of transformers' logits, for either kind of head."""
+    """`Drafter.argmax` is argmax of `Drafter.logits` and of transformers' logits, for either kind of head."""
     draft_model = random_drafter(TINY_DRAFTERS[layout], seed=4)
     model, width = torch_drafter(draft_model), draft_model.config.text.hidden_size
     normed = np.random.default_rng(0).normal(size=(32, width)).astype(np.float32)
-    heads = jax.jit(lambda draft_model, normed: (draft_model.best(normed)[0], draft_model.logits(normed)))
+    heads = jax.jit(lambda draft_model, normed: (draft_model.argmax(normed), draft_model.logits(normed)))
     best, logits = map(np.asarray, heads(draft_model, normed))
     with torch.no_grad():
         rows = torch.tensor(normed)[None]

@@ -84,11 +84,11 @@ def model_forms() -> Iterator[Pair]:
     ordering, centroids = jax.random.permutation(jax.random.key(2), VOCABULARY).astype(jnp.int32), normal(3, 2048, 256)
 
     def best_in_blocks(hidden, blocks, centroids, ordering):
-        return clustering.best_candidate(*candidates_in_blocks(hidden, blocks, centroids, ordering, 32), VOCABULARY)[0]
+        return clustering.best_candidate(*candidates_in_blocks(hidden, blocks, centroids, ordering, 32), VOCABULARY)
 
     yield (
         "drafter/fast.py: the clustered head at E2B's size, greedy, in blocks",
-        jitted(lambda *arrays: clustering.clustered_best(*arrays, 32)[0], hidden, table, centroids, ordering),
+        jitted(lambda *arrays: clustering.clustered_argmax(*arrays, 32), hidden, table, centroids, ordering),
         jitted(best_in_blocks, hidden, in_blocks(table, ordering, 2048), centroids, ordering),
     )
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from drafter.clustering import best_candidate, clustered_best
+from drafter.clustering import best_candidate, clustered_argmax
 from drafter.fast import candidates_in_blocks, in_blocks
 from gemma4.fast.argmax import argmax
 
@@ -24,7 +24,7 @@ def time_heads(
     """Median seconds of one choice by each head, batch 1, float32, and how many times as long the dense one takes.
 
     The defaults are E2B's.
-    "gathered" is the reference, `clustering.clustered_best`, and "blocks" its twin, `drafter.fast.candidates_in_blocks`.
+    "gathered" is the reference, `clustering.clustered_argmax`, and "blocks" its twin, `drafter.fast.candidates_in_blocks`.
     Errors: RuntimeError if the two clustered heads ever differ, or differ from the dense one where its choice is among the
     tokens that they score; or if there was no such hidden state.
     """
@@ -63,11 +63,11 @@ def time_heads(
 
 
 def _gathered(row: jax.Array, table: jax.Array, weight: jax.Array, ordering: jax.Array, top_k: int) -> jax.Array:
-    return clustered_best(row, table, weight.T, ordering, top_k)[0]
+    return clustered_argmax(row, table, weight.T, ordering, top_k)
 
 
 def _in_blocks(row: jax.Array, blocks: jax.Array, weight: jax.Array, ordering: jax.Array, top_k: int) -> jax.Array:
-    return best_candidate(*candidates_in_blocks(row, blocks, weight.T, ordering, top_k), len(ordering))[0]
+    return best_candidate(*candidates_in_blocks(row, blocks, weight.T, ordering, top_k), len(ordering))
 
 
 def _timer(head: Callable, hidden: jax.Array, *arrays: jax.Array) -> Callable[[], tuple[float, np.ndarray]]:

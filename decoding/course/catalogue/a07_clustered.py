@@ -205,26 +205,26 @@ ASSIGNMENT = Assignment(
         own(
             "index-for-token",
             BEST_TOKEN,
-            {"jnp.where(is_best, tokens, vocabulary).min(axis=-1)": "jnp.argmax(is_best, axis=-1)"},
+            {"jnp.where(is_best, tokens, vocabulary - 1).min(axis=-1)": "jnp.argmax(is_best, axis=-1)"},
             "Your best token is a place in the list of those that were scored. Which token stands there?",
         ),
         own(
             "highest-id-among-equals",
             BEST_TOKEN,
-            {"jnp.where(is_best, tokens, vocabulary).min(axis=-1)": "jnp.where(is_best, tokens, -1).max(axis=-1)"},
+            {"jnp.where(is_best, tokens, vocabulary - 1).min(axis=-1)": "jnp.where(is_best, tokens, -1).max(axis=-1)"},
             "Two tokens tie, and the other one is asked for.",
         ),
         own(
             "first-candidate-among-equals",
             BEST_TOKEN,
-            {"jnp.where(is_best, tokens, vocabulary).min(axis=-1)": "jnp.take_along_axis(tokens, jnp.argmax(is_best, axis=-1, "
-             "keepdims=True), axis=-1)[:, 0]"},
+            {"jnp.where(is_best, tokens, vocabulary - 1).min(axis=-1)": "jnp.take_along_axis("
+             "tokens, jnp.argmax(is_best, axis=-1, keepdims=True), axis=-1)[:, 0]"},
             "Two tokens tie, and you take the one that was scored first. What does the page say about equals?",
         ),
     ),
     equivalents=(
         variant("best-token-from-all-logits", BEST_TOKEN, {
-            "jnp.where(is_best, tokens, vocabulary).min(axis=-1)": "jnp.argmax(scatter_logits("
+            "jnp.where(is_best, tokens, vocabulary - 1).min(axis=-1)": "jnp.argmax(scatter_logits("
             "tokens, logits, vocabulary), axis=-1)"
         }),
     ),

@@ -156,7 +156,7 @@ class Ours(Engine):
         given_logits = GivenLogits(vocabulary)
         rows, tokens = jnp.repeat(jnp.asarray(logits), vocabulary, axis=0), np.tile(np.arange(vocabulary), count)
 
-        def draw(uniforms: np.ndarray) -> tuple[jax.Array, ...]:
+        def draw(uniforms: np.ndarray) -> tuple[jax.Array, jax.Array]:
             return decoding.stages.draft._draw(given_logits, rows, settings, jnp.asarray(uniforms, jnp.float32))
 
         at_most = count_until(lambda uniforms: np.asarray(draw(uniforms)[0]) <= tokens, tokens.shape)
@@ -232,8 +232,8 @@ class GivenLogits(Drafter):
     def logits(self, normed: jax.Array) -> jax.Array:
         return normed
 
-    def best(self, normed: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return gemma4.functional.argmax(normed), normed.max(axis=-1)
+    def argmax(self, normed: jax.Array) -> jax.Array:
+        return gemma4.functional.argmax(normed)
 
 
 def tapped(function: Callable) -> Callable:

@@ -98,7 +98,7 @@ def test_flops_of_a_draft_step(layout, backend):
 
     def run(draft_model, embedding, hidden, shared):
         draft_model = fast.for_backend(draft_model, backend) if backend else draft_model
-        return draft_model.best(step(draft_model, embedding, hidden, shared)[0])[0]
+        return draft_model.argmax(step(draft_model, embedding, hidden, shared)[0])
 
     hidden = jax.ShapeDtypeStruct((batch, config.hidden_size), jnp.float32)
     work = draft_work(target, draft_model, batch, context)
