@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import functools
 import json
 import os
 import shlex
@@ -19,6 +20,7 @@ from decoding.bench.generate_timing import STAGES
 from decoding.bench.stages import Timer, autoregressive_stage
 from decoding.cli import generate
 from decoding.cli.generate import Request, UserError, notice
+from decoding.cli.main import DTYPES, path
 from decoding.options import ACCEPTANCE_METHODS, Options
 from decoding.stages.prefill import prefill
 from decoding.trace.check import read_trace
@@ -28,10 +30,10 @@ from drafter.config import CONVENTIONS
 from gemma4.shadowing import mistake
 
 DESCRIPTION = """\
-Generate a text, record every round, and write one HTML file on which a person steps through it: the drafted tokens, both
-models' probabilities, the random numbers and the verdicts, the residual, the cache, the clusters, and the time of each stage.
-The page needs no network and no program but a browser.  It decides every draft again from the recorded numbers, and says
-whether it agrees."""
+Generate a text, record every round, and write one HTML file on which a person steps through it: the drafted tokens,
+both models' probabilities, the random numbers and the verdicts, the residual, the cache, the clusters, and the time of
+each stage.  The page needs no network and no program but a browser.  It decides every draft again from the recorded
+numbers, and says whether it agrees."""
 
 EPILOG = """\
 examples:
@@ -43,8 +45,14 @@ examples:
 tutorials/reference/trace_format.md describes the JSON.  exit codes: as of generate."""
 
 # What `generate.prepare` reads besides this command's own options.
-OF_GENERATE = {"chat": None, "loop": "plain", "baseline": False, "timings": False, "quiet": False}
-RECORDED = {"text": "TEXT", "prompt_file": "--prompt-file", "prompt_ids": "--prompt-ids", "json": "--json"}
+OF_GENERATE = {"loop": "plain", "baseline": False, "timings": False, "quiet": False}
+RECORDED = {
+    "text": "TEXT",
+    "prompt_file": "--prompt-file",
+    "prompt_ids": "--prompt-ids",
+    "chat": "--chat",
+    "json": "--json",
+}
 
 
 def add_command(commands: argparse._SubParsersAction, layout: Any) -> None:
@@ -58,13 +66,17 @@ def add_command(commands: argparse._SubParsersAction, layout: Any) -> None:
     )
     option = command.add_argument
     option("text", metavar="TEXT", nargs="?", help="the prompt, or - to read it from standard input")
-    option("--out", metavar="FILE", required=True, help="the page; a file of this name is replaced")
-    option("--json", metavar="FILE", help="write the recorded numbers here, too")
-    option("--from", dest="source", metavar="FILE", help="do not generate: show the trace in this JSON file")
-    option("--prompt-file", metavar="FILE", help="the prompt, as a text file")
+    file, directory = (functools.partial(option, metavar=name, type=path) for name in ("FILE", "DIR"))
+    file("--out", required=True, help="the page; a file of this name is replaced")
+    file("--json", help="write the recorded numbers here, too")
+    file("--from", dest="source", help="do not generate: show the trace in this JSON file")
+    file("--prompt-file", help="the prompt, as a text file")
     option("--prompt-ids", metavar="IDS", help="the prompt as token ids, such as 2,17,94")
-    option("--target", metavar="DIR", help="directory of the target")
-    option("--drafter", metavar="DIR", help="directory of its drafter; give both, or neither for the shipped pair")
+    option(
+        "--chat", choices=generate.CHATS, help="TEXT is a user's turn to an instruction-tuned model (as for generate)"
+    )
+    directory("--target", help="directory of the target")
+    directory("--drafter", help="directory of its drafter; give both, or neither for the shipped pair")
     option("--convention", choices=CONVENTIONS, help="of the drafter's position and window (the one in its files)")
     option("--draft-length", metavar="N", type=int, default=4, help="tokens drafted a round (4)")
     option("--max-new-tokens", metavar="N", type=int, default=64, help="tokens to generate at most (64)")
@@ -79,7 +91,7 @@ def add_command(commands: argparse._SubParsersAction, layout: Any) -> None:
     option("--top-p", metavar="P", type=float, help="sample from the fewest tokens that add up to P (as for generate)")
     option("--acceptance", choices=ACCEPTANCE_METHODS, default="token", help="one by one, or as a whole (%(default)s)")
     option("--seed", metavar="N", type=int, default=0, help="of the random numbers (0)")
-    option("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of weights (%(default)s)")
+    option("--dtype", choices=DTYPES, default=DTYPES[0], help="of weights (%(default)s)")
     option(
         "--no-times", action="store_true", help="measure no times, which takes some seconds; the page is without them"
     )
@@ -101,14 +113,16 @@ def prepare(args: argparse.Namespace) -> Request | dict[str, Any]:
 
 
 def _check_output(option: str, file: str) -> None:
-    path = Path(file)
+    place = Path(file)
     try:
         if "\0" in file:
             raise UserError(f"{option}: expected the name of a file, got one with a NUL character")
-        if path.is_dir():
+        if place.is_dir():
             raise UserError(f"{option} {file}: expected the name of a file, got a directory")
-        if not path.parent.is_dir():
-            raise UserError(f"{option} {file}: there is no directory {path.parent}; make it first")
+        if place.exists() and not place.is_file():
+            raise UserError(f"{option} {file}: expected the name of a file, got a device or a pipe")
+        if not place.parent.is_dir():
+            raise UserError(f"{option} {file}: there is no directory {place.parent}; make it first")
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -181,15 +195,15 @@ def measure(request: Request) -> dict[str, Any]:
 
 def write(file: str, content: str) -> None:
     """The whole file or none of it: it is written beside its place, and then takes it."""
-    path = Path(file)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+    place = Path(file).resolve()  # of a link, the file that it leads to
+    handle, scratch = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name[:40]}.")
     try:
         with open(handle, "w", encoding="utf-8") as opened:
             opened.write(content)
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(scratch, 0o666 & ~umask)
-        os.replace(scratch, path)
+        os.replace(scratch, place)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(scratch)

@@ -78,6 +78,7 @@ REFUSED = {
     "no prompt": (["--out=x"], "expected one prompt, as TEXT, --prompt-file, --prompt-ids; got none of them"),
     "no such directory": ([PROMPT, "--out=no/x.html"], "--out no/x.html: there is no directory no; make it first"),
     "a directory": ([PROMPT, "--out=."], "--out .: expected the name of a file, got a directory"),
+    "a device": ([PROMPT, "--out=/dev/null"], "--out /dev/null: expected the name of a file, got a device or a pipe"),
     "one file twice": ([PROMPT, "--out=x", "--json=./x"], "--out and --json: expected two files"),
     "no name": ([PROMPT, "--out=\0"], "--out"),
     "nothing drafted": (
@@ -132,6 +133,12 @@ def test_a_round_that_differs_is_one_line(run, monkeypatch, tmp_path):
     assert (
         (code, out, os.listdir(tmp_path)) == (2, "", []) and "round 4: stage by stage" in err and err.count("\n") == 1
     )
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    cli.write(str(tmp_path / "link"), "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"
 
 
 def test_a_directory_that_may_not_be_written(run, tmp_path, monkeypatch):
