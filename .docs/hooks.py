@@ -176,7 +176,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         add(page, abs_src_path=str(ROOT / page))
     add(READING_ORDER, content=reading_order())
-    for page in texts("tutorials") + texts("tutorials/reference"):
+    for page in texts("tutorials") + texts("tutorials/assignments") + texts("tutorials/reference"):
         if page.endswith(".ipynb"):
             add(page.replace(".ipynb", ".md"), content=notebook(ROOT / page))
         else:

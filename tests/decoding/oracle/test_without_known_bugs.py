@@ -74,6 +74,7 @@ def test_commands_that_need_known_bugs_are_refused(oracle, copy, arguments, what
 @pytest.mark.slow
 def test_tests_are_collected_without_known_bugs(copy):
     shutil.copytree(ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "tutorials" / "reference", copy / "tutorials" / "reference")  # pages that tests read
     shutil.copy(ROOT / "pyproject.toml", copy)
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "", "-p", "no:cacheprovider"]
     collected = subprocess.run(
