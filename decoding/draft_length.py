@@ -9,7 +9,6 @@ program of its own; between them they lie nearly on a line.
 The choice depends on rounds that have ended and never on numbers yet to be drawn, so the text keeps the target's distribution.
 """
 
-import statistics
 from collections import deque
 from collections.abc import Sequence
 
@@ -84,8 +83,11 @@ class DraftLengths:
         return tokens
 
     def seconds_of(self, length: int) -> float:
-        """The median, or where a length was not measured, on the line between its nearest neighbours; infinite if unknown."""
-        known = {of: statistics.median(values) for of, values in self.seconds.items()}
+        """The quickest of recent rounds, since whatever disturbs one makes it slower.
+
+        Where a length was not measured, on the line between its nearest neighbours; infinite if these are unknown.
+        """
+        known = {of: min(values) for of, values in self.seconds.items()}
         if length in known or not length:
             return known.get(length, float("inf"))
         below = max((of for of in known if 0 < of < length), default=None)
