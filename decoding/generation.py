@@ -118,7 +118,7 @@ def generate(
     _check_model("target", target, Gemma4)
     _check_model("draft_model", draft_model, Drafter).config.check_fits(target.config)
     lengths = _lengths(draft_length, loop)
-    longest = draft_length if lengths is None else lengths.longest
+    longest: Any = draft_length if lengths is None else lengths.longest  # Options checks it
     options = Options(longest, sampling, draft_sampling, eos_ids, acceptance, processors, logprobs)
     if options.draft_length == 0:
         raise ValueError("draft_length: expected at least 1, got 0; generate_autoregressive decodes without a drafter")

@@ -61,6 +61,10 @@ class Options:
             )
         object.__setattr__(self, "processors", as_processors(self.processors))
 
+    @property
+    def drafts_greedily(self) -> bool:
+        return self.draft_sampling is not None and self.draft_sampling.is_greedy
+
     def tree_flatten(self) -> tuple[tuple, tuple]:
         arguments = self.sampling, self.draft_sampling, padded_ids(self.eos_ids, least=8), self.processors
         return arguments, tuple(getattr(self, name) for name in STATIC)

@@ -66,7 +66,7 @@ def speculative_round(
     this_round = Round(drafted.tokens, accepted.num_accepted, tokens, num_emitted, logprobs)
     # The next round drafts from the newest token and from the hidden state that predicted it, number num_emitted - 1.
     state = advance(state, this_round, verified.hidden, verified.logits, cache, key, done)
-    if options.draft_sampling.is_greedy:  # whose q is one-hot, whatever the drafter's numbers are
+    if options.drafts_greedily:  # whose q is one-hot, whatever the drafter's numbers are
         return state
     return state._replace(is_finite=state.is_finite & is_finite(drafted.probs))
 

@@ -184,5 +184,5 @@ def _stage_inputs(target: Gemma4, state: DecodeState, options: Options) -> Stage
     batch, gamma, vocabulary = state.token.shape[0], options.draft_length, target.config.vocab_size
     tokens = jnp.zeros((batch, gamma), jnp.int32)
     state = jax.tree.map(jnp.copy, state)  # because every timer donates its own
-    drafted = Draft(tokens, jnp.zeros((batch, gamma, vocabulary), jnp.float32), jnp.ones((batch, gamma), bool))
+    drafted = Draft(tokens, jnp.zeros((batch, gamma, vocabulary), jnp.float32))
     return StageInputs(state, drafted, jnp.zeros((batch, gamma + 1, vocabulary), jnp.float32))

@@ -20,9 +20,7 @@ from decoding.options import Options
 from decoding.state import DecodeState
 
 MAX_PROGRAMS = 64  # beside those of the generation that is running
-_kept: OrderedDict[Any, Any] = (
-    OrderedDict()
-)  # jitted functions by what they were made for; each has a program for each size
+_kept: OrderedDict[Any, Any] = OrderedDict()  # jitted functions by what they were made for, each with its programs
 RoundFn = Callable[..., DecodeState]  # (*models, state, options) -> state
 
 

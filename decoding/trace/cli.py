@@ -19,7 +19,7 @@ from decoding import fast
 from decoding.bench.generate_timing import STAGES
 from decoding.bench.stages import Timer, autoregressive_stage
 from decoding.cli import generate
-from decoding.cli.generate import Request, UserError, notice
+from decoding.cli.generate import Request, UserError
 from decoding.cli.main import DTYPES, path
 from decoding.options import ACCEPTANCE_METHODS, Options
 from decoding.stages.prefill import prefill
@@ -27,6 +27,7 @@ from decoding.trace.check import read_trace
 from decoding.trace.page import build_page
 from decoding.trace.record import RoundsDiffer, made_by, record
 from drafter.config import CONVENTIONS
+from gemma4.progress import progress
 from gemma4.shadowing import mistake
 
 DESCRIPTION = """\
@@ -45,7 +46,11 @@ examples:
 tutorials/reference/trace_format.md describes the JSON.  exit codes: as of generate."""
 
 # What `generate.prepare` reads besides this command's own options.
-OF_GENERATE = {"loop": "plain", "baseline": False, "timings": False, "quiet": False}
+OF_GENERATE = {
+    **{"loop": "plain", "baseline": False, "timings": False, "quiet": False, "devices": None, "hosts": None},
+    **{"stop": [], "logprobs": False, "logit_bias": [], "min_p": None},
+    **dict.fromkeys(("repetition_penalty", "frequency_penalty", "presence_penalty")),
+}
 RECORDED = {
     "text": "TEXT",
     "prompt_file": "--prompt-file",
@@ -65,13 +70,13 @@ def add_command(commands: argparse._SubParsersAction, layout: Any) -> None:
         allow_abbrev=False,
     )
     option = command.add_argument
-    option("text", metavar="TEXT", nargs="?", help="the prompt, or - to read it from standard input")
+    option("text", metavar="TEXT", nargs="*", help="the prompt, or - to read it from standard input")
     file, directory = (functools.partial(option, metavar=name, type=path) for name in ("FILE", "DIR"))
     file("--out", required=True, help="the page; a file of this name is replaced")
     file("--json", help="write the recorded numbers here, too")
     file("--from", dest="source", help="do not generate: show the trace in this JSON file")
-    file("--prompt-file", help="the prompt, as a text file")
-    option("--prompt-ids", metavar="IDS", help="the prompt as token ids, such as 2,17,94")
+    file("--prompt-file", action="append", default=[], help="the prompt, as a text file")
+    option("--prompt-ids", metavar="IDS", action="append", default=[], help="the prompt as token ids, such as 2,17,94")
     option(
         "--chat", choices=generate.CHATS, help="TEXT is a user's turn to an instruction-tuned model (as for generate)"
     )
@@ -106,8 +111,10 @@ def prepare(args: argparse.Namespace) -> Request | dict[str, Any]:
     if args.json is not None and Path(args.json).resolve() == Path(args.out).resolve():
         raise UserError("--out and --json: expected two files, got the same name twice")
     if args.source is None:
+        if len(given := [*args.text, *args.prompt_file, *args.prompt_ids]) > 1:
+            raise UserError(f"a trace shows one text: expected one prompt, got {len(given)}")
         return generate.prepare(args)
-    if given := [name for field, name in RECORDED.items() if getattr(args, field) is not None]:
+    if given := [name for field, name in RECORDED.items() if getattr(args, field)]:
         raise UserError(f"--from shows a recorded text: leave out {', '.join(given)}")
     return read_trace(args.source)
 
@@ -152,7 +159,7 @@ def run(args: argparse.Namespace, work: Request | dict[str, Any]) -> int:
 def record_request(request: Request, args: argparse.Namespace) -> dict[str, Any]:
     """Errors: RoundsDiffer, NotFinite."""
     assert request.draft_model is not None, "a trace has a drafter"
-    with notice("recording (the first time compiles)"):
+    with progress("recording"):
         trace = record(
             request.target, request.draft_model, request.tokenizer, request.prompt, request.options,
             max_new_tokens=request.max_new_tokens, seed=request.seed,
@@ -166,7 +173,7 @@ def record_request(request: Request, args: argparse.Namespace) -> dict[str, Any]
     trace["made_by"] = made_by(command, request.target, names)
     trace["times"] = None
     if not args.no_times:
-        with notice("measuring the time of each stage"):
+        with progress("measuring the time of each stage"):
             trace["times"] = measure(request)
     return trace
 

@@ -84,7 +84,7 @@ def test_the_reading_order_has_every_file_once():
 
 def test_the_reading_order_shows_the_paths_that_it_links():
     for text, target in LINK.findall(section(README, "Reading order")):
-        assert text.rstrip("/") == target
+        assert text.rstrip("/") == target or " " in text  # a picture has a text of its own
 
 
 # -- the glossary ------------------------------------------------------------------------------------------------------
@@ -205,6 +205,7 @@ def test_the_script_measures_every_machine_form(monkeypatch):
     assert without_figures(names) == without_figures(printed)
     measured = set(re.findall(r"[\w/]+\.py", "\n".join(names)))
     without_time = {"attention.py", "memoize.py", "twin.py"}  # what others are made of
+    without_time |= {"embedding.py", "auto_rounds.py"}  # for several devices; another draft length, not another form
     assert measured | without_time == {path if "drafter" in path else path.split("/")[-1] for path in machine_forms()}
 
 
