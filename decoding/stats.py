@@ -22,9 +22,7 @@ class Stats:
     emitted: int = 0  # tokens of text in all, the prefill's token included
     prompts: int = 0  # rows; the first token of each comes from the prefill, outside any round
     reached: list[int] = dataclasses.field(default_factory=list)  # per draft position: rounds in which it was accepted
-    tried: list[int] = dataclasses.field(
-        default_factory=list
-    )  # ... and in which it was drafted: fewer, if lengths change
+    tried: list[int] = dataclasses.field(default_factory=list)  # ... in which it was drafted: fewer, if lengths change
 
     def add_prefill(self, last: Round) -> None:
         self.prompts += len(last.num_emitted)

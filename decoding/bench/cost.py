@@ -47,7 +47,7 @@ def tokens_per_round(acceptance: Sequence[float], gamma: int | None = None) -> f
     """
     gamma = len(acceptance) if gamma is None else gamma
     known = list(acceptance[:gamma])
-    last = known[-1] / (known[-2] if len(known) > 1 else 1.0) if known[-1] else 0.0
+    last = known[-1] / (known[-2] if len(known) > 1 else 1.0) if known and known[-1] else 0.0
     while len(known) < gamma:
         known.append(known[-1] * last)
     return 1 + sum(known)

@@ -159,7 +159,7 @@ def test_what_is_not_installed(pair_dir, tmp_path, monkeypatch, capsys, nothing_
     monkeypatch.setitem(sys.modules, "torch", None)
     message = "--against transformers needs torch, which is not installed: pip install 'gemma4-mtp[parity]'"
     assert_refused([*pair, *sizes, "--against=transformers"], message, capsys)
-    monkeypatch.setattr(plot.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(plot.importlib.util, "find_spec", lambda name: None if name == "matplotlib" else name)
     message = "--plot needs matplotlib, which is not installed: pip install 'gemma4-mtp[tutorials]'"
     assert_refused([f"--plot={tmp_path / 'x.png'}"], message, capsys)
 

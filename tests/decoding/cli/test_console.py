@@ -277,7 +277,7 @@ def test_when_colours_are_used(is_terminal, environment, expected, monkeypatch):
 
 # -- the table ---------------------------------------------------------------------------------------------------------
 
-STATS = Stats(rounds=4, drafted=12, accepted=6, emitted=11, prompts=1, reached=[3, 2, 1])
+STATS = Stats(rounds=4, drafted=12, accepted=6, emitted=11, prompts=1, reached=[3, 2, 1], tried=[4] * 3)
 STAGES = {"draft": 0.00125, "verify": 0.0025, "accept": 0.0002, "rollback": 0.00005}
 
 
