@@ -50,7 +50,7 @@ def tokens_per_round(acceptance: Sequence[float], gamma: int | None = None) -> f
     last = known[-1] / (known[-2] if len(known) > 1 else 1.0) if known and known[-1] else 0.0
     while len(known) < gamma:
         known.append(known[-1] * last)
-    return 1 + sum(known)
+    return 1.0 + sum(known)
 
 
 def break_even(gamma: int, times: Times) -> float | None:

@@ -42,7 +42,7 @@ def reference_draft(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The reference's stage on the tiny drafter, with these uniform numbers in place of drawn ones."""
     tiny = TinyDrafter(*(getattr(Tiny(given.seed), given.name) for given in (embed, step, probs)))
-    given_numbers = unittest.mock.patch("jax.random.uniform", lambda key, shape: jnp.asarray(uniforms))
+    given_numbers = unittest.mock.patch.object(draft_module, "draw_uniforms", lambda *_, **__: jnp.asarray(uniforms))
     step_of = unittest.mock.patch.object(
         draft_module,
         "step",
@@ -170,7 +170,7 @@ ASSIGNMENT = Assignment(
                 def step_of(embedding: Array, state: Array) -> tuple[Array, Array]:
                     return step(draft_model, embedding, state, shared)
 
-                numbers = jax.random.uniform(key, (draft_length, batch))
+                numbers = draw_uniforms(key, (draft_length, batch), row_axis=1)
                 like = jnp.zeros((batch, draft_length), jnp.int32), jnp.zeros((batch, draft_length, vocabulary))
                 return Draft(
                     *solve(
@@ -218,15 +218,15 @@ ASSIGNMENT = Assignment(
         own(
             "one-uniform-for-all-steps",
             DRAFT,
-            {"uniforms = jax.random.uniform(key, (draft_length, token.shape[0]))": "uniforms = jnp.broadcast_to("
-             "jax.random.uniform(key, (draft_length, token.shape[0]))[:1], (draft_length, token.shape[0]))"},
+            {"uniforms = draw_uniforms(key, (draft_length, token.shape[0]), row_axis=1)": "uniforms = jnp.broadcast_to("
+             "draw_uniforms(key, (draft_length, token.shape[0]))[:1], (draft_length, token.shape[0]))"},
             "All drafts of a row are drawn with one number. Draft twice from the same distribution: are the two independent?",
         ),
         own(
             "one-uniform-for-all-rows",
             DRAFT,
-            {"uniforms = jax.random.uniform(key, (draft_length, token.shape[0]))": "uniforms = jnp.broadcast_to("
-             "jax.random.uniform(key, (draft_length, token.shape[0]))[:, :1], (draft_length, token.shape[0]))"},
+            {"uniforms = draw_uniforms(key, (draft_length, token.shape[0]), row_axis=1)": "uniforms = jnp.broadcast_to("
+             "draw_uniforms(key, (draft_length, token.shape[0]))[:, :1], (draft_length, token.shape[0]))"},
             "All batch rows are drawn with one number. Give two rows the same text: must they go the same way?",
         ),
         own(
