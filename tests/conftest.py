@@ -16,7 +16,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # Where the known bugs are withheld, as from students, what is about them is not collected.
 NEED_KNOWN_BUGS = (
     *(f"decoding/oracle/test_{name}.py" for name in ("compare", "diagnose", "mutants", "live")),
-    *("decoding/course", "properties/test_known_bugs.py"),
+    *("decoding/course", "decoding/trace/test_page.py", "properties/test_known_bugs.py"),
 )
 if not (Path(__file__).parents[1] / "decoding" / "oracle" / "known_bugs" / "__init__.py").exists():
     collect_ignore = list(NEED_KNOWN_BUGS)

@@ -11,7 +11,7 @@ import decoding
 from decoding import Sampling
 from decoding.fast import jit
 from decoding.fast.jit import jit_flat
-from decoding.shipped_pair.corpus import train_tokenizer
+from decoding.training.text import train_tokenizer
 from gemma4.config import FULL, SLIDING
 from tests.models import SENTENCES, TINY, drafter_config, random_drafter, random_target, small_target
 
