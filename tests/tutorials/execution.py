@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 TUTORIALS = Path(__file__).parents[2] / "tutorials"
 SOURCES = sorted(TUTORIALS.glob("[0-9]*.py"))
+EXECUTED_ON = TUTORIALS / "executed_on.txt"  # the processor that all notebooks were executed on
 TIMING = "timing"  # the tag of a cell whose figures differ from run to run
 
 
