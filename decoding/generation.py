@@ -194,7 +194,7 @@ def _check_model(name: str, model: object, kind: type[Model]) -> Model:
     return model
 
 
-def _lengths(draft_length: int | str | DraftLengths, loop: str) -> DraftLengths | None:
+def _lengths(draft_length: object, loop: object) -> DraftLengths | None:
     """None for a fixed length.  Errors: ValueError for a word other than "auto", and with another loop than "streamed"."""
     if isinstance(draft_length, str) and draft_length != AUTO:
         raise ValueError(f'draft_length: expected a whole number or "{AUTO}", got {draft_length!r:.80}')

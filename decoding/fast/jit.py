@@ -9,6 +9,7 @@ Values compile nothing.  The programs least recently used are dropped: MAX_PROGR
 that many times the size of one.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,7 @@ from decoding.state import DecodeState
 
 MAX_PROGRAMS = 64  # beside those of the generation that is running
 _kept: OrderedDict[Any, Any] = OrderedDict()  # jitted functions by what they were made for, each with its programs
+_lock = threading.Lock()  # the parts of a batch ask for their programs in threads of their own
 RoundFn = Callable[..., DecodeState]  # (*models, state, options) -> state
 
 
@@ -37,13 +39,14 @@ def jit_flat(function: Callable, options: Options, *models: nnx.Module) -> Calla
 
 
 def _jitted(function: Callable, structure: Any) -> Callable:
-    run = _kept.pop((function, structure), None) or _jit(function, structure)
-    _kept[function, structure] = run  # the most recent one is the last
-    for key, oldest in list(_kept.items())[:-1]:
-        if sum(kept._cache_size() for kept in _kept.values()) < MAX_PROGRAMS:
-            break
-        oldest.clear_cache()
-        _kept.pop(key, None)
+    with _lock:
+        run = _kept.pop((function, structure), None) or _jit(function, structure)
+        _kept[function, structure] = run  # the most recent one is the last
+        for key, oldest in list(_kept.items())[:-1]:
+            if sum(kept._cache_size() for kept in _kept.values()) < MAX_PROGRAMS:
+                break
+            oldest.clear_cache()
+            del _kept[key]
     return run
 
 

@@ -75,7 +75,7 @@ def test_times(monkeypatch, run, tmp_path, pair_dir):
 
 REFUSED = {
     "no file to write": ([PROMPT], "the following arguments are required: --out"),
-    "no prompt": (["--out=x"], "expected one prompt, as TEXT, --prompt-file, --prompt-ids; got none of them"),
+    "no prompt": (["--out=x"], "as TEXT, --prompt-file, --prompt-ids; got none of them"),
     "no such directory": ([PROMPT, "--out=no/x.html"], "--out no/x.html: there is no directory no; make it first"),
     "a directory": ([PROMPT, "--out=."], "--out .: expected the name of a file, got a directory"),
     "a device": ([PROMPT, "--out=/dev/null"], "--out /dev/null: expected the name of a file, got a device or a pipe"),
