@@ -110,7 +110,7 @@ def test_bad_prompts(prompts):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (
+        ({"key": jnp.zeros(3)}, r"key: expected jax.random.key\(seed\), or an array of 1 such keys, .*, got Array"),
             {"key": jnp.zeros(3)},
             r"key: expected jax.random.key\(seed\), or an array of 1 such keys, one for each row, got Array",
         ),
