@@ -134,6 +134,7 @@ def test_every_tensor_of_the_released_size(name, tmp_path, monkeypatch):
         deepmind, "orbax_tensors", lambda _: {key: leaf(shape) for key, shape in released(name).items()}
     )
     monkeypatch.setattr(deepmind, "read_orbax", zeros)
+    monkeypatch.setattr(deepmind, "check_fits", lambda *_: None)  # nothing is allocated here
     reports = []
 
     def load() -> Gemma4:
