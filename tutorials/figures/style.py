@@ -61,6 +61,11 @@ def use() -> None:
 
 
 def panels(rows: int = 1, columns: int = 1, height: float = 2.6, **settings: Any) -> tuple[Figure, list[Axes]]:
-    """A figure as wide as the page, and its axes in reading order."""
+    """A figure as wide as the page, and its axes in reading order.
+
+    A notebook shows it where it is the value of a cell, its last line: `figures.name.picture(numbers)`.  pyplot forgets it, for
+    it would show it a second time.
+    """
     figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height * rows), squeeze=False, **settings)
+    plt.close(figure)
     return figure, list(axes.flat)

@@ -124,7 +124,7 @@ def report_on(names: Collection[str], wrong: Collection[str]) -> Report:
 def test_the_report_says_what_was_not_looked_at(monkeypatch):
     """It looks at two cases, the cheap stages and one more.  Only names matter here."""
     looked_at = []
-    nothing = module.Evidence(0, 1, 2.0, "E2B/emit/done")
+    nothing = module.Evidence(1, 1, 2.0, "E2B/emit/done")
     monkeypatch.setattr(
         module, "diagnose", lambda theirs: looked_at.append(set(theirs)) or module.Diagnosis(nothing, ())
     )
