@@ -15,7 +15,7 @@ from decoding.training.text import train_tokenizer
 from gemma4.config import FULL, SLIDING
 from tests.models import SENTENCES, TINY, drafter_config, random_drafter, random_target, small_target
 
-REQUESTS, WARM, MAX_GROWTH, MAX_PROGRAMS = 2000, 200, 300 << 20, 40
+REQUESTS, WARM, MAX_GROWTH, MAX_PROGRAMS = 500, 200, 300 << 20, 40
 
 
 @pytest.fixture
@@ -56,7 +56,8 @@ def pair() -> tuple:
 def test_random_requests(compiled):
     """Whatever their prompts, budgets, sampling, end tokens and stop strings are."""
     models, tokenizer, rng = pair(), train_tokenizer(SENTENCES, 320), random.Random(0)
-    compiled.clear()  # those that made the weights
+    keys = list(jax.random.split(jax.random.key(0), REQUESTS))
+    compiled.clear()  # those that made the weights and the keys
     memory = 0
     for number in range(REQUESTS):
         length = rng.choice([rng.randint(1, 60), rng.randint(1, 400)])
@@ -69,7 +70,7 @@ def test_random_requests(compiled):
             eos_ids=rng.sample(range(320), rng.randint(0, 5)),
             stop_strings=rng.choice([(), ("and",), ("God", "the ")]),
             tokenizer=tokenizer,
-            key=jax.random.key(number),
+            key=keys[number],
         )
         if number == WARM:
             memory = resident()
