@@ -59,7 +59,8 @@ def prefill(
     attention_mask: of an array of ids that is padded, on either side: 1 for a token, 0 for padding (`prompts.unpadded`).
     Errors:        ValueError for a prompt that is empty, that holds ids outside the target's vocabulary, or that with
                    `max_new_tokens` exceeds the context; for `after` with another number of rows, or together with
-                   processors, which would not count its tokens; NotFinite if the target's hidden states of it are not finite.
+                   processors, which would not count its tokens; NotEnoughMemory for a cache that does not fit; NotFinite if
+                   the target's hidden states of a prompt are not finite.
     """
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=1)
     prompts = validate_prompts(target.config, unpadded(prompt_tokens, attention_mask), max_new_tokens)
@@ -74,22 +75,11 @@ def prefill(
     capacity, chunk = _sizes(target.config, held + lengths, int(lengths.max()), cache_room)
     ring, weight = ring_chunk(max(chunk, options.draft_length + 1)), target.embed_tokens.weight
     if after is None:
-        mesh = mesh_of(weight[...])
-        if mesh is None:
-            what = f"the KV cache of {len(prompts)} rows of {capacity} tokens"
-            shapes = jax.eval_shape(
-                lambda: init_cache(target.config, len(prompts), capacity, chunk=ring, dtype=weight.dtype)
-            )
-            check_memory(
-                what, jax.tree.leaves(shapes), "give fewer prompts or shorter ones, or load the pair as bfloat16"
-            )
-        cache = init_cache(target.config, len(prompts), capacity, chunk=ring, dtype=weight.dtype, mesh=mesh)
+        cache = _new_cache(target, len(prompts), capacity, ring)
     else:
         cache = resize(after, target.config, capacity, chunk=ring)
 
-    padded = np.zeros((len(prompts), round_up(int(lengths.max()), chunk)), np.int32)
-    for row, prompt in enumerate(prompts):
-        padded[row, : len(prompt)] = prompt
+    padded = _padded(prompts, chunk)
     # Put onto the device as they are: jnp would compile a program for each shape.
     hidden = jax.device_put(np.zeros((len(prompts), target.config.hidden_size), weight.dtype))
     with progress("reading the prompt", padded.shape[1], "tokens") as advance:
@@ -101,6 +91,26 @@ def prefill(
         raise not_finite(target)
     counts = _count_prompts(prompts, target.config.vocab_size) if options.processors else None
     return DecodeState(cache, *_first_token(target, hidden, first_key, jnp.int32(max_new_tokens), counts, options))
+
+
+def _new_cache(target: Gemma4, rows: int, capacity: int, ring: int) -> KVCache:
+    """Empty, and placed like the target's weights.  Errors: NotEnoughMemory."""
+    weight = target.embed_tokens.weight
+    new = functools.partial(init_cache, target.config, rows, capacity, chunk=ring, dtype=weight.dtype)
+    mesh = mesh_of(weight[...])
+    if mesh is None:
+        what = f"the KV cache of {rows} rows of {capacity} tokens"
+        advice = "give fewer prompts or shorter ones, or load the pair as bfloat16"
+        check_memory(what, jax.tree.leaves(jax.eval_shape(new)), advice)
+    return new(mesh=mesh)
+
+
+def _padded(prompts: list[list[int]], chunk: int) -> Int[np.ndarray, "b t"]:
+    """Zeros behind each prompt, to a multiple of `chunk`."""
+    padded = np.zeros((len(prompts), round_up(max(map(len, prompts)), chunk)), np.int32)
+    for row, prompt in enumerate(prompts):
+        padded[row, : len(prompt)] = prompt
+    return padded
 
 
 def _count_prompts(prompts: list[list[int]], vocabulary: int) -> Int[Array, "b v"]:
