@@ -163,6 +163,12 @@ def test_clustered_argmax():
     np.testing.assert_array_equal(best, np.argmax(logits, axis=1))
 
 
+def test_a_logit_that_is_not_a_number_gives_an_id_of_the_vocabulary():
+    """A greedy draft of a damaged drafter is embedded like any other."""
+    _, best = logits_and_argmax(hidden_states(4) * jnp.nan, head(), TOP_K)
+    assert (best == VOCAB - 1).all()
+
+
 def test_of_equal_tokens_the_lowest_id_wins():
     """Every table row has copies, in its cluster and in others: exact ties, whichever cluster comes first."""
     rng = np.random.default_rng(4)
